@@ -1,0 +1,5 @@
+"""`python -m wavespace`."""
+
+from wavespace.cli import main
+
+main()

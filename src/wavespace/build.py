@@ -1,0 +1,111 @@
+"""The one place that turns configuration into objects; specs flow data -> front-end -> model -> task.
+
+Whatever can't work together is refused here, on the meta device, before data, network or GPU is touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from wavespace import config
+from wavespace.data.base import DataModule
+from wavespace.errors import ConfigError, Incompatible, UserError
+from wavespace.spec import AudioSpec
+from wavespace.tasks.base import Task
+
+
+class Parts(NamedTuple):
+    """A datamodule and the task (with its front-end and model) that trains on it."""
+
+    data: DataModule
+    task: Task
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Build everything that a configuration names, after a check that it fits together.
+
+    Raises:
+        Incompatible: two parts can't work together.
+        ConfigError: a constructor refused a value.
+    """
+    data = make(cfg.data, "data")
+    probe(cfg, data.spec)
+    torch.manual_seed(cfg.seed)  # initial weights
+    return Parts(data, build_task(cfg, data.spec))
+
+
+def probe(cfg: DictConfig, audio: AudioSpec) -> Task:
+    """Hold the parts against each other with a two-item batch that has shapes and no memory; returns the task."""
+    with torch.device("meta"):
+        task = build_task(cfg, audio)
+        features = task.frontend.out_spec
+        frames = features.frames(audio.samples, audio.sample_rate)
+        wanted = (2, task.out_spec.channels, task.out_spec.bins, frames)
+        named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
+        try:
+            found = tuple(task.eval()(torch.empty(2, 1, audio.samples)).shape)
+        except UserError:
+            raise
+        except Exception as error:
+            raise Incompatible(f"{named} can't process {frames} frames: {error}") from error
+    if found != wanted:
+        raise Incompatible(f"{named} gives {found}, but task={_name(cfg.task)} needs {wanted} ({task.out_spec})")
+    return task
+
+
+def build_task(cfg: DictConfig, audio: AudioSpec) -> Task:
+    """Front-end, model and task for audio of a given spec."""
+    frontend = make(cfg.frontend, "frontend", in_spec=audio)
+    task: Task = make(cfg.task, "task", frontend=frontend)
+    if missing := [label for label in task.needs if label not in audio.labels]:
+        raise Incompatible(
+            f"task={_name(cfg.task)} needs {' and '.join(missing)} labels, and data={_name(cfg.data)} has "
+            f"{' and '.join(audio.labels) or 'none'}; data with them: {', '.join(_data_with(task.needs)) or 'none'}"
+        )
+    task.model = make(cfg.model, "model", in_spec=frontend.out_spec, out_spec=task.out_spec)
+    task.optim = make(cfg.optim, "optim")
+    return task
+
+
+def make(node: DictConfig, key: str, **built: Any) -> Any:
+    """Call the constructor that a section names, with its settings and what was built before it.
+
+    Raises:
+        ConfigError: the constructor refused a value.
+    """
+    # A partial, because Hydra would turn the specs among `built` into configurations.
+    constructor = instantiate(OmegaConf.to_container(node, resolve=True), _partial_=True, _convert_="all")
+    try:
+        return constructor(**built)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key}={_name(node)} refuses its settings: {error}") from None
+
+
+def _name(node: DictConfig) -> str:
+    """How a person calls a part: the choice whose file names the same target, else the target itself."""
+    target = str(node.get("_target_"))
+    for group in config.GROUPS:
+        for choice in config.choices(group):
+            file = config.conf_dir() / group / f"{choice}.yaml"
+            if f"_target_: {target}\n" in file.read_text():
+                return choice
+    return target
+
+
+def _data_with(labels: tuple[str, ...]) -> list[str]:
+    found = []
+    for choice in config.choices("data"):
+        node = config.compose([f"data={choice}"]).data
+        try:
+            have = make(node, "data").spec.labels
+        except UserError:
+            continue
+        if set(labels) <= set(have):
+            found.append(choice)
+    return found

@@ -1,0 +1,153 @@
+"""Checkpoints that a kill at any moment leaves whole, and metrics.csv that agrees with them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers.logger import Logger
+
+from wavespace.runfolder import RunFolder, write_atomic
+
+
+class Checkpoints(Callback):
+    """Write `last.ckpt` every `every` steps and after each validation, `best.ckpt` when validation is the best so far.
+
+    The best is written before the last, and holds the same state: a kill between the two repeats the steps
+    from the older last, to the same best. Both are renamed into place.
+
+    Args:
+        folder: the run's.
+        every: steps between checkpoints.
+        monitor: metric that picks the best.
+        mode: "min" or "max".
+        patience: stop after this many validations without a better one; None: never.
+    """
+
+    def __init__(self, folder: RunFolder, *, every: int, monitor: str, mode: str, patience: int | None) -> None:
+        self.folder, self.every, self.monitor, self.patience = folder, every, monitor, patience
+        self.sign = 1 if mode == "max" else -1
+        self.best: dict[str, float] = {}
+        self.best_step = 0
+        self.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept in the checkpoint."""
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Save between validations; the last step asks Lightning for a closing validation."""
+        step = trainer.global_step
+        if trainer.max_steps > 0 and step >= trainer.max_steps:
+            trainer.should_stop = True
+        validates = (
+            trainer.should_stop or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        )
+        # Not where a validation follows: Lightning would take it for done when it goes on from there.
+        if step % self.every == 0 and not validates:
+            self._save(trainer, [self.folder.last])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save last, and best if it is."""
+        figures = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        if self.monitor not in figures:
+            raise RuntimeError(f"validation gave no {self.monitor}; it gave {', '.join(sorted(figures)) or 'nothing'}")
+        better = not self.best or self.sign * figures[self.monitor] > self.sign * self.best[self.monitor]
+        if better:
+            self.best, self.best_step, self.waited = figures, trainer.global_step, 0
+        else:
+            self.waited += 1
+        self._save(trainer, [self.folder.best, self.folder.last] if better else [self.folder.last])
+        if self.patience is not None and self.waited >= self.patience:
+            trainer.should_stop = True
+
+    def _save(self, trainer: Trainer, paths: list[Path]) -> None:
+        temporary = self.folder.path / "checkpoints" / ".writing.ckpt"
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            for path in paths[:-1]:
+                copy = path.with_name(f".{path.name}")
+                shutil.copyfile(temporary, copy)
+                os.replace(copy, path)
+            os.replace(temporary, paths[-1])
+            self.folder.update(step=trainer.global_step)
+
+
+class CsvLogger(Logger):
+    """metrics.csv: a row a step, a column a metric, floats with all their digits, nothing that depends on the clock.
+
+    Rows are appended as they come; a new metric rewrites the file with one more column. A run that goes on first
+    drops the rows after its checkpoint.
+    """
+
+    def __init__(self, path: Path, keep_until: int | None) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, str]] = {}
+        self.columns: list[str] = []
+        self.unwritten: list[int] = []
+        if keep_until is not None and path.is_file():
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    step = int(row.pop("step"))
+                    if step <= keep_until:
+                        self.rows[step] = {key: value for key, value in row.items() if value}
+        self._rewrite()
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add figures to the row of a step."""
+        step = int(step or 0)
+        row = self.rows.setdefault(step, {})
+        row |= {key: repr(float(value)) for key, value in metrics.items()}
+        if step not in self.unwritten:
+            self.unwritten.append(step)
+
+    def save(self) -> None:
+        """Bring the file up to date."""
+        known = set(self.columns)
+        if any(set(self.rows[step]) - known for step in self.unwritten):
+            self._rewrite()
+        elif self.unwritten:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, ["step", *self.columns]).writerows(
+                    {"step": s} | self.rows[s] for s in self.unwritten
+                )
+        self.unwritten = []
+
+    def finalize(self, status: str) -> None:
+        """Bring the file up to date at the end."""
+        self.save()
+
+    def _rewrite(self) -> None:
+        steps = sorted(self.rows)
+        self.columns = list(dict.fromkeys(key for step in steps for key in self.rows[step]))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *self.columns])
+        writer.writeheader()
+        writer.writerows({"step": step} | self.rows[step] for step in steps)
+        write_atomic(self.path, text.getvalue())

@@ -1,0 +1,90 @@
+"""A checkpoint is enough: weights, configuration as text, specs and versions, loadable without running code.
+
+It is Lightning's own dictionary (so training goes on from it) with `config`, `specs` and `versions` beside
+`state_dict`; all plain data and tensors, so torch's weights-only loading takes it.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import wavespace
+from wavespace.build import build_task
+from wavespace.errors import BadCheckpoint
+from wavespace.spec import AudioSpec
+from wavespace.tasks.base import Task
+
+
+def contents(task: Task) -> dict[str, Any]:
+    """What makes a checkpoint stand alone."""
+    return {
+        "config": task.config_text,
+        "specs": {
+            "audio": {**vars(task.frontend.in_spec), "labels": list(task.frontend.in_spec.labels)},
+            "features": task.frontend.out_spec.to_dict(),
+            "output": task.out_spec.to_dict(),
+        },
+        "versions": {
+            "wavespace": wavespace.__version__,
+            "torch": str(torch.__version__),
+            "pytorch-lightning": version("pytorch-lightning"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The dictionary of a checkpoint file, on the CPU.
+
+    Raises:
+        BadCheckpoint: the file is missing, damaged or not ours.
+    """
+    path = Path(path)
+    if path.is_dir():  # a run folder
+        path = path / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise BadCheckpoint(
+            f"{path}: there is no such checkpoint; a run leaves one in runs/<name>/<signature>/checkpoints/best.ckpt"
+        )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise BadCheckpoint(f"{path}: can't be read as a checkpoint ({str(error).splitlines()[0]})") from None
+    missing = {"state_dict", "config", "specs", "versions"} - set(found if isinstance(found, dict) else ())
+    if missing:
+        raise BadCheckpoint(f"{path}: has no {', '.join(sorted(missing))}; it was not written by wavespace")
+    return found
+
+
+def config_of(checkpoint: dict[str, Any]) -> DictConfig:
+    """The configuration that a checkpoint was trained with."""
+    cfg = OmegaConf.create(checkpoint["config"])
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def load(path: str | Path) -> Task:
+    """Front-end, model and task of a checkpoint (or of a run folder: its best), in evaluation mode on the CPU.
+
+    Raises:
+        BadCheckpoint: the file is missing, damaged, not ours, or its weights don't fit the code.
+    """
+    checkpoint = read(path)
+    cfg = config_of(checkpoint)
+    audio = checkpoint["specs"]["audio"]
+    task = build_task(cfg, AudioSpec(audio["sample_rate"], audio["seconds"], tuple(audio["labels"])))
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        written = checkpoint["versions"].get("wavespace")
+        raise BadCheckpoint(
+            f"{path}: written by wavespace {written}, its weights don't fit {wavespace.__version__}: {error}"
+        ) from None
+    task.config_text = checkpoint["config"]
+    return task.eval()

@@ -1,0 +1,132 @@
+"""`wavespace VERB …`: verbs are modules, imported only when called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import TypeVar
+
+from wavespace.errors import UserError
+
+T = TypeVar("T")
+
+VERBS = {
+    "train": "train a configuration, or many with -m; a finished one returns at once, a killed one goes on",
+    "evaluate": "score a checkpoint on its own data, or on other data",
+    "transcribe": "audio files to MIDI with a checkpoint",
+    "check": "hold a configuration against the code: parts, sizes, parameters, cost; nothing is trained",
+    "report": "rewrite a run's report.html, or list the runs of a folder",
+}
+
+HELP = f"""\
+usage: wavespace VERB …          wavespace VERB --help tells more
+
+{chr(10).join(f"  {verb:<12}{text}" for verb, text in VERBS.items())}
+  completion  print the tab completion of a shell: eval "$(wavespace completion bash)", or zsh
+
+Three ways in:
+
+  wavespace train experiment=demo
+      Train on rendered scores, see and hear the result in runs/demo/…/report.html.
+
+  wavespace train -m model=harmonic,unet optim.lr=1e-3,3e-3 trainer.max_time=00:00:10:00
+      Four runs; interrupt them and repeat the command: finished ones are kept, the rest goes on.
+
+  wavespace transcribe recording.wav --checkpoint runs/demo/…/checkpoints/best.ckpt
+      Notes with onset, offset and velocity, to recording.mid.
+
+Configurations are composed with Hydra: group=choice picks a part, part.key=value sets what it says.
+`wavespace check` shows what would run; `wavespace train --cfg job` prints it; --config-dir adds your own.
+"""
+
+COMPLETION = """\
+_wavespace() {
+  local verb="${COMP_WORDS[1]}"
+  if [ "$COMP_CWORD" -eq 1 ]; then COMPREPLY=($(compgen -W "%s completion" -- "${COMP_WORDS[1]}")); return; fi
+  case "$verb" in
+    train|check)
+      local line="wavespace ${COMP_LINE#*"$verb" }"
+      COMPREPLY=($(COMP_LINE="$line" COMP_POINT=${#line} wavespace train -sc query=bash)) ;;
+    *) COMPREPLY=($(compgen -f -- "${COMP_WORDS[$COMP_CWORD]}")) ;;
+  esac
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _wavespace wavespace
+"""
+
+
+def main() -> None:
+    """Entry of the `wavespace` command."""
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif verb == "--version":
+        print(import_module("wavespace").__version__)
+    elif verb == "completion":
+        _completion(arguments)
+    elif verb == "train":
+        sys.argv = ["wavespace train", *arguments]
+        import_module("wavespace.train").main()
+    elif verb in VERBS:
+        guarded(lambda: import_module(f"wavespace.{verb}").main(arguments))
+    else:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f", did you mean '{close[0]}'?" if close else ""
+        sys.exit(f"wavespace: there is no verb '{verb}'{hint} Verbs: {', '.join(VERBS)}")
+
+
+def guarded(function: Callable[[], T]) -> T:
+    """Run a verb; a user's error is a sentence on stderr and exit code 2, anything else keeps its traceback."""
+    try:
+        return function()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)  # the reader of our output has gone
+    except UserError as error:
+        # A loader's worker wraps the text in its own traceback; the sentence is its last part.
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+        print(f"wavespace: {message}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        from wavespace import config
+
+        overrides, folder = _overrides(sys.argv[1:])
+        faults = config.explain(overrides, folder) if isinstance(error, config.CompositionErrors) else None
+        if faults is None:
+            raise
+        print(f"wavespace: {faults}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _overrides(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The overrides among Hydra's arguments, and its --config-dir."""
+    overrides, folder = [], None
+    words = iter(arguments)
+    for word in words:
+        if word in ("--config-dir", "-cd"):
+            folder = next(words, None)
+        elif word.startswith("--config-dir="):
+            folder = word.partition("=")[2]
+        elif word in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--info", "-i"):
+            next(words, None)
+        elif not word.startswith("-"):
+            overrides.append(word)
+    return overrides, folder
+
+
+def _completion(arguments: list[str]) -> None:
+    script = COMPLETION % " ".join(VERBS)
+    if arguments == ["zsh"]:
+        script = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" + script
+    elif arguments != ["bash"]:
+        sys.exit("wavespace completion: say bash or zsh")
+    print(script, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""Configuration: where it lives, how it is composed, how it is held against the code, and its identity.
+
+Nothing here imports torch: `wavespace train --cfg job` and the return of a finished run must stay quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wavespace.errors import ConfigError
+
+GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment")
+
+CompositionErrors = (HydraException, OmegaConfBaseException)
+
+
+@dataclass
+class TrainConfig:
+    """The root of every configuration; each group holds a `_target_` and that constructor's own keywords."""
+
+    data: Any = MISSING
+    frontend: Any = MISSING
+    model: Any = MISSING
+    task: Any = MISSING
+    optim: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = None
+
+    name: str = "run"
+    """The folder that runs of one study share: runs/<name>/<signature>/."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation and dropout. 0 is a seed."""
+    fresh: bool = False
+    """Start over although a run of this configuration exists."""
+    runs: str = "runs"
+    """Where run folders live (WAVESPACE_RUNS sets it)."""
+    save_every: int = 200
+    """Steps between checkpoints; one is also written after each validation."""
+    patience: int | None = None
+    """Stop after this many validations without a better one."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    baseline: Any = None
+    """A model without parameters that is scored on the same test data beside the trained one."""
+
+
+ConfigStore.instance().store(name="schema", node=TrainConfig)
+
+_RUNTIME = {
+    "": {"name", "fresh", "runs", "logger", "compile", "save_every"},
+    "data": {"workers", "root"},
+    "trainer": {
+        "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "enable_model_summary",
+        "log_every_n_steps", "detect_anomaly", "profiler", "barebones",
+    },
+}  # fmt: skip
+"""What can't change the result of a run, by section: left out of its identity."""
+
+
+def conf_dir() -> Path:
+    """The folder of configuration files: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"no configuration found in {package / 'conf'} or {package.parents[1] / 'conf'}; reinstall wavespace"
+    )
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Compose and validate a configuration from overrides, as `wavespace train` does; for notebooks and tests.
+
+    Args:
+        overrides: as on the command line, e.g. `["experiment=demo", "optim.lr=1e-3"]`.
+        config_dir: a folder with a user's own groups, as `--config-dir`.
+
+    Raises:
+        ConfigError: listing every fault with its key, its file and the nearest valid name.
+    """
+    try:
+        cfg = _compose(overrides, config_dir)
+    except CompositionErrors:
+        raise ConfigError(explain(overrides, config_dir)) from None
+    check(cfg, overrides, config_dir)
+    return cfg
+
+
+def _compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose("train", overrides=[*overrides, *search])
+
+
+# --- Every fault at once -------------------------------------------------------------------------------------
+
+
+def check(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> None:
+    """Raise one `ConfigError` with every fault of a composed configuration."""
+    if found := list(_faults(cfg, overrides, config_dir)):
+        raise ConfigError(_listed(found))
+
+
+def explain(overrides: Sequence[str], config_dir: str | Path | None = None) -> str | None:
+    """What is wrong with overrides that don't compose: each is tried alone on top of those that do. None if they do."""
+    parser = OverridesParser.create()
+    good: list[str] = []
+    found: list[str] = []
+    # Groups first: `model.depth=3 model=unet` is legal in either order.
+    for override in sorted(overrides, key=lambda text: text.split("=")[0].lstrip("+~") not in GROUPS):
+        try:
+            parsed = parser.parse_override(override)
+            trial = [f"{parsed.input_line}"]
+            if parsed.is_sweep_override():  # a sweep: every member must stand on its own
+                trial = [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
+            for one in trial:
+                _compose([*good, one], config_dir)
+            good.append(trial[0])
+        except CompositionErrors as error:
+            found.append(_explain_one(override, error, good, config_dir))
+    try:
+        found += _faults(_compose(good, config_dir), good, config_dir)
+    except CompositionErrors as error:
+        found.append(_first_line(error))
+    return _listed(found) if found else None
+
+
+def _explain_one(override: str, error: Exception, good: Sequence[str], config_dir: str | Path | None) -> str:
+    key = override.split("=")[0].lstrip("+~")
+    value = override.partition("=")[2]
+    message = _first_line(error)
+    if key in GROUPS:
+        names = choices(key, config_dir)
+        if value not in names:
+            return (
+                f"{override}: there is no {key} named '{value}'{_nearest(value, names)}; there are: {', '.join(names)}"
+            )
+        return f"{override}: {message}"
+    try:
+        known = _compose(good, config_dir)
+    except CompositionErrors:
+        return f"{override}: {message}"
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(known, parent) if parent else known
+    if node is None and parent:
+        return f"{override}: there is no section '{parent}'{_nearest(parent.split('.')[0], list(known))}"
+    if isinstance(node, DictConfig) and last not in node:
+        keys = [str(name) for name in node if name != "_target_"]
+        of = f" of {parent}" if parent else ""
+        return f"{override}: there is no key '{key}'{_nearest(last, keys)}; keys{of}: {', '.join(keys)}"
+    return f"{override}: {message}"
+
+
+def _faults(cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None) -> Iterator[str]:
+    """Every node with a `_target_`, held against that constructor's signature."""
+    for key, node in _targets(cfg, ""):
+        where = lambda name, key=key: _origin(f"{key}.{name}", overrides, config_dir)  # noqa: E731
+        try:
+            signature, hints = _constructor(node["_target_"])
+        except Exception as error:  # whatever importing somebody's module may raise
+            yield f"{key}._target_ = {node['_target_']}{where('_target_')}: can't be imported: {_first_line(error)}"
+            continue
+        parameters = {name: p for name, p in signature.items() if name not in BUILT}
+        named = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name, value in node.items():
+            if name in ("_target_", "_partial_", "_convert_", "_recursive_"):
+                continue
+            if name not in parameters:
+                if not takes_any:
+                    hint = f"{_nearest(name, named)}; keys of {key}: {', '.join(named)}"
+                    yield f"{key}.{name}{where(name)}: there is no such key{hint}"
+            elif (
+                not isinstance(value, dict | DictConfig) and name in hints and (fault := _mistyped(value, hints[name]))
+            ):
+                yield f"{key}.{name} = {value}{where(name)}: {fault}"
+        for name, p in parameters.items():
+            if name in named and p.default is p.empty and name not in node:
+                yield f"{key}.{name}: is missing; {node['_target_']} needs it"
+
+
+BUILT = frozenset({"self", "in_spec", "out_spec", "frontend", "callbacks"})
+"""Constructor arguments that the builder gives: sizes follow from the parts, so they never stand in YAML."""
+
+
+def _targets(cfg: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    node = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True) if isinstance(cfg, DictConfig) else cfg
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, child in node.items():
+            yield from _targets(child, f"{key}.{name}".lstrip("."))
+
+
+def _constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    from hydra.utils import get_object
+
+    found = get_object(target)
+    function = found.__init__ if isinstance(found, type) else found
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # annotations that only a type checker can resolve
+        hints = {}
+    return dict(inspect.signature(function).parameters), hints
+
+
+def _mistyped(value: Any, annotation: Any) -> str | None:
+    """Why a value from YAML does not fit an annotation; None if it does.
+
+    The value goes through JSON, whose strict mode takes a list for a tuple and an int for a float, but no text for
+    a number.
+    """
+    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
+    except (PydanticSchemaGenerationError, NameError, TypeError, ValueError):
+        return None  # not an annotation that data can be held against
+    return None
+
+
+def _origin(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
+    """Where a key was set, as ` (in …)`: the command line, the experiment, or the group's own file."""
+    if any(text.split("=")[0].lstrip("+") == key for text in overrides):
+        return " (on the command line)"
+    chosen = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    group, _, rest = key.partition(".")
+    places = [("experiment", chosen.get("experiment"), key), (group, chosen.get(group), rest)]
+    for folder in (f for f in (config_dir, conf_dir()) if f):
+        for name, choice, path in places:
+            file = Path(folder) / name / f"{choice}.yaml"
+            if choice and file.is_file() and OmegaConf.select(OmegaConf.load(file), path) is not None:
+                return f" (in {file})"
+        for file in (Path(folder) / group).glob("*.yaml"):
+            if not chosen.get(group) and OmegaConf.select(OmegaConf.load(file), rest) is not None:
+                return f" (in {file})"
+    return ""
+
+
+def choices(group: str, config_dir: str | Path | None = None) -> list[str]:
+    """Names that a group can take."""
+    folders = [Path(folder) / group for folder in (config_dir, conf_dir()) if folder]
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _listed(found: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(found))
+    head = "The configuration has a fault:" if len(unique) == 1 else f"The configuration has {len(unique)} faults:"
+    return "\n".join([head, *(f"  {line}" for line in unique)])
+
+
+# --- Identity ------------------------------------------------------------------------------------------------
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data, with every interpolation resolved."""
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+
+
+def signature(cfg: DictConfig) -> str:
+    """Twelve hex digits that name what a run computes.
+
+    The whole resolved configuration is hashed, without what can't change the result (paths of named datasets,
+    logger, workers, device): single runs, members of a multirun and remote jobs of one configuration share it.
+    """
+    plain = {key: value for key, value in resolved(cfg).items() if key not in _RUNTIME[""]}
+    for section, keys in _RUNTIME.items():
+        if section and isinstance(plain.get(section), dict):
+            plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def command_line() -> tuple[list[str], str | None]:
+    """Overrides and `--config-dir` of the Hydra run that is under way, for messages that name a key's origin."""
+    if not HydraConfig.initialized():
+        return [], None
+    hydra = HydraConfig.get()
+    own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    return list(hydra.overrides.task), own[0] if own else None
+
+
+def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictConfig:
+    """A checkpoint's configuration with overrides on top; a group that is chosen anew replaces its section.
+
+    New data is read at the checkpoint's `sample_rate` unless an override says otherwise.
+
+    Raises:
+        ConfigError: an override names what isn't there, or doesn't fit.
+    """
+    changed = typing.cast(DictConfig, OmegaConf.create(resolved(cfg)))
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for group in (o for o in parsed if o.key_or_group in GROUPS):
+        choice = f"{group.key_or_group}={group.value()}"
+        try:
+            changed[group.key_or_group] = resolved(_compose([choice, f"seed={cfg.seed}"]))[group.key_or_group]
+        except CompositionErrors:
+            raise ConfigError(explain([choice])) from None
+        if group.key_or_group == "data" and "sample_rate" in changed.data:
+            changed.data.sample_rate = sample_rate
+    for single in (o for o in parsed if o.key_or_group not in GROUPS):
+        key = single.key_or_group
+        parent, _, last = key.rpartition(".")
+        node = OmegaConf.select(changed, parent) if parent else changed
+        if not isinstance(node, DictConfig) or last not in node:
+            names = (
+                [str(name) for name in node if name != "_target_"]
+                if isinstance(node, DictConfig)
+                else list(map(str, changed))
+            )
+            raise ConfigError(
+                f"{single.input_line}: there is no key '{key}'{_nearest(last, names)}; keys: {', '.join(names)}"
+            )
+        OmegaConf.update(changed, key, single.value())
+    check(changed, overrides)
+    return changed

@@ -1,0 +1,1 @@
+"""Datamodules: audio with labels, in three splits, as a pure function of seed and position."""

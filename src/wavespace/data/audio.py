@@ -1,0 +1,75 @@
+"""Audio files to mono float32 at one rate: whole, a window, or a stream of blocks. Whatever soundfile reads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from wavespace.errors import BadInput
+
+Audio = NDArray[np.float32]
+
+
+def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: float | None = None) -> Audio:
+    """Mono float32 `(N,)` of a file or of a window of it; channels are averaged, other rates resampled (soxr HQ).
+
+    A window that reaches past the end of the file is shorter than asked for.
+
+    Raises:
+        BadInput: the file is missing, not audio, holds no samples, or holds values that are not numbers.
+    """
+    with _open(path) as file:
+        first = min(round(start * file.samplerate), file.frames)
+        file.seek(first)
+        frames = -1 if seconds is None else round(seconds * file.samplerate)
+        audio = _mono(file.read(frames, dtype="float32", always_2d=True), path, first)
+        return soxr.resample(audio, file.samplerate, sample_rate) if file.samplerate != sample_rate else audio
+
+
+def read_blocks(path: Path, sample_rate: int, seconds: float = 10.0) -> Iterator[Audio]:
+    """The same as a stream of blocks, at constant memory whatever the length of the file."""
+    with _open(path) as file:
+        resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
+        size = round(seconds * file.samplerate)
+        done = 0
+        while True:
+            raw = file.read(size, dtype="float32", always_2d=True)
+            block, done, last = _mono(raw, path, done), done + len(raw), len(raw) < size
+            yield block if file.samplerate == sample_rate else resample.resample_chunk(block, last=last)
+            if last:
+                return
+
+
+def seconds_of(path: Path) -> float:
+    """Length that the header states. A truncated file holds less."""
+    with _open(path) as file:
+        return file.frames / file.samplerate
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no such file")
+    try:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        raise BadInput(f"{path}: can't be read as audio ({error.error_string}); wav, flac, ogg and mp3 can") from None
+    if file.frames == 0:
+        file.close()
+        raise BadInput(f"{path}: holds no samples")
+    return file
+
+
+def _mono(raw: NDArray[np.float32], path: Path, first: int) -> Audio:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # inf - inf, told below
+        audio = raw.mean(1, dtype=np.float32) if raw.shape[1] > 1 else raw[:, 0]
+    if not np.isfinite(audio).all():
+        where = first + int(np.flatnonzero(~np.isfinite(audio))[0])
+        raise BadInput(f"{path}: sample {where} is not a number (NaN or infinite); write the file anew")
+    return audio

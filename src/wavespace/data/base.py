@@ -1,0 +1,173 @@
+"""What every datamodule shares: an item, a batch, and a training stream that is a function of position.
+
+A training set is a pure function `position -> Item`: item number `p` is the same whoever asks, in whichever
+process, after whatever came before. So the order of the data needs no state beyond "how many batches were
+taken", workers change nothing, ranks take disjoint slices, and a run that was killed goes on exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from wavespace.spec import AudioSpec
+
+Notes = NDArray[np.float64]
+"""`(K, 4)` rows of onset and offset in seconds, MIDI pitch, velocity 1-127; sorted by onset, then pitch."""
+
+NO_NOTES: Notes = np.zeros((0, 4))
+
+
+class Item(NamedTuple):
+    """One window or recording.
+
+    `audio` is `(N,)`, float32 in -1..1 or int16; `notes` count their seconds from the start of `audio`
+    (a note that was already sounding has a negative onset); `labels` are class indices by name.
+    """
+
+    audio: NDArray[Any]
+    name: str
+    notes: Notes = NO_NOTES
+    labels: Mapping[str, int] = MappingProxyType({})
+
+
+class Batch(NamedTuple):
+    """Items side by side, as a task receives them.
+
+    Attributes:
+        audio: `(B, 1, N)` float32 or int16 (scaled to float32 on the device), zero-padded at the end.
+        lengths: `(B,)` int64, samples of each item before the padding.
+        notes: `(K, 5)` float32 rows of item index, onset, offset (seconds), MIDI pitch, velocity.
+        labels: class indices `(B,)` int64 by name.
+        names: one a row; stable from run to run.
+    """
+
+    audio: Tensor
+    lengths: Tensor
+    notes: Tensor
+    labels: dict[str, Tensor]
+    names: list[str]
+
+
+class Stream(Protocol):
+    """A training set: endless, and a pure function of position."""
+
+    def __getitem__(self, position: int) -> Item: ...
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items to a batch; shorter ones are zero-padded at the end."""
+    longest = max(len(item.audio) for item in items)
+    audio = np.zeros((len(items), 1, longest), dtype=items[0].audio.dtype)
+    for row, item in zip(audio, items):
+        row[0, : len(item.audio)] = item.audio
+    notes = [np.column_stack([np.full(len(item.notes), i), item.notes]) for i, item in enumerate(items)]
+    return Batch(
+        audio=torch.from_numpy(audio),
+        lengths=torch.tensor([len(item.audio) for item in items]),
+        notes=torch.from_numpy(np.concatenate(notes)).float(),
+        labels={key: torch.tensor([item.labels[key] for item in items]) for key in items[0].labels},
+        names=[item.name for item in items],
+    )
+
+
+def rng_for(*key: int | str) -> np.random.Generator:
+    """A generator that depends on the key alone: `rng_for(seed, "train", position)`."""
+    words = [part if isinstance(part, int) else int.from_bytes(part.encode(), "little") for part in key]
+    return np.random.default_rng(words)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return rng_for(seed, "order", epoch).permutation(n)
+
+
+def shuffled(seed: int, position: int, n: int) -> int:
+    """Which of `n` items stands at a position of an endless shuffle; each epoch of `n` is a new permutation."""
+    epoch, place = divmod(position, n)
+    return int(_permutation(seed, epoch, n)[place])
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Positions of the batches of one rank, endless, from batch `start` on.
+
+    Batch `b` of all ranks together covers positions `b * world * batch_size` up to the next such multiple;
+    `rank` takes its own slice of them.
+    """
+
+    def __init__(self, batch_size: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.batch_size, self.start, self.rank, self.world = batch_size, start, rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.start
+        while True:
+            first = (batch * self.world + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            batch += 1
+
+
+class DataModule(LightningDataModule):
+    """A source of audio in three splits, by recording.
+
+    A subclass sets `spec` in its constructor without touching the disk, checks and reads in `prepare_data` and
+    `setup`, and gives `train_set` (a `Stream`), `val_set` and `test_set` (finite map-style datasets of `Item`).
+
+    Args:
+        spec: what the batches hold.
+        batch_size: windows in a training batch, on each device.
+        workers: loader processes; they never change what is yielded.
+        eval_batch_size: items in a validation or test batch.
+    """
+
+    def __init__(self, spec: AudioSpec, batch_size: int, workers: int, eval_batch_size: int | None = None) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if workers < 0:
+            raise ValueError(f"workers is {workers}; it must be 0 or more")
+        self.spec, self.batch_size, self.workers = spec, batch_size, workers
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.train_set: Stream
+        self.val_set: Dataset[Item]
+        self.test_set: Dataset[Item]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for a person: items, hours and what was left out, by split. Call after `setup`."""
+        return {}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Endless training batches; goes on after the batches that the trainer has already done."""
+        start, rank, world = 0, 0, 1
+        if self.trainer is not None:
+            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+        return self._loader(
+            self.train_set, batch_sampler=BatchSampler(self.batch_size, start, rank, world), workers=self.workers
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Fixed validation items, in order."""
+        return self._loader(self.val_set, batch_size=self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Fixed test items, in order."""
+        return self._loader(self.test_set, batch_size=self.eval_batch_size)
+
+    def _loader(self, dataset: Any, workers: int = 0, **options: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

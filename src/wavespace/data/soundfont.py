@@ -1,0 +1,146 @@
+"""Sampled instruments: notes to audio, through a soundfont."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wavespace.data.base import Notes
+from wavespace.errors import BadInput, UserError
+
+LOUDNESS = 0.06
+"""RMS of a middle C of velocity 90 in its first half second: every program is brought to this level."""
+
+MOST_VOICES = 16
+"""The channels of MIDI: how many voices can sound in one render."""
+
+
+class Voice(NamedTuple):
+    """What one instrument plays.
+
+    Attributes:
+        notes: `(K, 4)`, in seconds from the start of the render. Notes of one pitch must not overlap.
+        program: General MIDI program number, 0-127.
+        cents: tuning, in hundredths of a semitone from the soundfont's own.
+    """
+
+    notes: Notes
+    program: int = 0
+    cents: float = 0.0
+
+
+def bundled_soundfont() -> Path:
+    """TimGM6mb, a small General MIDI soundfont that comes inside the pretty_midi package."""
+    package = find_spec("pretty_midi")  # finds it without importing it
+    if package is None or package.origin is None:
+        raise UserError("the bundled soundfont comes with pretty_midi, which is not installed; install it or name a soundfont")
+    return Path(package.origin).with_name("TimGM6mb.sf2")
+
+
+class Sampler:
+    """Renders notes with the sampled instruments of a soundfont (TinySoundFont).
+
+    Equal calls give equal samples, whatever was rendered before. Not for sharing between threads or by pickling:
+    each process makes its own, in about 12 ms for 6 MB.
+
+    Args:
+        soundfont: a `.sf2` or `.sf3` file; None is the bundled one.
+        sample_rate: of the audio, in Hz.
+
+    Raises:
+        BadInput: the file is missing or is no soundfont.
+        UserError: tinysoundfont is not installed.
+    """
+
+    def __init__(self, soundfont: str | Path | None, sample_rate: int) -> None:
+        # The extension alone: the package's player asks for pyaudio, which rendering does not need.
+        try:
+            from tinysoundfont import _tinysoundfont
+        except ImportError:
+            raise UserError(
+                "rendering needs tinysoundfont, which is not installed: pip install --no-deps tinysoundfont"
+            ) from None
+        path = Path(soundfont).expanduser() if soundfont else bundled_soundfont()
+        if not path.is_file():
+            raise BadInput(f"there is no soundfont at {path}")
+        try:
+            self._font = _tinysoundfont.SoundFont(str(path))
+        except RuntimeError:
+            raise BadInput(f"{path} is not a soundfont that can be read (.sf2 or .sf3)") from None
+        self._tsf = _tinysoundfont
+        self.sample_rate = sample_rate
+        self.programs = tuple(p for p in range(128) if self._font.get_preset_index(0, p) >= 0)
+        """The melodic programs that the soundfont has."""
+        self._volume = cache(self._measure_volume)
+
+    def render(self, voices: Sequence[Voice], samples: int) -> NDArray[np.float32]:
+        """The voices together, from time 0 on: `(samples,)`, mono.
+
+        Notes start and are released at the sample nearest to their times. Those before time 0 start at 0.
+        Loud mixtures may exceed 1.
+
+        Raises:
+            ValueError: there are too many voices, or one asks for a program that the soundfont has not got.
+        """
+        if len(voices) > MOST_VOICES:
+            raise ValueError(f"{len(voices)} voices; at most {MOST_VOICES} can sound at once")
+        volumes = [self._volume(voice.program) for voice in voices]
+        return self._play(voices, volumes, samples)
+
+    def _play(self, voices: Sequence[Voice], volumes: Sequence[float], samples: int) -> NDArray[np.float32]:
+        font = self._tsf.SoundFont(self._font)  # shares the samples; its own silence, so nothing bleeds in
+        font.set_output(self._tsf.OutputMode.Mono, self.sample_rate, 0.0)
+        for channel, (voice, volume) in enumerate(zip(voices, volumes)):
+            font.channel_set_preset_number(channel, voice.program, False)
+            font.channel_set_tuning(channel, voice.cents / 100)
+            font.channel_set_volume(channel, volume)
+
+        audio = np.zeros(samples, dtype=np.float32)
+        buffer, place = memoryview(audio).cast("B"), 0
+        for at, struck, channel, pitch, velocity in self._events(voices, samples):
+            if at > place:
+                font.render(buffer[4 * place : 4 * at])
+                place = at
+            if struck:
+                font.channel_note_on(channel, pitch, velocity / 127)
+            else:
+                font.channel_note_off(channel, pitch)
+        if place < samples:
+            font.render(buffer[4 * place :])
+        return audio
+
+    def _events(self, voices: Sequence[Voice], samples: int) -> list[tuple[int, bool, int, int, float]]:
+        """(sample, struck or released, channel, pitch, velocity) in order; releases before strikes."""
+        events = []
+        for channel, voice in enumerate(voices):
+            onset, offset, pitch, velocity = voice.notes.T
+            start = np.maximum(np.rint(onset * self.sample_rate), 0).astype(int)
+            end = np.maximum(np.rint(offset * self.sample_rate).astype(int), start + 1)
+            for k in np.flatnonzero((start < samples) & (offset > 0)):
+                key = int(pitch[k])
+                events.append((int(start[k]), True, channel, key, float(velocity[k])))
+                events.append((int(end[k]), False, channel, key, 0.0))
+        return sorted((event for event in events if event[0] < samples), key=lambda event: event[:2])
+
+    def _measure_volume(self, program: int) -> float:
+        """The factor that brings a program to `LOUDNESS`."""
+        if program not in self.programs:
+            raise ValueError(f"the soundfont has no program {program}; it has {_ranges(self.programs)}")
+        half_a_second = Voice(np.array([[0.0, 1.0, 60.0, 90.0]]), program)
+        audio = self._play([half_a_second], [1.0], self.sample_rate // 2)
+        level = float(np.sqrt(np.mean(np.square(audio))))
+        return LOUDNESS / level if level > 0 else 1.0
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: "0-7, 11"."""
+    if not numbers:
+        return "none"
+    runs = np.split(np.array(numbers), np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

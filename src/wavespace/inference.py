@@ -1,0 +1,44 @@
+"""A task over audio of any length: overlapping windows at constant memory, equal to one pass away from the ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wavespace.tasks.base import Task
+
+WINDOW, CONTEXT = 448, 64
+"""Frames kept of each window, and of context on each side: multiples of every pooling factor up to 64."""
+
+
+@torch.inference_mode()
+def stream(task: Task, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Tensor]:
+    """Outputs `(C', F', t)` of consecutive frames for consecutive blocks of mono audio `(n,)` at the task's rate.
+
+    Before the start and after the end there is silence. Together the pieces have `out_spec.frames(N)` frames.
+    """
+    spec, rate = task.frontend.out_spec, task.frontend.in_spec.sample_rate
+    hop = round(rate / spec.frame_rate)
+    buffer = np.zeros(CONTEXT * hop, dtype=np.float32)  # starts CONTEXT frames before the next frame to give
+    total = given = 0
+
+    def frames(count: int) -> Tensor:
+        wanted = (count + 2 * CONTEXT) * hop
+        audio = np.pad(buffer[:wanted], (0, max(0, wanted - len(buffer))))
+        output = task(torch.from_numpy(audio).view(1, 1, -1).to(task.device))  # (1, C', F', count + 2 CONTEXT + 1)
+        return output[0, :, :, CONTEXT : CONTEXT + count]
+
+    for block in blocks:
+        buffer, total = np.concatenate([buffer, block]), total + len(block)
+        while len(buffer) >= (WINDOW + 2 * CONTEXT) * hop:
+            yield frames(WINDOW)
+            buffer, given = buffer[WINDOW * hop :], given + WINDOW
+    left = spec.frames(total, rate) - given if total else 0
+    while left > 0:
+        count = min(WINDOW, left)
+        yield frames(count)
+        buffer, left = buffer[count * hop :], left - count

@@ -1,0 +1,106 @@
+"""A small net on harmonically stacked features, in the spirit of Basic Pitch (Bittner et al., 2022).
+
+For each output pitch the rows at its harmonics become channels, so that a small kernel sees all partials of a note
+at once; dilations along pitch of an octave, a twelfth and a fifth let it explain partials by other notes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wavespace.models.blocks import Scale
+from wavespace.spec import FeatureSpec
+
+
+class HarmonicStack(nn.Module):
+    """Rows at harmonics of each output bin as channels: `(B, C, F, T) -> (B, len(offsets) * C, F', T)`.
+
+    A harmonic outside the input's range reads as the floor. Each harmonic is read at `spread` neighbouring rows, so
+    that tuning between rows is seen without a layer at the input's finer resolution.
+    """
+
+    rows: Tensor
+
+    def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, harmonics: tuple[float, ...], spread: int) -> None:
+        super().__init__()
+        source = np.log2(np.maximum(in_spec.frequencies, 1e-3))
+        step = np.median(np.diff(source))
+        rows = []
+        for harmonic in harmonics:
+            for shift in range(-(spread // 2), spread // 2 + 1):
+                wanted = np.log2(out_spec.frequencies) + np.log2(harmonic) + shift * step  # (F',)
+                nearest = np.abs(source[None] - wanted[:, None]).argmin(1)
+                inside = (wanted > source[0] - step) & (wanted < source[-1] + step)
+                rows.append(np.where(inside, nearest, in_spec.bins))  # one past the end: the floor
+        self.register_buffer("rows", torch.tensor(np.stack(rows)), persistent=False)  # (S, F')
+        self.channels = in_spec.channels * len(rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` is scaled to -1..1, so that the floor is -1."""
+        x = torch.cat([x, torch.full_like(x[:, :, :1], -1.0)], 2)  # (B, C, F + 1, T)
+        batch, channels, _, frames = x.shape
+        stacked = x.index_select(2, self.rows.flatten())  # (B, C, S * F', T)
+        return stacked.view(batch, channels * len(self.rows), -1, frames)  # (B, C * S, F', T)
+
+
+class Residual(nn.Module):
+    """Dilated 3x3 convolution, norm, ReLU, added to its input."""
+
+    def __init__(self, width: int, dilation: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, width, F', T)` to the same."""
+        return x + torch.relu(self.norm(self.conv(x)))
+
+
+class Harmonic(nn.Module):
+    """Harmonic stack, a residual trunk, and one head a channel of the output.
+
+    Args:
+        in_spec: features; their bins should be about log-spaced.
+        out_spec: its bins are the pitches.
+        width: channels of the trunk.
+        harmonics: multiples of each pitch that are stacked.
+        spread: rows read around each harmonic (odd).
+        dilations: (pitch, time) dilation of each residual layer. With 12 bins an octave 12, 7 and 12 reach the octave,
+            the fifth (with the octave: the twelfth), and the double octave.
+    """
+
+    def __init__(
+        self,
+        in_spec: FeatureSpec,
+        out_spec: FeatureSpec,
+        *,
+        width: int = 32,
+        harmonics: tuple[float, ...] = (0.5, 1, 2, 3, 4, 5, 6, 7, 8),
+        spread: int = 3,
+        dilations: tuple[tuple[int, int], ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
+    ) -> None:
+        super().__init__()
+        if spread % 2 == 0:
+            raise ValueError(f"spread is {spread}; it must be odd, as it is centred on each harmonic")
+        self.scale, self.target = Scale(in_spec), Scale(out_spec)
+        self.stack = HarmonicStack(in_spec, out_spec, harmonics, spread)
+        self.stem = nn.Sequential(
+            nn.BatchNorm2d(self.stack.channels),
+            nn.Conv2d(self.stack.channels, width, (3, 5), padding=(1, 2), bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.trunk = nn.Sequential(*(Residual(width, dilation) for dilation in dilations))
+        self.head = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, out_spec.channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` to `(B, C', F', T)`."""
+        x = self.stem(self.stack(self.scale.into(x)))  # (B, width, F', T)
+        return self.target.out(self.head(self.trunk(x)))  # (B, C', F', T)

@@ -1,0 +1,82 @@
+"""The shape contract between parts: what crosses each seam, stated before any data is touched.
+
+Specs flow data -> front-end -> model -> task. A part states its output from its input, so that sizes
+which follow from other parts never stand in a configuration file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """What a datamodule yields: audio `(B, 1, N)` with `N = samples`, and the labels that come with it.
+
+    Attributes:
+        sample_rate: samples a second, in Hz.
+        seconds: length of a training window. Validation items may be longer.
+        labels: which labels exist: "notes" (onset, offset, pitch, velocity) and/or "instrument" (a class index).
+    """
+
+    sample_rate: int
+    seconds: float
+    labels: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """Samples in a training window."""
+        return round(self.sample_rate * self.seconds)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a front-end or a model yields: features `(B, channels, len(frequencies), T)`.
+
+    Frame `t` is centred on `t / frame_rate` seconds from the start of the audio.
+
+    Attributes:
+        channels: size of the second axis.
+        frequencies: centre frequency of each bin in Hz, ascending.
+        frame_rate: frames a second.
+        unit: what a value is: "dB" or "logit".
+        low: smallest value that can occur (for dB: the floor).
+        high: largest value expected of audio at full scale; louder input may exceed it.
+    """
+
+    channels: int
+    frequencies: tuple[float, ...]
+    frame_rate: float
+    unit: str
+    low: float
+    high: float
+
+    @property
+    def bins(self) -> int:
+        """Size of the frequency axis."""
+        return len(self.frequencies)
+
+    def frames(self, samples: int, sample_rate: int) -> int:
+        """Frames of `samples` of audio: one at every hop, the first centred on sample 0."""
+        return 1 + math.floor(samples * self.frame_rate / sample_rate + 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, as a checkpoint stores them."""
+        return asdict(self) | {"frequencies": list(self.frequencies)}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.channels} x {self.bins} bins ({self.frequencies[0]:.0f}-{self.frequencies[-1]:.0f} Hz), "
+            f"{self.frame_rate:.1f} frames/s, {self.unit}"
+        )
+
+
+PIANO_PITCHES = tuple(range(21, 109))
+"""MIDI numbers of the 88 piano keys, A0 to C8."""
+
+
+def midi_to_hz(pitch: float) -> float:
+    """Frequency of a MIDI pitch in equal temperament, A4 = 69 = 440 Hz."""
+    return 440.0 * 2.0 ** ((pitch - 69.0) / 12.0)

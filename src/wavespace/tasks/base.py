@@ -1,0 +1,175 @@
+"""What every task shares: features on the device, a step, whole-item validation, and exactness.
+
+A task is a few named steps. A subclass says what it `needs` and its `out_spec`, and gives `loss` (training) and
+`observe` + `summarize` (validation: an item at a time, then the figures of all).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from wavespace.data.base import NO_NOTES, Batch, Notes
+from wavespace.frontends.base import FrontEnd
+from wavespace.optim import AdamW
+from wavespace.spec import FeatureSpec
+
+
+class Picture(NamedTuple):
+    """A matrix to look at: `values` is `(bins, frames)`, bins ascending; `low` and `high` are its colours' range."""
+
+    title: str
+    values: NDArray[np.float32]
+    frequencies: tuple[float, ...]
+    frame_rate: float
+    low: float
+    high: float
+    unit: str
+
+
+class Sample(NamedTuple):
+    """One item as a person meets it: pictures side by side, sounds to play, notes to compare.
+
+    `sounds` are float32 `(N,)` by title at the task's sample rate.
+    """
+
+    name: str
+    pictures: list[Picture]
+    sounds: dict[str, NDArray[np.float32]]
+    reference: Notes = NO_NOTES
+    estimate: Notes = NO_NOTES
+
+
+class Task(LightningModule):
+    """Front-end + model + loss + metrics.
+
+    Attributes:
+        needs: labels that the data must have.
+        monitor: the metric that picks the best checkpoint; `mode` says which way is better.
+        table: figures that the run's closing table shows, in order.
+        out_spec: what the model must give.
+        model: set by the builder, sized from `frontend.out_spec` and `out_spec`.
+        optim: set by the builder.
+        config_text: the resolved configuration as YAML, kept in checkpoints.
+    """
+
+    needs: tuple[str, ...] = ()
+    monitor: str = "val/loss"
+    mode: str = "min"
+    table: tuple[str, ...] = ("loss",)
+
+    def __init__(self, frontend: FrontEnd, out_spec: FeatureSpec) -> None:
+        super().__init__()
+        self.frontend = frontend
+        self.out_spec = out_spec
+        self.model: nn.Module
+        self.optim = AdamW()
+        self.seed = 0
+        self.config_text = ""
+        self.train_loss = torch.tensor(float("nan"))
+        self._observed: list[Any] = []
+
+    # --- A subclass's own ---------------------------------------------------------------------------------
+
+    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a training batch by name; `loss` is the one that is minimised."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Any]:
+        """What `summarize` needs of each item of a validation batch, off the device."""
+        raise TypeError(f"{type(self).__name__} defines no observation")
+
+    def summarize(self, observed: list[Any], *, tune: bool) -> dict[str, float]:
+        """Figures of a whole split. With `tune`, decoding thresholds may be chosen on it (validation, never test)."""
+        raise TypeError(f"{type(self).__name__} defines no summary")
+
+    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
+        """One item of a batch as a person meets it."""
+        raise TypeError(f"{type(self).__name__} defines no sample")
+
+    # --- Shared -------------------------------------------------------------------------------------------
+
+    def features(self, audio: Tensor) -> Tensor:
+        """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` float32 or int16."""
+        if audio.dtype == torch.int16:
+            audio = audio.float() / 32768
+        return self.frontend(audio)
+
+    def apply_model(self, features: Tensor) -> Tensor:
+        """Model output in float32; channels last, in which convolutions run fastest on CPU and GPU alike."""
+        return self.model(features.contiguous(memory_format=torch.channels_last)).float()
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Output `(B, C', F', T)` of audio `(B, 1, N)`."""
+        return self.apply_model(self.features(audio))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer alone: `on_train_batch_start` sets the rate."""
+        return self.optim.build(self)
+
+    def on_fit_start(self) -> None:
+        """Lay convolution weights out as `apply_model` lays out its input."""
+        self.model.to(memory_format=torch.channels_last)
+
+    def done(self) -> float:
+        """Share of the run that is over: of its steps or of its time, whichever is further."""
+        trainer = self.trainer
+        shares = [0.0]
+        if trainer.max_steps > 0:
+            shares.append((self.global_step + 1) / trainer.max_steps)  # the first step moves already
+        for callback in trainer.callbacks:
+            if type(callback).__name__ == "Timer":  # Lightning's, from trainer.max_time
+                left, elapsed = callback.time_remaining("train"), callback.time_elapsed("train")
+                if left is not None:
+                    shares.append(elapsed / max(elapsed + left, 1e-9))
+        return min(1.0, max(shares))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make the step a function of (seed, step): its rate and its random numbers, so that resuming is exact."""
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step + 1)
+        rate = self.optim.rate(self.done())
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; losses go to the loggers every `log_every_n_steps`, so the device is not waited for in between."""
+        features = self.features(batch.audio)  # (B, C, F, T)
+        losses = self.loss(self.apply_model(features), features, batch)
+        self.train_loss = losses["loss"].detach()
+        step = self.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._log({f"train/{name}": float(value.detach()) for name, value in losses.items()} | {"lr": rate}, step)
+        return losses["loss"]
+
+    def observe_batch(self, batch: Batch) -> list[Any]:
+        """What `summarize` needs of each item of a batch, which may still be on the CPU."""
+        moved = self.transfer_batch_to_device(batch, self.device, 0)
+        features = self.features(moved.audio)
+        return self.observe(self.apply_model(features), features, moved)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep what the figures need of each item."""
+        self._observed += self.observe_batch(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Figures of the validation split, to the loggers and to Lightning's callbacks."""
+        figures = {f"val/{name}": value for name, value in self.summarize(self._observed, tune=True).items()}
+        self._observed = []
+        self._log(figures, self.global_step)
+        self.log_dict(figures, logger=False)
+
+    def _log(self, figures: dict[str, float], step: int) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(figures, step=step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what makes the checkpoint stand alone."""
+        from wavespace.checkpoint import contents
+
+        checkpoint.update(contents(self))

@@ -1,0 +1,87 @@
+"""Spectrogram reconstruction: features through a model and back, and the sound of what came back.
+
+L1 in dB on the front-end's own scale, as the study reports it. Padding is not scored.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wavespace.data.base import Batch
+from wavespace.frontends.base import FrontEnd
+from wavespace.tasks.base import Picture, Sample, Task
+
+
+class Observed(NamedTuple):
+    """One item: mean absolute error in dB over its own frames."""
+
+    l1: float
+
+
+class Reconstruction(Task):
+    """Give back the features that came in.
+
+    Args:
+        frontend: its output is both input and target.
+    """
+
+    monitor = "val/l1_db"
+    mode = "min"
+    table = ("l1_db",)
+
+    def __init__(self, frontend: FrontEnd) -> None:
+        super().__init__(frontend, frontend.out_spec)
+
+    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Mean absolute error over the frames that hold sound of the item."""
+        mask = self._mask(batch, features)  # (B, 1, 1, T)
+        error = (output - features).abs() * mask
+        return {"loss": error.sum() / (mask.sum() * features.shape[1] * features.shape[2])}
+
+    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Observed]:
+        """L1 of each item."""
+        mask = self._mask(batch, features)
+        error = ((output - features).abs() * mask).sum((1, 2, 3))  # (B,)
+        cells = mask.sum((1, 2, 3)) * features.shape[1] * features.shape[2]
+        return [Observed(value) for value in (error / cells).tolist()]
+
+    def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
+        """Mean over items of their L1 in dB."""
+        l1 = float(np.mean([item.l1 for item in observed]))
+        return {"loss": l1, "l1_db": l1}
+
+    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
+        """Input and reconstruction; their sounds, both through the inverse, so that only the model differs."""
+        samples = int(batch.lengths[index])
+        frames = self.frontend.out_spec.frames(samples, self.frontend.in_spec.sample_rate)
+        spec = self.frontend.out_spec
+        target, estimate = features[index, :, :, :frames].float(), output[index, :, :, :frames].float()
+        sounds = {"input": self._sound(batch, index, samples)}
+        if self.frontend.invertible:
+            both = torch.stack([target, estimate])  # (2, C, F, T)
+            resynthesised = self.frontend.inverse(both, samples).cpu().numpy()  # (2, 1, N)
+            sounds |= {"input, resynthesised": resynthesised[0, 0], "reconstruction": resynthesised[1, 0]}
+        error = (estimate - target).abs()
+        pictures = [
+            Picture(title, values[0].cpu().numpy(), spec.frequencies, spec.frame_rate, low, high, spec.unit)
+            for title, values, low, high in [
+                ("input", target, spec.low, spec.high),
+                ("reconstruction", estimate, spec.low, spec.high),
+                ("absolute error", error, 0.0, 20.0),
+            ]
+        ]
+        return Sample(batch.names[index], pictures, sounds)
+
+    def _mask(self, batch: Batch, features: Tensor) -> Tensor:
+        in_spec = self.frontend.in_spec
+        frames = 1 + torch.floor(batch.lengths * self.out_spec.frame_rate / in_spec.sample_rate + 1e-9)  # (B,)
+        time = torch.arange(features.shape[-1], device=features.device)
+        return (time < frames[:, None].to(features.device))[:, None, None].float()
+
+    def _sound(self, batch: Batch, index: int, samples: int) -> np.ndarray:
+        audio = batch.audio[index, 0, :samples].cpu()
+        return audio.float().numpy() / (32768 if audio.dtype == torch.int16 else 1)

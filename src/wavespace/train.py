@@ -1,0 +1,231 @@
+"""`wavespace train`: compose, check, build, fit, test, report. `python -m wavespace.train` does the same."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from wavespace.config import check, command_line, compose, conf_dir, resolved
+from wavespace.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from wavespace.build import Parts
+
+
+def main() -> None:
+    """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `wavespace.cli` prints them."""
+    from wavespace.cli import guarded
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
+    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
+    guarded(entry)
+
+
+def job(cfg: DictConfig) -> float | None:
+    """One job of Hydra's. A single run ends here with its own sentence; in a multirun the others go on."""
+    from wavespace.cli import guarded
+
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return run(cfg)
+    return guarded(lambda: run(cfg))
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train one configuration, or return what its finished run found. The value is the best of the task's metric."""
+    folder = RunFolder.of(cfg)
+    status = folder.status()
+    if status.get("state") == "finished" and not cfg.fresh:
+        print(f"{folder.path} is finished; its result is returned (fresh=true starts over)")
+        return _close(folder)
+
+    check(cfg, *command_line())
+    from wavespace.build import build
+
+    parts = build(cfg)
+    with folder.writing(cfg):
+        fit(cfg, parts, folder)
+    return _close(folder)
+
+
+def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
+    """Train from the last checkpoint, if there is one; then score the best on the test split, and write the report."""
+    import torch
+    from omegaconf import OmegaConf
+    from pytorch_lightning import Trainer
+
+    from wavespace.build import make
+    from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger
+    from wavespace.callbacks.progress import TrainingProgress
+
+    data, task = parts
+    task.config_text = OmegaConf.to_yaml(cfg, resolve=True)
+    task.seed = cfg.seed
+    if cfg.compile:
+        task.model.compile()
+    _quiet()
+    goes_on = folder.last.is_file()
+    step = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if goes_on else None
+    if goes_on:
+        print(f"going on from step {step} of {folder.path}")
+    loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)]
+    checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
+    trainer: Trainer = make(
+        _with_precision(cfg.trainer),
+        "trainer",
+        callbacks=[checkpoints, TrainingProgress(task.monitor)],
+        logger=loggers,
+        default_root_dir=str(folder.path),
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
+
+    best = torch.load(folder.best, map_location="cpu", weights_only=True)
+    task.load_state_dict(best["state_dict"])
+    if trainer.is_global_zero:
+        figures = checkpoints.best | {"best_step": checkpoints.best_step} | _figures("test", task, data)
+        if cfg.baseline is not None:
+            figures |= _figures("baseline", _baseline(cfg, parts), data)
+        show(folder, parts, figures | {"step": trainer.global_step})
+
+
+def show(folder: RunFolder, parts: Parts, figures: dict[str, float]) -> None:
+    """Samples, status and report of a run that has been scored."""
+    from wavespace.callbacks.samples import save_samples
+    from wavespace.report import write_report
+
+    data, task = parts
+    save_samples(task, data, folder.path / "samples")
+    folder.update(metrics=figures, monitor=task.monitor, table=list(task.table))
+    write_report(folder)
+
+
+def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
+    from wavespace.evaluate import score
+
+    return {f"{name}/{key}": value for key, value in score(task, data, "test").items()}
+
+
+def _baseline(cfg: DictConfig, parts: Parts) -> Any:
+    """The task with a model that learns nothing; its threshold is chosen on validation, as the trained one's was."""
+    from wavespace.build import build_task
+    from wavespace.evaluate import score
+
+    changed = cfg.copy()
+    changed.model = cfg.baseline
+    task = build_task(changed, parts.data.spec)
+    score(task, parts.data, "val", tune=True)
+    return task
+
+
+def _extra_logger(cfg: DictConfig, folder: RunFolder) -> list[Any]:
+    """The logger that was chosen beside metrics.csv; a W&B run's id is the run's own identity."""
+    if not cfg.logger:
+        return []
+    from wavespace.build import make
+
+    if cfg.logger.get("_target_", "").endswith("WandbLogger"):
+        identity = {"id": f"{cfg.name}-{folder.path.name}", "name": f"{cfg.name}/{folder.path.name}", "resume": "allow"}
+        logger = make(cfg.logger, "logger", save_dir=str(folder.path), config=resolved(cfg), **identity)
+        folder.update(wandb={"id": identity["id"], "url": getattr(logger.experiment, "url", None)})
+        return [logger]
+    return [make(cfg.logger, "logger")]
+
+
+def _with_precision(node: DictConfig) -> DictConfig:
+    """`precision: null` becomes bf16-mixed where the device computes in bfloat16, else 32-true."""
+    import torch
+
+    if node.get("precision") is not None:
+        return node
+    if torch.cuda.is_available() and node.get("accelerator") in ("auto", "gpu", "cuda"):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    changed = node.copy()
+    changed.precision = "bf16-mixed" if native else "32-true"
+    return changed
+
+
+def _quiet() -> None:
+    """Lightning's advice on settings that are ours stays out of the terminal."""
+    import logging
+
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+
+
+class Sweep(Callback):
+    """A multirun: every member is checked before the first starts, and one table ends it."""
+
+    members: list[tuple[str, DictConfig]]
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.members = []
+        overrides = list(config.hydra.overrides.task)
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+            return  # a sweeper that decides as it goes: its members are checked one by one
+        choices = [
+            [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
+            if o.is_sweep_override()
+            else [o.input_line]
+            for o in parsed
+        ]
+        swept = {i for i, values in enumerate(choices) if len(values) > 1}
+        _, folder = command_line()
+        for member in itertools.product(*choices):
+            cfg = compose(member, folder)
+            from wavespace.build import make, probe
+
+            probe(cfg, make(cfg.data, "data").spec)
+            self.members.append((" ".join(member[i] for i in sorted(swept)), cfg))
+
+    def on_multirun_end(self, **_: Any) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("run", "state", "metric", "folder", box=None)
+        for label, cfg in self.members:
+            folder = RunFolder.of(cfg)
+            status = folder.status()
+            value = status.get("metrics", {}).get(status.get("monitor"))
+            metric = f"{status['monitor']} {value:.3f}" if value is not None else str(status.get("reason") or "-")
+            table.add_row(label, str(status.get("state", "not started")), metric, str(folder.path))
+        Console(soft_wrap=True).print(table)
+
+
+def _close(folder: RunFolder) -> float | None:
+    """The closing table and the page to open."""
+    status = folder.status()
+    figures = status.get("metrics", {})
+    splits = [split for split in ("val", "test", "baseline") if any(key.startswith(f"{split}/") for key in figures)]
+    names = status.get("table", [])
+    width = max([len(name) for name in names], default=0)
+    print(f"\n{'':{width}}" + "".join(f"{split:>10}" for split in splits))
+    for name in names:
+        cells = (figures.get(f"{split}/{name}") for split in splits)
+        print(f"{name:{width}}" + "".join(f"{value:10.3f}" if value is not None else f"{'-':>10}" for value in cells))
+    print(f"\n{status.get('step')} steps, {status.get('minutes', 0):.1f} minutes\nopen {folder.path / 'report.html'}")
+    return figures.get(status.get("monitor"))
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "wavespace train"
+    main()

@@ -1,0 +1,113 @@
+"""Every fault of a configuration at once, each with its key, its file and the nearest valid name; and identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wavespace import config
+from wavespace.errors import ConfigError
+
+
+def faults(*overrides: str, folder: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.compose(overrides, folder)
+    return str(caught.value)
+
+
+def test_a_typo_on_the_command_line_names_the_nearest_key() -> None:
+    assert "did you mean 'seed'" in faults("sed=3")
+    assert "did you mean 'max_steps'" in faults("trainer.max_stepz=3")
+    assert "did you mean 'width'" in faults("model.widht=3")
+
+
+def test_a_group_that_does_not_exist_lists_the_choices() -> None:
+    text = faults("model=unett")
+    assert "did you mean 'unet'" in text
+    assert "conv2d" in text
+
+
+def test_all_faults_come_in_one_message() -> None:
+    text = faults("sed=3", "model=unet", "model.widht=3", "optim.lr=fast", "frontend=mell")
+    for fragment in ("sed", "'width'", "optim.lr = fast", "'mel'"):
+        assert fragment in text
+    assert "4 faults" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("optim.lr=fast", "number"),
+        ("model.width=3.5", "integer"),
+        ("seed=abc", "seed"),
+        ("trainer.max_steps=many", "integer"),
+        ("optim.betas=[0.9]", "betas"),
+    ],
+)
+def test_a_wrong_type_is_told_with_its_key(override: str, fragment: str) -> None:
+    text = faults(override)
+    assert override.split("=")[0] in text
+    assert fragment in text
+
+
+def test_a_typo_in_an_experiment_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nmodel:\n  widht: 7\noptim:\n  lr: quick\n")
+    text = faults("experiment=mine", folder=tmp_path)
+    assert text.count(str(file)) == 2
+    assert "did you mean 'width'" in text
+
+
+def test_a_typo_at_the_root_of_an_experiment_file_is_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nsed: 7\n")
+    assert "sed" in faults("experiment=mine", folder=tmp_path)
+
+
+def test_a_typo_at_depth_three_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    nested = "# @package _global_\nbaseline:\n  _target_: wavespace.models.peaks.Peaks\n  inner:\n    _target_: wavespace.optim.AdamW\n    lrr: 1\n"
+    (tmp_path / "experiment" / "deep.yaml").write_text(nested)
+    text = faults("experiment=deep", folder=tmp_path)
+    assert "baseline.inner.lrr" in text
+    assert "did you mean 'lr'" in text
+
+
+def test_a_class_that_cannot_be_imported_is_a_fault() -> None:
+    assert "can't be imported" in faults("model._target_=nowhere.Net")
+
+
+def test_zero_is_a_seed_and_changes_the_signature() -> None:
+    assert config.compose([]).seed == 0
+    assert config.signature(config.compose(["seed=0"])) == config.signature(config.compose([]))
+    assert config.signature(config.compose(["seed=1"])) != config.signature(config.compose([]))
+
+
+@pytest.mark.parametrize(
+    "override", ["name=other", "fresh=true", "trainer.accelerator=cpu", "data.workers=0", "logger=wandb"]
+)
+def test_what_cannot_change_the_result_is_not_in_the_signature(override: str) -> None:
+    assert config.signature(config.compose([override])) == config.signature(config.compose([]))
+
+
+@pytest.mark.parametrize("override", ["optim.lr=2e-3", "model.width=8", "data.batch_size=3", "trainer.max_steps=7"])
+def test_what_can_change_the_result_is_in_the_signature(override: str) -> None:
+    assert config.signature(config.compose([override])) != config.signature(config.compose([]))
+
+
+def test_a_choice_and_its_written_out_values_are_one_identity() -> None:
+    width = config.compose([]).model.width
+    assert config.signature(config.compose([f"model.width={width}"])) == config.signature(config.compose([]))
+
+
+def test_amending_a_stored_configuration_replaces_a_group_and_keeps_the_rest() -> None:
+    stored = config.compose(["model.width=8", "optim.lr=5e-4"])
+    changed = config.amend(stored, ["data=medley_solos", "data.splits=songs", "model.width=9"], 22_050)
+    assert changed.data.splits == "songs"
+    assert changed.data.sample_rate == 22_050
+    assert (changed.model.width, changed.optim.lr) == (9, 5e-4)
+    with pytest.raises(ConfigError, match="did you mean 'splits'"):
+        config.amend(stored, ["data=medley_solos", "data.splitz=songs"], 22_050)

@@ -1,0 +1,153 @@
+"""Scores equal mir_eval's to the last digit, and are defined where mir_eval's are not."""
+
+from __future__ import annotations
+
+import warnings
+
+import mir_eval
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wavespace.data.base import NO_NOTES, Notes
+from wavespace.metrics import average, frame_scores, note_scores
+from wavespace.spec import PIANO_PITCHES, midi_to_hz
+
+# Times on a 10 ms grid hit the tolerances exactly; few pitches and a short stretch make matchings ambiguous.
+note = st.tuples(
+    st.one_of(st.integers(0, 40).map(lambda t: t / 100), st.floats(0, 0.4)),
+    st.one_of(st.integers(1, 60).map(lambda t: t / 100), st.floats(0.001, 0.6)),
+    st.sampled_from([60, 61, 72]),
+    st.integers(1, 127),
+).map(lambda n: [n[0], n[0] + n[1], n[2], n[3]])
+some_notes = st.lists(note, min_size=1, max_size=14).map(np.array)
+
+
+def by_mir_eval(reference: Notes, estimate: Notes) -> dict[str, float]:
+    ref, est = ((notes[:, :2], midi_to_hz(notes[:, 2])) for notes in (reference, estimate))
+    precision, recall, f1, _ = mir_eval.transcription.precision_recall_f1_overlap(*ref, *est, offset_ratio=None)
+    _, _, with_offset, _ = mir_eval.transcription.precision_recall_f1_overlap(*ref, *est)
+    _, _, with_velocity, _ = mir_eval.transcription_velocity.precision_recall_f1_overlap(
+        *ref, reference[:, 3], *est, estimate[:, 3]
+    )
+    return {
+        "note_precision_onset": precision,
+        "note_recall_onset": recall,
+        "note_f1_onset": f1,
+        "note_f1_onset_offset": with_offset,
+        "note_f1_onset_offset_velocity": with_velocity,
+    }
+
+
+@given(some_notes, some_notes)
+@settings(max_examples=300, deadline=None)
+def test_note_scores_equal_mir_eval(reference: Notes, estimate: Notes) -> None:
+    assert note_scores(reference, estimate) == by_mir_eval(reference, estimate)
+
+
+@pytest.mark.parametrize("jitter", [0.01, 0.04])
+def test_note_scores_equal_mir_eval_on_a_long_piece(jitter: float) -> None:
+    rng = np.random.default_rng(0)
+    onset = rng.uniform(0, 40, 600)
+    reference = np.column_stack([onset, onset + rng.uniform(0.05, 1, 600), rng.integers(48, 72, 600), onset])
+    reference[:, 3] = rng.integers(1, 128, 600)
+    estimate = reference[rng.random(600) < 0.9]
+    estimate[:, :2] += rng.normal(0, jitter, (len(estimate), 2))
+    estimate[:, 3] += rng.normal(0, 12, len(estimate))
+    estimate = np.abs(estimate[estimate[:, 1] > estimate[:, 0]])
+    scores = note_scores(reference, estimate)
+    assert scores == by_mir_eval(reference, estimate)
+    assert 0.2 < scores["note_f1_onset_offset_velocity"] < scores["note_f1_onset"] < 1
+
+
+def test_note_scores_by_hand() -> None:
+    reference = np.array([[0, 1, 60, 20], [1, 2, 62, 60], [2, 3, 64, 100]])
+    estimate = np.array([[0.04, 1, 60, 20], [1, 1.7, 62, 60], [2.06, 3, 64, 100], [2, 3, 65, 100]])
+    scores = note_scores(reference, estimate)
+    assert scores["note_precision_onset"] == 2 / 4
+    assert scores["note_recall_onset"] == 2 / 3
+    assert scores["note_f1_onset"] == pytest.approx(4 / 7)
+    assert scores["note_f1_onset_offset"] == pytest.approx(2 / 7)  # the second ends 0.3 s early, 0.2 s are allowed
+
+
+@given(some_notes, some_notes, st.sampled_from([0.3, 0.55, 1.2]))
+@settings(max_examples=60, deadline=None)
+def test_frame_scores_equal_mir_eval_multipitch(reference: Notes, estimate: Notes, duration: float) -> None:
+    # Times lie on the grid or clear of it, and neither side is empty.
+    reference, estimate = (np.vstack([notes.round(5), [0, 0.01, 61, 1]]) for notes in (reference, estimate))
+    times = np.arange(round(duration * 100)) / 100
+
+    def frequencies(notes: Notes) -> list[np.ndarray]:
+        active = (notes[:, :1] <= times + 1e-8) & (times + 1e-8 < notes[:, 1:2])  # (K, T)
+        return [midi_to_hz(np.unique(notes[on, 2])) for on in active.T]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        precision, recall, *_ = mir_eval.multipitch.metrics(times, frequencies(reference), times, frequencies(estimate))
+    scores = frame_scores(reference, estimate, duration=duration)
+    assert scores["frame_precision"] == pytest.approx(precision)
+    assert scores["frame_recall"] == pytest.approx(recall)
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
+    assert scores["frame_f1"] == pytest.approx(f1)
+
+
+def test_frame_scores_by_hand() -> None:
+    reference = np.array([[0.0, 0.5, 60, 64], [0.5, 1.0, 108, 64]])
+    estimate = np.array([[0.25, 0.75, 60, 64]])
+    scores = frame_scores(reference, estimate, duration=1.0)
+    assert scores == {"frame_precision": 0.5, "frame_recall": 0.25, "frame_f1": pytest.approx(1 / 3)}
+
+
+def test_overlapping_notes_of_a_key_count_once() -> None:
+    twice = np.array([[0.0, 0.5, 60, 64], [0.1, 0.3, 60, 64]])
+    assert frame_scores(twice, twice[:1], duration=1.0)["frame_f1"] == 1
+
+
+@pytest.mark.parametrize(("empty_reference", "empty_estimate", "value"), [(1, 1, 1.0), (1, 0, 0.0), (0, 1, 0.0)])
+def test_empty_sides_are_defined_and_do_not_warn(empty_reference: int, empty_estimate: int, value: float) -> None:
+    some = np.array([[0.1, 0.5, 60, 64]])
+    reference, estimate = (NO_NOTES if empty else some for empty in (empty_reference, empty_estimate))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = note_scores(reference, estimate) | frame_scores(reference, estimate, duration=1.0)
+    assert len(scores) == 8
+    assert set(scores.values()) == {value}
+
+
+def test_silence_is_scored_as_silence_when_notes_lie_outside() -> None:
+    late, low = np.array([[5.0, 6.0, 60, 64]]), np.array([[0.0, 1.0, 12, 64]])
+    assert frame_scores(late, low, duration=1.0)["frame_f1"] == 1
+
+
+@given(some_notes, st.floats(-0.5, 0.5), st.floats(-0.5, 0.001))
+@settings(max_examples=60, deadline=None)
+def test_odd_lengths_and_times_are_scored(notes: Notes, shift: float, length: float) -> None:
+    odd = notes + np.array([shift, shift, 0, 0])
+    odd[::2, 1] = odd[::2, 0] + length
+    for reference, estimate in [(odd, notes), (notes, odd), (odd, odd)]:
+        scores = note_scores(reference, estimate) | frame_scores(reference, estimate, duration=0.5)
+        assert all(0 <= score <= 1 for score in scores.values())
+    assert note_scores(odd, odd)["note_f1_onset_offset"] == 1
+
+
+@given(some_notes, some_notes, st.randoms())
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_notes_does_not_change_what_is_found(reference: Notes, estimate: Notes, random: object) -> None:
+    order = list(range(len(estimate)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    one, other = note_scores(reference, estimate), note_scores(reference, estimate[order])
+    for key in ("note_f1_onset", "note_f1_onset_offset"):
+        assert one[key] == other[key]
+
+
+def test_perfect_estimates_score_one() -> None:
+    onset = np.arange(88) * 0.1
+    notes = np.column_stack([onset, onset + 0.05, PIANO_PITCHES, np.arange(20, 108)])
+    scores = note_scores(notes, notes) | frame_scores(notes, notes, duration=10.0)
+    assert set(scores.values()) == {1.0}
+
+
+def test_average_weighs_recordings_alike() -> None:
+    assert average([{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.5}]) == {"a": 0.5, "b": 0.25}
+    assert average([]) == {}

@@ -1,0 +1,83 @@
+"""A run that is killed and repeated ends as one that was not: weights and metrics.csv, to the bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training import RENDERED, TRAINER, make_medley
+
+from wavespace.config import compose
+from wavespace.runfolder import RunFolder
+from wavespace.train import run
+
+KILL = """
+import os, signal, sys
+from wavespace.config import compose
+from wavespace.tasks.base import Task
+from wavespace.train import run
+
+when, begin = int(sys.argv[1]), Task.on_train_batch_start
+
+def on_train_batch_start(self, batch, batch_idx):
+    if self.global_step == when:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin(self, batch, batch_idx)
+
+Task.on_train_batch_start = on_train_batch_start
+run(compose(sys.argv[2:]))
+"""
+
+
+def state_of(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return torch.load(folder.last, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize(("data", "workers", "killed_at"), [("map", 0, 5), ("map", 2, 3), ("fly", 0, 7), ("fly", 2, 4)])
+def test_a_killed_run_goes_on_to_the_same_bits(data: str, workers: int, killed_at: int, tmp_path: Path) -> None:
+    parts = make_medley(tmp_path / "medley") if data == "map" else RENDERED
+    overrides = [*parts, *TRAINER, f"data.workers={workers}"]
+
+    whole = compose([*overrides, f"runs={tmp_path / 'whole'}"])
+    run(whole)
+
+    broken = [*overrides, f"runs={tmp_path / 'broken'}"]
+    killed = subprocess.run([sys.executable, "-c", KILL, str(killed_at), *broken], capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    folder = RunFolder.of(compose(broken))
+    assert folder.status()["state"] == "running"
+    before = torch.load(folder.last, weights_only=True)["global_step"]
+    assert 0 < before <= killed_at
+    run(compose(broken))
+
+    reference = RunFolder.of(whole)
+    assert reference.path.name == folder.path.name
+    assert (folder.path / "metrics.csv").read_text() == (reference.path / "metrics.csv").read_text()
+    for path in ("last", "best"):
+        ours, theirs = (torch.load(getattr(f, path), weights_only=True) for f in (folder, reference))
+        assert ours["global_step"] == theirs["global_step"]
+        for name, value in theirs["state_dict"].items():
+            assert torch.equal(ours["state_dict"][name], value), name
+    assert folder.status()["metrics"] == reference.status()["metrics"]
+
+
+def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path: Path) -> None:
+    overrides = [*RENDERED, *TRAINER]
+    folders = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        cfg = compose([*overrides, f"runs={tmp_path / name}", f"seed={seed}"])
+        run(cfg)
+        folders.append(RunFolder.of(cfg))
+    first, same, other = (state_of(folder) for folder in folders)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_two_runs_of_one_configuration_do_not_write_at_once(tmp_path: Path) -> None:
+    cfg = compose([*RENDERED, *TRAINER, f"runs={tmp_path}"])
+    folder = RunFolder.of(cfg)
+    with folder.writing(cfg), pytest.raises(ValueError, match="another process"), folder.writing(cfg):
+        pass
