@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import RENDERED, TRAINER, make_medley
 
+from training import RENDERED, TRAINER, make_medley
 from wavespace.config import compose
 from wavespace.runfolder import RunFolder
 from wavespace.train import run
@@ -78,6 +78,11 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path: Path) -> None:
 
 def test_two_runs_of_one_configuration_do_not_write_at_once(tmp_path: Path) -> None:
     cfg = compose([*RENDERED, *TRAINER, f"runs={tmp_path}"])
-    folder = RunFolder.of(cfg)
-    with folder.writing(cfg), pytest.raises(ValueError, match="another process"), folder.writing(cfg):
-        pass
+    with RunFolder.of(cfg).writing(cfg):
+        overrides = [*RENDERED, *TRAINER, f"runs={tmp_path}"]
+        other = subprocess.run(
+            [sys.executable, "-m", "wavespace", "train", *overrides], capture_output=True, check=False, text=True
+        )
+    assert other.returncode == 2
+    assert "another process is running this configuration" in other.stderr
+    assert "Traceback" not in other.stderr

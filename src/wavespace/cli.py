@@ -59,6 +59,7 @@ complete -o nospace -o default -F _wavespace wavespace
 
 def main() -> None:
     """Entry of the `wavespace` command."""
+    sys.path.append(os.getcwd())  # a `_target_` may name a package that lies where the command runs
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")

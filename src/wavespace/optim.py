@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from wavespace.errors import Incompatible
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
@@ -31,14 +33,26 @@ class AdamW:
     final: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr is {self.lr}; it must be above 0")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; both must be from 0 to below 1")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"optim.warmup is {self.warmup}; it is a share of the run, from 0 to below 1")
+            raise ValueError(f"warmup is {self.warmup}; it is a share of the run, from 0 to below 1")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"final is {self.final}; it is a share of lr, from 0 to 1")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of a module's trainable parameters."""
+        """The optimizer of a module's trainable parameters.
+
+        Raises:
+            Incompatible: there are none.
+        """
         parameters = [p for p in module.parameters() if p.requires_grad]
+        if not parameters:
+            raise Incompatible("the model has no parameters to train; what learns nothing can only be a baseline")
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wavespace.errors import BadCheckpoint, Incompatible, UserError
+from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
 from wavespace.runfolder import write_atomic
 
 if TYPE_CHECKING:
@@ -41,20 +41,25 @@ def main(arguments: list[str]) -> None:
 
     task = _load(given.checkpoint)
     failed: list[UserError] = []
+    written: dict[Path, Path] = {}
     for file in given.files:
+        target = (given.out or file.parent) / file.stem
         try:
+            if target in written:
+                raise BadInput(f"{file}: its results would replace those of {written[target]}; give it another --out")
             notes = transcribe(file, task)
+            write_midi(f"{target}.mid", notes)
+            if given.csv:
+                write_atomic(Path(f"{target}.csv"), _csv(notes))
+            if given.png:
+                write_atomic(Path(f"{target}.png"), _png(notes, file.name))
         except UserError as error:
             failed.append(error)
-            continue
-        target = (given.out or file.parent) / file.stem
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_midi(target.with_suffix(".mid"), notes)
-        if given.csv:
-            write_atomic(target.with_suffix(".csv"), _csv(notes))
-        if given.png:
-            write_atomic(target.with_suffix(".png"), _png(notes, file.name))
-        print(f"{file}: {len(notes)} notes -> {target.with_suffix('.mid')}")
+        except OSError as error:
+            failed.append(BadInput(f"{target}.mid: can't be written ({error.strerror})"))
+        else:
+            written[target] = file
+            print(f"{file}: {len(notes)} notes -> {target}.mid")
     if failed:
         raise type(failed[0])("\n".join(str(error) for error in failed))
 
@@ -69,6 +74,7 @@ def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = Non
     Raises:
         UserError: the file or the checkpoint can't be used.
     """
+    from rich.console import Console
     from rich.progress import Progress
 
     from wavespace.data.audio import read_blocks, seconds_of
@@ -78,8 +84,8 @@ def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = Non
     task: Any = _load(Path(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint or _load(None)
     decoder = task.decoder()
     found: list[Notes] = []
-    rate = task.out_spec.frame_rate
-    with Progress(transient=True) as progress:
+    rate, console = task.out_spec.frame_rate, Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(Path(path).name, total=seconds_of(Path(path)))
         for output in stream(task, read_blocks(Path(path), task.frontend.in_spec.sample_rate)):
             found.append(decoder.push(*output.sigmoid().cpu().numpy()))
@@ -93,7 +99,8 @@ def _load(path: Path | None) -> PianoRoll:
     from wavespace import checkpoint
     from wavespace.tasks.piano_roll import PianoRoll
 
-    task = checkpoint.load(path or _newest())
+    path = path or _newest()
+    task = checkpoint.load(path)
     if not isinstance(task, PianoRoll):
         raise Incompatible(
             f"{path} was trained on {type(task).__name__}; transcribing needs a checkpoint of task=piano_roll"
@@ -137,7 +144,8 @@ def _png(notes: Notes, title: str) -> bytes:
     end = float(notes[:, 1].max(initial=1.0))
     figure = Figure(figsize=(min(60, max(8, end * 0.4)), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(title=title, xlabel="seconds", ylabel="MIDI pitch", xlim=(0, end), ylim=(20, 109))
+    axes = figure.add_subplot(xlabel="seconds", ylabel="MIDI pitch", xlim=(0, end), ylim=(20, 109))
+    axes.set_title(title, parse_math=False)  # a file's name may hold dollar signs
     lines = [((onset, pitch), (offset, pitch)) for onset, offset, pitch, _ in notes]
     axes.add_collection(LineCollection(lines, linewidths=2.2, array=notes[:, 3], cmap="viridis", clim=(0, 127)))
     axes.grid(alpha=0.2)

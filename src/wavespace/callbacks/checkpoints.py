@@ -49,9 +49,8 @@ class Checkpoints(Callback):
         step = trainer.global_step
         if trainer.max_steps > 0 and step >= trainer.max_steps:
             trainer.should_stop = True
-        validates = (
-            trainer.should_stop or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
-        )
+        interval = int(trainer.val_check_batch or 1)  # None: by time, so that any step may be followed by one
+        validates = trainer.should_stop or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % interval == 0
         # Not where a validation follows: Lightning would take it for done when it goes on from there.
         if step % self.every == 0 and not validates:
             self._save(trainer, [self.folder.last])
@@ -88,8 +87,8 @@ class Checkpoints(Callback):
 class CsvLogger(Logger):
     """metrics.csv: a row a step, a column a metric, floats with all their digits, nothing that depends on the clock.
 
-    Rows are appended as they come; a new metric rewrites the file with one more column. A run that goes on first
-    drops the rows after its checkpoint.
+    Rows are appended as they come; a new metric, or one for a row that was written, rewrites the file. A run that
+    goes on first drops the rows after its checkpoint, and a row that a kill cut off.
     """
 
     def __init__(self, path: Path, keep_until: int | None) -> None:
@@ -97,13 +96,15 @@ class CsvLogger(Logger):
         self.path = path
         self.rows: dict[int, dict[str, str]] = {}
         self.columns: list[str] = []
-        self.unwritten: list[int] = []
+        self.unwritten: set[int] = set()
+        self.written = -1
         if keep_until is not None and path.is_file():
             with path.open(newline="") as file:
                 for row in csv.DictReader(file):
                     step = int(row.pop("step"))
-                    if step <= keep_until:
-                        self.rows[step] = {key: value for key, value in row.items() if value}
+                    figures = {key: value for key, value in row.items() if value}
+                    if step <= keep_until and figures:  # without figures: the beginning of a longer number
+                        self.rows[step] = figures
         self._rewrite()
 
     @property
@@ -124,20 +125,20 @@ class CsvLogger(Logger):
         step = int(step or 0)
         row = self.rows.setdefault(step, {})
         row |= {key: repr(float(value)) for key, value in metrics.items()}
-        if step not in self.unwritten:
-            self.unwritten.append(step)
+        self.unwritten.add(step)
 
     def save(self) -> None:
         """Bring the file up to date."""
         known = set(self.columns)
-        if any(set(self.rows[step]) - known for step in self.unwritten):
+        if any(step <= self.written or set(self.rows[step]) - known for step in self.unwritten):
             self._rewrite()
         elif self.unwritten:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, ["step", *self.columns]).writerows(
-                    {"step": s} | self.rows[s] for s in self.unwritten
+                    {"step": s} | self.rows[s] for s in sorted(self.unwritten)
                 )
-        self.unwritten = []
+            self.written = max(self.unwritten)
+        self.unwritten = set()
 
     def finalize(self, status: str) -> None:
         """Bring the file up to date at the end."""
@@ -151,3 +152,4 @@ class CsvLogger(Logger):
         writer.writeheader()
         writer.writerows({"step": step} | self.rows[step] for step in steps)
         write_atomic(self.path, text.getvalue())
+        self.written = max(steps, default=-1)

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from wavespace.data.base import DataModule, Notes, collate
+from wavespace.data.base import DataModule, collate
 from wavespace.data.notes import clean, window, write_midi
 from wavespace.data.soundfont import Sampler, Voice
 from wavespace.errors import UserError
 from wavespace.runfolder import write_atomic
+from wavespace.spec import midi_to_hz
 from wavespace.tasks.base import Picture, Sample, Task
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
     files = {title: f"{index}-{_safe(title)}.flac" for title in sounds}
     for title, sound in sounds.items():
         # Scaled as a 16-bit input was, so that it comes back bit by bit.
-        pcm = np.clip(np.rint(np.nan_to_num(sound) * 32768.0), -32768, 32767).astype(np.int16)  # (N,)
+        pcm = np.clip(np.rint(np.nan_to_num(sound, posinf=1, neginf=-1) * 32768.0), -32768, 32767).astype(
+            np.int16
+        )  # (N,)
         write(folder / files[title], pcm, rate, subtype="PCM_16")
     midi = {"estimate": sample.estimate, "reference": sample.reference} if has_notes else {}
     for title, notes in midi.items():
@@ -119,47 +122,51 @@ def _safe(name: str) -> str:
 # --- The picture -----------------------------------------------------------------------------------------
 
 # A dark panel of its own, as magma begins dark: the same on a light page, on a dark one and in a file viewer.
-PANEL, TEXT, FAINT, REFERENCE = "#15131b", "#d9d5e3", "#9c96ab", "#4b4659"
+PANEL, TEXT, FAINT, REFERENCE = "#18161e", "#d9d5e3", "#9c96ab", "#4b4659"
 FOUND, EXTRA, MISSED = "#6fd3ae", "#ffb454", "#ff6f91"
 
-ROWS = 320
+STYLE: Any = {
+    "text.color": TEXT, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
+    "font.size": 7.5, "axes.titlesize": 9, "axes.titlepad": 4, "axes.titlelocation": "left", "axes.linewidth": 0.5,
+    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "xtick.major.width": 0.5, "ytick.major.width": 0.5,
+    "xtick.major.pad": 2, "ytick.major.pad": 2,
+}  # fmt: skip
+
+ROWS = 300
 """Rows that a picture is drawn with: about the pixels that its panel is high."""
 
 
 def draw(sample: Sample) -> tuple[Figure, str]:
     """The pictures of a sample, one under the other on one time axis, and a sentence that says what is there.
 
-    Notes get a panel of their own: the reference as dim bars, and the estimate on them by what became of it
-    (mir_eval's rule for onsets: within 50 ms, within 50 cents).
+    Notes get a panel of their own: the reference as dim bars, and on them the estimate by what became of it
+    (mir_eval's rule for onsets: within 50 ms and 50 cents).
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     has_notes = bool(len(sample.reference) or len(sample.estimate))
     panels = len(sample.pictures) + has_notes
-    height = 1.72 * panels + 0.4  # inches
-    colours = {key: FAINT for key in ("xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor")}
-    with rc_context({"font.size": 8, "text.color": TEXT, "axes.linewidth": 0.5, **colours}):
-        figure = Figure(figsize=(4.5, height), dpi=220, facecolor=PANEL)
+    height = 1.55 * panels + 0.3  # inches
+    seconds = max((picture.values.shape[1] - 1) / picture.frame_rate for picture in sample.pictures)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4, height), dpi=250, facecolor=PANEL)
         grid = figure.add_gridspec(
-            panels, 2, width_ratios=(50, 1), wspace=0.04, hspace=0.28,
-            left=0.135, right=0.915, top=1 - 0.26 / height, bottom=0.42 / height,
+            panels, 2, width_ratios=(50, 1), wspace=0.04, hspace=0.24,
+            left=0.15, right=0.9, top=1 - 0.26 / height, bottom=0.4 / height,
         )  # fmt: skip
-        seconds = max((p.values.shape[1] - 1) / p.frame_rate for p in sample.pictures)
         said = []
-        for row, picture in enumerate(sample.pictures):
+        for row in range(panels):
             axes = figure.add_subplot(grid[row, 0])
-            _draw_picture(picture, axes, figure.add_subplot(grid[row, 1]))
-            said.append(f"{picture.title} ({picture.unit})")
-        if has_notes:
-            axes = figure.add_subplot(grid[-1, 0])
-            said.append(_draw_notes(sample, axes))
-        for axes in figure.axes:
-            axes.tick_params(length=2.5, width=0.5, pad=2)
-            if axes.get_subplotspec().colspan.start == 0:  # type: ignore[union-attr]
-                axes.set_xlim(0, seconds)
-                axes.tick_params(labelbottom=axes.get_subplotspec().is_last_row())  # type: ignore[union-attr]
-        figure.text(0.525, 0.06 / height, "seconds", color=FAINT, ha="center", va="bottom")
+            if row < len(sample.pictures):
+                picture = sample.pictures[row]
+                _draw_picture(picture, axes, figure.add_subplot(grid[row, 1]))
+                said.append(f"{picture.title} ({picture.unit})")
+            else:
+                said.append(_draw_notes(sample, axes))
+            axes.set_xlim(0, seconds)
+            axes.tick_params(axis="x", labelbottom=row == panels - 1)
+        figure.text(0.525, 0.05 / height, "seconds", color=FAINT, ha="center", va="bottom")
     return figure, f"{seconds:.1f} seconds, one under the other: {'; '.join(said)}"
 
 
@@ -172,16 +179,15 @@ def _draw_picture(picture: Picture, axes: Axes, bar: Axes) -> None:
     # Each row of equal pitch shows the loudest bin in it, or the one bin that it lies in.
     starts = np.searchsorted(inner, np.geomspace(low, high, ROWS + 1)[:-1])
     rows = np.maximum.reduceat(picture.values, starts, axis=0)  # (ROWS, T)
-    edges = (np.arange(2) * picture.values.shape[1] - 0.5) / picture.frame_rate
+    start, end = -0.5 / picture.frame_rate, (picture.values.shape[1] - 0.5) / picture.frame_rate
     image = axes.imshow(
         rows, cmap="magma", vmin=picture.low, vmax=picture.high, aspect="auto", origin="lower",
-        extent=(*edges, *_pitch([low, high])),
+        extent=(start, end, *_pitch([low, high])),
     )  # fmt: skip
-    axes.set_title(picture.title, loc="left", size=8.5, pad=4)
-    bar.set_title(picture.unit, loc="right", size=7, color=FAINT, pad=4, x=4)
+    axes.set_title(picture.title)
+    bar.set_title(picture.unit, loc="right", size=7.5, color=FAINT, x=4.5)
     assert axes.figure is not None
     axes.figure.colorbar(image, cax=bar, ticks=np.linspace(picture.low, picture.high, 3), format="%.3g")
-    bar.tick_params(labelsize=7)
 
     pitches = _pitch(centres[centres > 0])
     if np.allclose(pitches, np.rint(pitches), atol=1e-3):  # keys
@@ -190,44 +196,44 @@ def _draw_picture(picture: Picture, axes: Axes, bar: Axes) -> None:
         hertz = np.array([digit * 10**power for power in range(1, 5) for digit in (1, 2, 5)])
         hertz = hertz[(hertz > low * 1.05) & (hertz < high * 0.95)]
         axes.set_yticks(_pitch(hertz), [f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in hertz])
-    axes.tick_params(axis="y", labelsize=7)
 
 
 def _draw_notes(sample: Sample, axes: Axes) -> str:
+    """Found, missed and extra notes; returns how many."""
     from matplotlib.collections import PolyCollection
     from mir_eval.transcription import match_notes
 
     true, found = sample.reference, sample.estimate
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     if len(true) and len(found):
-        sides = ((notes[:, :2], 440 * 2 ** ((notes[:, 2] - 69) / 12)) for notes in (true, found))
-        pairs = match_notes(*next(sides), *next(sides), offset_ratio=None)
-    hit, right = (np.isin(np.arange(len(notes)), [p[side] for p in pairs]) for side, notes in enumerate((true, found)))
+        true_hz, found_hz = ([midi_to_hz(pitch) for pitch in notes[:, 2]] for notes in (true, found))
+        pairs = match_notes(true[:, :2], true_hz, found[:, :2], found_hz, offset_ratio=None)
+    hit = np.isin(np.arange(len(true)), [pair[0] for pair in pairs])  # (K,)
+    right = np.isin(np.arange(len(found)), [pair[1] for pair in pairs])  # (L,)
 
-    for notes, colour, height in (
-        (true[hit], REFERENCE, 0.9), (true[~hit], MISSED, 0.9), (found[right], FOUND, 0.45), (found[~right], EXTRA, 0.45),
-    ):  # fmt: skip
-        onset, offset, pitch = notes[:, :3].T
-        low, high = pitch - height / 2, pitch + height / 2
-        corners = np.stack([onset, low, onset, high, offset, high, offset, low], axis=1)  # (K, 8)
-        axes.add_collection(PolyCollection(list(corners.reshape(-1, 4, 2)), facecolors=colour, antialiased=False))
+    true_layers = [(true[hit], REFERENCE, 0.45), (true[~hit], MISSED, 0.45)]
+    found_layers = [(found[right], FOUND, 0.25), (found[~right], EXTRA, 0.25)]
+    for notes, colour, half in true_layers + found_layers:
+        onset, offset, low, high = notes[:, 0], notes[:, 1], notes[:, 2] - half, notes[:, 2] + half  # (K,)
+        bars = np.stack([onset, low, onset, high, offset, high, offset, low], axis=1).reshape(-1, 4, 2)  # (K, 4, 2)
+        axes.add_collection(PolyCollection(list(bars), color=colour, linewidth=0.3, antialiased=False))
     pitch = np.concatenate([true[:, 2], found[:, 2]])
-    spare = max(2.0, (14 - np.ptp(pitch)) / 2)  # an octave and a bit at least, so that there is a C to read
+    spare = max(2.0, (14 - np.ptp(pitch)) / 2)  # more than an octave, so that there is a C to read
     axes.set_ylim(pitch.min() - spare, pitch.max() + spare)
     axes.set_facecolor("#000004")  # where magma begins
-    axes.set_title("notes", loc="left", size=8.5, pad=4)
-    counts = [(f"{len(pairs)} found", FOUND), (f"{int((~hit).sum())} missed", MISSED), (f"{int((~right).sum())} extra", EXTRA)]
-    for (text, colour), x in zip(counts, (0.45, 0.75, 1.0)):
-        axes.text(x, 1.03, text, color=colour, ha="right", va="bottom", size=8, transform=axes.transAxes)
+    axes.set_title("notes")
     _name_keys(axes)
-    return f"notes ({', '.join(text for text, _ in counts)})"
+    counts = {f"{len(pairs)} found": FOUND, f"{np.sum(~hit)} missed": MISSED, f"{np.sum(~right)} extra": EXTRA}
+    for (text, colour), x in zip(counts.items(), (0.5, 0.77, 1.0)):
+        axes.text(x, 1.03, text, color=colour, ha="right", va="bottom", transform=axes.transAxes)
+    return f"notes ({', '.join(counts)})"
 
 
 def _name_keys(axes: Axes) -> None:
+    """Name the Cs of an axis in MIDI pitch."""
     low, high = axes.get_ylim()
-    octaves = [c for c in range(12, 120, 12) if low < c < high]
-    axes.set_yticks(octaves, [f"C{c // 12 - 1}" for c in octaves])
-    axes.tick_params(axis="y", labelsize=7)
+    pitches = [c for c in range(12, 121, 12) if low < c < high]
+    axes.set_yticks(pitches, [f"C{c // 12 - 1}" for c in pitches])
 
 
 def _pitch(hertz: ArrayLike) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from wavespace.errors import BadInput
 
 Audio = NDArray[np.float32]
 
+UNKNOWN = 2**62
+"""From here on a number of samples is libsndfile's way to say that the header states none."""
+
 
 def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: float | None = None) -> Audio:
     """Mono float32 `(N,)` of a file or of a window of it; channels are averaged, other rates resampled (soxr HQ).
@@ -22,7 +26,7 @@ def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: flo
     A window that reaches past the end of the file is shorter than asked for.
 
     Raises:
-        BadInput: the file is missing, not audio, holds no samples, or holds values that are not numbers.
+        BadInput: the file is missing, not audio, damaged, holds no samples, or holds values that are not numbers.
     """
     with _open(path) as file:
         first = min(round(start * file.samplerate), file.frames)
@@ -52,17 +56,24 @@ def seconds_of(path: Path) -> float:
         return file.frames / file.samplerate
 
 
-def _open(path: Path) -> soundfile.SoundFile:
+@contextmanager
+def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
     try:
         file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        raise BadInput(f"{path}: can't be read as audio ({error.error_string}); wav, flac, ogg and mp3 can") from None
-    if file.frames == 0:
-        file.close()
-        raise BadInput(f"{path}: holds no samples")
-    return file
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: audio without a header, by its suffix
+        reason = getattr(error, "error_string", error)
+        raise BadInput(f"{path}: can't be read as audio ({reason}); wav, flac, ogg and mp3 can") from None
+    with file:
+        if file.frames == 0:
+            raise BadInput(f"{path}: holds no samples")
+        if file.frames >= UNKNOWN:
+            raise BadInput(f"{path}: its header does not state a length, as it was written to a pipe; write it anew")
+        try:
+            yield file
+        except soundfile.LibsndfileError as error:
+            raise BadInput(f"{path}: is damaged or cut off ({error.error_string}); get the file anew") from None
 
 
 def _mono(raw: NDArray[np.float32], path: Path, first: int) -> Audio:

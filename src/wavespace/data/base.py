@@ -82,7 +82,8 @@ def collate(items: Sequence[Item]) -> Batch:
 
 def rng_for(*key: int | str) -> np.random.Generator:
     """A generator that depends on the key alone: `rng_for(seed, "train", position)`."""
-    words = [part if isinstance(part, int) else int.from_bytes(part.encode(), "little") for part in key]
+    # A negative seed is a seed, as for torch.
+    words = [part % 2**64 if isinstance(part, int) else int.from_bytes(part.encode(), "little") for part in key]
     return np.random.default_rng(words)
 
 

@@ -95,9 +95,14 @@ class MedleySolos(DataModule):
         by_split = {split: [clip for clip in clips if clip.split == split] for split in SPLITS.values()}
         for split, found in by_split.items():
             if not found:
+                way_out = (
+                    "an instrument needs three songs to be in every split"
+                    if self.splits == "songs"
+                    else "with a part of the data, data.splits=songs splits what is there by song"
+                )
                 raise BadInput(
                     f"{self.root}: no clips for the {split} split ({len(clips)} clips, {self.absent} rows of the "
-                    "metadata without their file); with a part of the data, data.splits=songs splits what is there by song"
+                    f"metadata without their file); {way_out}"
                 )
         self.by_split = by_split
         self.train_set = Clips(by_split["train"], self.spec, self.seed)
@@ -134,25 +139,23 @@ class MedleySolos(DataModule):
         }
         metadata = self._find_metadata()
         clips, absent = [], 0
-        with metadata.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                try:
-                    instrument, subset, song = (
-                        int(row["instrument_id"]),
-                        row["subset"],
-                        row.get("song_id") or row["track_id"],
-                    )
-                    path = files.get(f"Medley-solos-DB_{subset}-{instrument}_{row['uuid4']}.wav")
-                    split = SPLITS[subset]
-                except (KeyError, TypeError, ValueError):
-                    raise BadInput(
-                        f"{metadata}: a row is {dict(row)}; "
-                        "expected columns subset, instrument, instrument_id, song_id, uuid4"
-                    ) from None
-                if path is None:
-                    absent += 1
-                else:
-                    clips.append(Clip(path, instrument, song, split))
+        for row in _rows(metadata):
+            try:
+                instrument, subset = int(row["instrument_id"]), row["subset"]
+                song = row.get("song_id") or row["track_id"]
+                path = files.get(f"Medley-solos-DB_{subset}-{instrument}_{row['uuid4']}.wav")
+                split, known = SPLITS[subset], instrument in range(len(INSTRUMENTS))
+            except (KeyError, TypeError, ValueError):
+                known = False
+            if not known:
+                raise BadInput(
+                    f"{metadata}: a row is {dict(row)}; expected columns subset, instrument, instrument_id (0-7), "
+                    "song_id, uuid4"
+                )
+            if path is None:
+                absent += 1
+            else:
+                clips.append(Clip(path, instrument, song, split))
         if self.splits == "songs":
             clips = self._by_song(clips)
         return clips, absent
@@ -167,3 +170,11 @@ class MedleySolos(DataModule):
             for place, index in enumerate(order):
                 split_of[songs[index]] = "val" if place < held else "test" if place < 2 * held else "train"
         return [clip._replace(split=split_of[clip.song]) for clip in clips]
+
+
+def _rows(metadata: Path) -> list[dict[str, str]]:
+    try:
+        with metadata.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{metadata}: can't be read as CSV ({error})") from None

@@ -21,8 +21,9 @@ Array = NDArray[np.float64]
 
 BLOCK = 32
 """Bands to one product."""
-CPU_GROUP, GPU_GROUP = 2**18, 2**26
-"""Samples of frames that are transformed at once: the second-level cache of a core, and 1 GB in all."""
+CPU_GROUP, GPU_GROUP = 2**21, 2**26
+"""Samples of frames to transform at once. On a CPU 8 MB, which malloc hands out again and again, where it maps
+large blocks afresh at each call, and pays for that with more time than the transform takes; on a GPU 256 MB."""
 
 
 class BandSpectrogram(FrontEnd):
@@ -48,7 +49,8 @@ class BandSpectrogram(FrontEnd):
 
     def waveform(self, features: Tensor, samples: int) -> Tensor:
         """Audio `(B, samples)` of levels `(B, 1, F, T)`: bands to FFT bins, then phases by Griffin-Lim."""
-        power = self.bands.invert(10 ** (features.squeeze(1) / 10))  # (B, n_fft / 2 + 1, T)
+        levels = 10 ** (features.squeeze(1) / 10) - 10 ** (self.out_spec.low / 10)  # (B, F, T); the floor is silence
+        power = self.bands.invert(levels.clamp_min(0))  # (B, n_fft / 2 + 1, T)
         return griffin_lim(power.sqrt(), self.bands.hop, samples)  # (B, N)
 
 
@@ -169,9 +171,9 @@ class MultiResolution(FrontEnd):
 class Bands(nn.Module):
     """Power in bands: audio `(B, N)` to `(B, bands, T)`, 1.0 at the FFT bin of a full-scale sine.
 
-    Frames are taken a cache-sized group at a time, which is several times faster on a CPU than one large STFT,
-    and bounds the memory on any device. The band matrix is about 1 % dense, but neighbouring bands share their
-    FFT bins: small dense products over a few bands each are as fast as a sparse one, and run on any device.
+    Frames are taken a group at a time, which is several times faster on a CPU than one large STFT, and bounds the
+    memory on any device. The band matrix is about 1 % dense, but neighbouring bands share their FFT bins: small
+    dense products over a few bands each are as fast as a sparse one, and run on any device.
 
     Args:
         weights: `(bands, n_fft / 2 + 1)`, no row empty.
@@ -189,22 +191,22 @@ class Bands(nn.Module):
         for start in range(0, len(weights), BLOCK):
             block = weights[start : start + BLOCK]
             used = np.flatnonzero(block.any(axis=0))
-            self.spans.append((int(used[0]), int(used[-1]) + 1))
             table = torch.tensor(block[:, used[0] : used[-1] + 1].T, dtype=torch.float32)  # (FFT bins, bands)
-            self.register_buffer(f"block{start}", table, persistent=False)
+            self.register_buffer(f"block{len(self.spans)}", table, persistent=False)
+            self.spans.append((int(used[0]), int(used[-1]) + 1))
 
     @property
     def blocks(self) -> list[Tensor]:
         """One `(FFT bins, bands)` matrix for each of `spans`."""
-        return [getattr(self, f"block{BLOCK * i}") for i in range(len(self.spans))]
+        return [getattr(self, f"block{i}") for i in range(len(self.spans))]
 
     def forward(self, audio: Tensor) -> Tensor:
         """Power `(B, bands, T)` of audio `(B, N)`."""
         frames = F.pad(audio, (self.n_fft // 2, self.n_fft // 2)).unfold(-1, self.n_fft, self.hop)  # (B, T, n_fft)
-        if torch.compiler.is_compiling():  # the compiler fuses; a loop over frames would only unroll
+        if torch.compiler.is_compiling():  # which would unroll a loop over groups
             groups: tuple[Tensor, ...] = (frames,)
         else:
-            samples = CPU_GROUP * torch.get_num_threads() if audio.device.type == "cpu" else GPU_GROUP
+            samples = CPU_GROUP if audio.device.type == "cpu" else GPU_GROUP
             groups = frames.split(max(1, samples // (len(audio) * self.n_fft)), dim=1)
         return torch.cat([self.gather(group) for group in groups], dim=1).transpose(1, 2)  # (B, bands, T)
 

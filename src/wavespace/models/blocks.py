@@ -22,15 +22,15 @@ class Scale(nn.Module):
         super().__init__()
         logit = spec.unit == "logit"
         self.middle = 0.0 if logit else (spec.high + spec.low) / 2
-        self.half = 1.0 if logit else (spec.high - spec.low) / 2
+        self.reach = 1.0 if logit else (spec.high - spec.low) / 2
 
     def into(self, x: Tensor) -> Tensor:
         """To about -1..1."""
-        return (x - self.middle) / self.half
+        return (x - self.middle) / self.reach
 
     def out(self, x: Tensor) -> Tensor:
         """Back to the spec's unit."""
-        return x * self.half + self.middle
+        return x * self.reach + self.middle
 
 
 class Rebin(nn.Module):

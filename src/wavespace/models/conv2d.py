@@ -19,6 +19,9 @@ class Conv2D(nn.Module):
         depth: levels.
         pool_time: also halve time.
         norm: kind of normalisation.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -33,8 +36,8 @@ class Conv2D(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if width < 1 or depth < 1:
-            raise ValueError(f"width is {width} and depth is {depth}; both must be at least 1")
+        if min(width, max_width, depth) < 1:
+            raise ValueError(f"width is {width}, max_width {max_width} and depth {depth}; each must be at least 1")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         stride = (2, 2 if pool_time else 1)
         self.multiple = (stride[0] ** depth, stride[1] ** depth)

@@ -69,6 +69,9 @@ class Harmonic(nn.Module):
         spread: rows read around each harmonic (odd).
         dilations: (pitch, time) dilation of each residual layer. With 12 bins an octave 12, 7 and 12 reach the octave,
             the fifth (with the octave: the twelfth), and the double octave.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -82,8 +85,14 @@ class Harmonic(nn.Module):
         dilations: tuple[tuple[int, int], ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
     ) -> None:
         super().__init__()
-        if spread % 2 == 0:
+        if width < 1:
+            raise ValueError(f"width is {width}; it must be at least 1")
+        if not harmonics or min(harmonics) <= 0:
+            raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
+        if spread < 1 or spread % 2 == 0:
             raise ValueError(f"spread is {spread}; it must be odd, as it is centred on each harmonic")
+        if any(min(dilation) < 1 for dilation in dilations):
+            raise ValueError(f"dilations is {[list(d) for d in dilations]}; each number must be at least 1")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.stack = HarmonicStack(in_spec, out_spec, harmonics, spread)
         self.stem = nn.Sequential(

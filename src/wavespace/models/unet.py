@@ -25,6 +25,9 @@ class UNet(nn.Module):
         pool: what is halved at each level.
         kernel: size of the convolutions along frequency and time; `[5, 1]` sees each frame alone.
         norm: kind of normalisation.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -41,9 +44,9 @@ class UNet(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if width < 1 or depth < 1:
-            raise ValueError(f"width is {width} and depth is {depth}; both must be at least 1")
-        if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
+        if min(width, max_width, depth) < 1:
+            raise ValueError(f"width is {width}, max_width {max_width} and depth {depth}; each must be at least 1")
+        if any(size < 1 or size % 2 == 0 for size in kernel):
             raise ValueError(f"kernel is {list(kernel)}; both sizes must be odd, so that input and output align")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.skips = skips

@@ -45,6 +45,11 @@ class Sample(NamedTuple):
     estimate: Notes = NO_NOTES
 
 
+def scaled(audio: Tensor) -> Tensor:
+    """Audio as float32 in -1..1, whether it came so or as int16."""
+    return audio.float() / 32768 if audio.dtype == torch.int16 else audio
+
+
 class Task(LightningModule):
     """Front-end + model + loss + metrics.
 
@@ -96,9 +101,7 @@ class Task(LightningModule):
 
     def features(self, audio: Tensor) -> Tensor:
         """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` float32 or int16."""
-        if audio.dtype == torch.int16:
-            audio = audio.float() / 32768
-        return self.frontend(audio)
+        return self.frontend(scaled(audio))
 
     def apply_model(self, features: Tensor) -> Tensor:
         """Model output in float32; channels last, in which convolutions run fastest on CPU and GPU alike."""
@@ -114,11 +117,11 @@ class Task(LightningModule):
 
     def on_fit_start(self) -> None:
         """Lay convolution weights out as `apply_model` lays out its input."""
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def done(self) -> float:
         """Share of the run that is over: of its steps or of its time, whichever is further."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         shares = [0.0]
         if trainer.max_steps > 0:
             shares.append((self.global_step + 1) / trainer.max_steps)  # the first step moves already
@@ -141,9 +144,10 @@ class Task(LightningModule):
         features = self.features(batch.audio)  # (B, C, F, T)
         losses = self.loss(self.apply_model(features), features, batch)
         self.train_loss = losses["loss"].detach()
+        trainer: Any = self.trainer
         step = self.global_step + 1
-        if step % self.trainer.log_every_n_steps == 0:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        if step % trainer.log_every_n_steps == 0:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._log({f"train/{name}": float(value.detach()) for name, value in losses.items()} | {"lr": rate}, step)
         return losses["loss"]
 

@@ -20,7 +20,7 @@ from wavespace.decode import Decoder
 from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, frame_scores, note_scores
 from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
-from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.tasks.base import Picture, Sample, Task, scaled
 
 HEADS = ("onset", "frame", "velocity", "offset")
 """Order of the output's channels, which is that of `Decoder.push`."""
@@ -48,6 +48,9 @@ class PianoRoll(Task):
         frame_threshold: a note ends where its frame probability falls below this,
         offset_threshold: or at a maximum of the offset head of at least this.
         thresholds: onset thresholds that validation tries; the best is kept in the checkpoint.
+
+    Raises:
+        ValueError: a threshold is not in (0, 1], or there is none to try.
     """
 
     needs = ("notes",)
@@ -78,6 +81,10 @@ class PianoRoll(Task):
         self.frame_threshold, self.offset_threshold = frame_threshold, offset_threshold
         self.thresholds = thresholds
         self.register_buffer("onset_threshold", torch.tensor(0.5))
+        if not thresholds:
+            raise ValueError("thresholds is empty; validation needs at least one to choose from")
+        for threshold in thresholds:
+            self.decoder(threshold)  # refuses what is no threshold, now and not at the first validation
 
     def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Weighted binary cross-entropy of the three activity heads and squared error of velocity at onsets."""
@@ -145,8 +152,7 @@ class PianoRoll(Task):
         level = features[index, 0].cpu().numpy()[:, :frames]
         target = torch.maximum(0.5 * roll.frame[index], roll.onset[index]).cpu().numpy()[:, :frames]
         shown = np.maximum(0.5 * heads[1], heads[0])
-        audio = batch.audio[index, 0, : int(batch.lengths[index])].cpu()
-        sound = audio.float().numpy() / (32768 if audio.dtype == torch.int16 else 1)
+        sound = scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()  # (N,)
         return Sample(
             name=batch.names[index],
             pictures=[

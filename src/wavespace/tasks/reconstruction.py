@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wavespace.data.base import Batch
 from wavespace.frontends.base import FrontEnd
-from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.tasks.base import Picture, Sample, Task, scaled
 
 
 class Observed(NamedTuple):
@@ -60,7 +60,7 @@ class Reconstruction(Task):
         frames = self.frontend.out_spec.frames(samples, self.frontend.in_spec.sample_rate)
         spec = self.frontend.out_spec
         target, estimate = features[index, :, :, :frames].float(), output[index, :, :, :frames].float()
-        sounds = {"input": self._sound(batch, index, samples)}
+        sounds = {"input": scaled(batch.audio[index, 0, :samples]).cpu().numpy()}
         if self.frontend.invertible:
             both = torch.stack([target, estimate])  # (2, C, F, T)
             resynthesised = self.frontend.inverse(both, samples).cpu().numpy()  # (2, 1, N)
@@ -77,11 +77,7 @@ class Reconstruction(Task):
         return Sample(batch.names[index], pictures, sounds)
 
     def _mask(self, batch: Batch, features: Tensor) -> Tensor:
-        in_spec = self.frontend.in_spec
-        frames = 1 + torch.floor(batch.lengths * self.out_spec.frame_rate / in_spec.sample_rate + 1e-9)  # (B,)
-        time = torch.arange(features.shape[-1], device=features.device)
-        return (time < frames[:, None].to(features.device))[:, None, None].float()
-
-    def _sound(self, batch: Batch, index: int, samples: int) -> np.ndarray:
-        audio = batch.audio[index, 0, :samples].cpu()
-        return audio.float().numpy() / (32768 if audio.dtype == torch.int16 else 1)
+        hop = round(self.frontend.in_spec.sample_rate / self.out_spec.frame_rate)
+        frames = 1 + batch.lengths // hop  # (B,) in whole numbers: float32 loses frames of long recordings
+        time = torch.arange(features.shape[-1], device=features.device)  # (T,)
+        return (time < frames[:, None].to(features.device))[:, None, None].float()  # (B, 1, 1, T)

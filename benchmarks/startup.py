@@ -1,0 +1,62 @@
+"""How long a person waits: for help, for a configuration, for the first training step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness import Row, compare
+
+FIRST_STEP = """
+import os, sys
+import wavespace.train as train
+
+fit = train.fit
+
+def until_first_step(cfg, parts, folder):
+    type(parts.task).on_train_batch_end = lambda *_: os._exit(0)
+    fit(cfg, parts, folder)
+
+train.fit = until_first_step
+sys.argv = ["wavespace train", "experiment=demo", "fresh=true"]
+train.main()
+"""
+
+
+def python(code: str, *, cwd: str | None = None) -> None:
+    """Run code in a fresh interpreter."""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=cwd)
+
+
+def wavespace(*arguments: str) -> None:
+    """Run the command in a fresh interpreter."""
+    command = Path(sys.executable).with_name("wavespace")
+    subprocess.run([command, *arguments], check=True, capture_output=True)
+
+
+def rows(rounds: int = 3) -> Iterator[Row]:
+    """Each against the imports that a run can't do without."""
+    imports = "import torch, pytorch_lightning"
+    yield compare(
+        "wavespace --help", lambda: wavespace("--help"), lambda: python("import torch"), "import torch", 0.25, rounds
+    )
+    yield compare(
+        "wavespace train --cfg job",
+        lambda: wavespace("train", "--cfg", "job"),
+        lambda: python("import torch"),
+        "import torch",
+        0.4,
+        rounds,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        yield compare(
+            "the demo's first step",
+            lambda: python(FIRST_STEP, cwd=folder),
+            lambda: python(imports),
+            imports,
+            1.4,
+            rounds,
+        )

@@ -1,0 +1,202 @@
+"""Whatever people call an audio file is read as mono float32, or refused with a sentence that names it."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from wavespace.data.audio import read_audio, read_blocks, seconds_of
+from wavespace.errors import BadInput
+
+RATE = 22_050
+
+
+def tone(rate: int, seconds: float = 1.5) -> NDArray[np.float64]:
+    """A 440 Hz sine of amplitude 0.5 that fades in and out, so that resampling has no edge to ring at."""
+    time = np.arange(round(rate * seconds)) / rate
+    return 0.5 * np.sin(2 * np.pi * 440 * time) * np.sin(np.pi * time / seconds) ** 2
+
+
+def refusal(path: Path) -> str:
+    """The one sentence with which both readers refuse a file."""
+    with pytest.raises(BadInput) as whole:
+        read_audio(path, RATE)
+    with pytest.raises(BadInput) as blocks:
+        list(read_blocks(path, RATE))
+    assert str(whole.value) == str(blocks.value)
+    assert str(whole.value).startswith(f"{path}: ")
+    assert "\n" not in str(whole.value)
+    return str(whole.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "error"),
+    [
+        ("wav", "PCM_16", 2 / 32768), ("wav", "FLOAT", 1e-4), ("wav", "PCM_24", 1e-4), ("wav", "PCM_U8", 2 / 128),
+        ("flac", "PCM_16", 2 / 32768), ("ogg", "VORBIS", 0.02), ("mp3", "MPEG_LAYER_III", 0.08),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_every_format_and_rate_gives_the_same_tone(
+    suffix: str, subtype: str, error: float, rate: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, tone(rate), rate, subtype=subtype)
+    audio = read_audio(path, RATE)
+    assert audio.dtype == np.float32
+    assert audio.ndim == 1
+    expected = tone(RATE)
+    assert abs(len(audio) - len(expected)) <= 1
+    n = min(len(audio), len(expected))
+    np.testing.assert_allclose(audio[:n], expected[:n], atol=error + 1e-3)
+    assert seconds_of(path) == pytest.approx(1.5, abs=1e-3)
+
+
+def test_192_khz_is_resampled_without_aliasing(tmp_path: Path) -> None:
+    time = np.arange(192_000) / 192_000
+    above = 0.5 * np.sin(2 * np.pi * 30_000 * time) * np.sin(np.pi * time) ** 2  # folds to 7.95 kHz if it is let in
+    soundfile.write(tmp_path / "high.wav", tone(192_000, 1.0) + above, 192_000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "high.wav", RATE), tone(RATE, 1.0), atol=1e-3)
+
+
+def test_eight_channels_are_averaged(tmp_path: Path) -> None:
+    channels = np.zeros((RATE, 8))
+    channels[:, 5] = tone(RATE, 1.0)
+    soundfile.write(tmp_path / "surround.wav", channels, RATE, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "surround.wav", RATE), tone(RATE, 1.0) / 8, atol=1e-6)
+
+
+@pytest.mark.parametrize(("start", "seconds"), [(0.0, 0.5), (0.4, 0.3), (1.2, 0.3)])
+def test_a_window_is_that_part_of_the_whole(start: float, seconds: float, tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(RATE), RATE, subtype="FLOAT")
+    first = round(start * RATE)
+    whole = read_audio(path, RATE)[first : first + round(seconds * RATE)]
+    np.testing.assert_array_equal(read_audio(path, RATE, start=start, seconds=seconds), whole)
+
+
+def test_a_window_past_the_end_is_shorter(tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(44_100), 44_100)
+    assert len(read_audio(path, RATE, start=1.0, seconds=2.0)) == pytest.approx(0.5 * RATE, abs=1)
+    assert len(read_audio(path, RATE, start=1.5, seconds=1.0)) == 0
+    assert len(read_audio(path, RATE, start=9.0, seconds=1.0)) == 0
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 10.0])  # 0.5 divides the file: its last block is empty
+def test_blocks_together_are_the_whole(rate: int, seconds: float, tmp_path: Path) -> None:
+    path = tmp_path / "noise.wav"
+    noise = np.random.default_rng(0).normal(size=round(1.5 * rate)) * 0.1
+    soundfile.write(path, noise, rate, subtype="FLOAT")
+    whole = read_audio(path, RATE)
+    blocks = np.concatenate(list(read_blocks(path, RATE, seconds)))
+    assert blocks.dtype == np.float32
+    assert abs(len(blocks) - len(whole)) <= 2
+    n = min(len(blocks), len(whole))
+    np.testing.assert_allclose(blocks[:n], whole[:n], atol=1e-5)
+
+
+def test_blocks_take_the_same_memory_whatever_the_length(tmp_path: Path) -> None:
+    noise = (np.random.default_rng(0).normal(size=(44_100 * 10, 2)) * 3000).astype(np.int16)
+    peaks = []
+    for tens in (2, 12):
+        path = tmp_path / f"{tens}.wav"
+        with soundfile.SoundFile(path, "w", 44_100, 2) as file:
+            for _ in range(tens):
+                file.write(noise)
+        tracemalloc.start()
+        total = sum(len(block) for block in read_blocks(path, RATE))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert abs(total - tens * 10 * RATE) <= 2
+    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 20e6  # of 106 MB as float32
+
+
+def test_a_wav_whose_header_promises_more_gives_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, tone(RATE), RATE)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 44 + RATE])  # half a second of 16-bit samples
+    assert struct.unpack("<I", whole[40:44])[0] == 3 * RATE
+    audio = read_audio(path, RATE)
+    assert len(audio) == RATE // 2
+    np.testing.assert_allclose(audio, tone(RATE)[: RATE // 2], atol=2 / 32768)
+    np.testing.assert_array_equal(np.concatenate(list(read_blocks(path, RATE, 0.1))), audio)
+
+
+@pytest.mark.parametrize(("suffix", "place"), [("flac", "end"), ("flac", "middle"), ("mp3", "middle")])
+def test_damage_within_a_compressed_file_is_a_sentence(suffix: str, place: str, tmp_path: Path) -> None:
+    path = tmp_path / f"noise.{suffix}"
+    noise = np.random.default_rng(0).normal(size=3 * 44_100) * 0.1
+    soundfile.write(path, noise, 44_100)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    if place == "middle":
+        data[middle : middle + 2000] = np.random.default_rng(1).bytes(2000)
+    else:
+        del data[middle:]
+    path.write_bytes(data)
+    assert "damaged or cut off" in refusal(path)
+
+
+def test_a_flac_that_states_no_length_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, tone(RATE), RATE)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the 36 bits of STREAMINFO that count samples; encoders leave them 0 when they write to a pipe
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    assert "does not state a length" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_sample_that_is_no_number_is_named(value: float, channels: int, tmp_path: Path) -> None:
+    audio = np.zeros((RATE, channels), np.float32)
+    audio[12_345, -1] = value
+    path = tmp_path / "nan.wav"
+    soundfile.write(path, audio, RATE, subtype="FLOAT")
+    assert "sample 12345 is not a number" in refusal(path)
+    with pytest.raises(BadInput, match="sample 12345 is"):
+        read_audio(path, RATE, start=0.5, seconds=0.2)
+    with pytest.raises(BadInput, match="sample 12345 is"):
+        list(read_blocks(path, RATE, 0.1))
+
+
+def test_infinities_of_both_signs_do_not_cancel(tmp_path: Path) -> None:
+    path = tmp_path / "inf.wav"
+    soundfile.write(path, np.array([[0.0, 0.0], [np.inf, -np.inf]], np.float32), RATE, subtype="FLOAT")
+    assert "sample 1 is not a number" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "ogg"])
+def test_a_file_without_samples_is_a_sentence(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"none.{suffix}"
+    soundfile.write(path, np.zeros(0), RATE)
+    assert "holds no samples" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("notes.wav", b"dear diary"), ("empty.wav", b""), ("song.mid", b"MThd\0\0\0\6\0\0\0\1\0\x60"), ("x.raw", b"1234")],
+)
+def test_what_is_not_audio_is_a_sentence(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert "can't be read as audio" in refusal(path)
+    assert "wav, flac, ogg and mp3 can" in refusal(path)
+
+
+def test_a_missing_file_and_a_folder_are_a_sentence(tmp_path: Path) -> None:
+    assert "there is no such file" in refusal(tmp_path / "nowhere.wav")
+    assert "there is no such file" in refusal(tmp_path)
+    with pytest.raises(BadInput, match="no such file"):
+        seconds_of(tmp_path / "nowhere.wav")

@@ -1,0 +1,196 @@
+"""The command as a person types it: help, errors in one sentence, user's own parts, and how long it makes them wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from training import RENDERED, TRAINER, make_medley
+
+COMMAND = Path(sys.executable).with_name("wavespace")
+REPOSITORY = Path(__file__).parents[1]
+
+
+def wavespace(
+    *arguments: str, cwd: Path | None = None, command: Path = COMMAND, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [command, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | environment
+    )
+
+
+def test_help_teaches_by_three_examples() -> None:
+    found = wavespace("--help")
+    assert found.returncode == 0
+    examples = [line for line in found.stdout.splitlines() if line.startswith("  wavespace ")]
+    assert len(examples) == 3
+    for verb in ("train", "evaluate", "transcribe", "check", "report"):
+        assert f"  {verb}" in found.stdout
+        assert wavespace(verb, "--help").returncode == 0
+
+
+def test_an_unknown_verb_names_the_nearest() -> None:
+    found = wavespace("trian")
+    assert found.returncode != 0
+    assert "did you mean 'train'" in found.stderr
+
+
+@pytest.mark.parametrize("verb", [["train"], ["check"]])
+def test_faults_of_the_command_line_are_sentences_without_a_traceback(verb: list[str], tmp_path: Path) -> None:
+    found = wavespace(*verb, "sed=3", "model=unett", "optim.lr=fast", "trainer.max_stepz=2", cwd=tmp_path)
+    assert found.returncode == 2
+    assert "4 faults" in found.stderr
+    for hint in ("'seed'", "'unet'", "optim.lr", "'max_steps'"):
+        assert hint in found.stderr
+    assert "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_work_together_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    found = wavespace("train", "data=medley_solos", "task=piano_roll", cwd=tmp_path)
+    assert found.returncode == 2
+    for name in ("task=piano_roll", "data=medley_solos", "rendered"):
+        assert name in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
+    found = wavespace("train", "experiment=medley_unet", f"data.root={tmp_path / 'nowhere'}", cwd=tmp_path)
+    assert found.returncode == 2
+    assert str(tmp_path / "nowhere") in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_multirun_checks_every_member_before_the_first_starts(tmp_path: Path) -> None:
+    found = wavespace("train", "-m", *RENDERED, *TRAINER, "model.width=4,wide", cwd=tmp_path)
+    assert found.returncode == 2
+    assert "model.width = wide" in found.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_killed_multirun_goes_on_and_a_finished_one_returns_in_three_seconds(tmp_path: Path) -> None:
+    sweep = ["train", "-m", *RENDERED, *TRAINER, "seed=0,1"]
+    killer = (
+        "import os, signal, sys; import wavespace.train as train; from wavespace.runfolder import RunFolder; whole = train.fit\n"
+        "def fit(cfg, parts, folder):\n"
+        "    if cfg.seed == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    whole(cfg, parts, folder)\n"
+        f"train.fit = fit; sys.argv = {['wavespace', *sweep[1:]]!r}; train.main()"
+    )
+    killed = subprocess.run([sys.executable, "-c", killer], cwd=tmp_path, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+
+    found = wavespace(*sweep, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    states = [json.loads(file.read_text()) for file in tmp_path.rglob("status.json")]
+    assert [status["state"] for status in states] == ["finished", "finished"]
+    assert found.stdout.count("is finished; its result is returned") == 1
+    assert found.stdout.count("finished") >= 3  # the table's two rows, too
+
+    single = wavespace("train", *RENDERED, *TRAINER, "seed=1", cwd=tmp_path)
+    assert "is finished; its result is returned" in single.stdout
+
+
+def test_wandb_offline_is_one_run_with_the_identity_of_its_folder(tmp_path: Path) -> None:
+    overrides = [*make_medley(tmp_path / "medley"), *TRAINER]
+    found = wavespace("train", *overrides, "logger=wandb", "logger.offline=true", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    folder = next((tmp_path / "runs" / "run").iterdir())
+    status = json.loads((folder / "status.json").read_text())
+    assert status["wandb"]["id"] == f"run-{folder.name}"
+    assert list(folder.rglob(f"run-{status['wandb']['id']}.wandb"))
+
+
+def test_a_wheel_works_elsewhere_with_a_users_own_configuration_and_model(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", REPOSITORY],
+        check=True,
+        capture_output=True,
+    )  # the sdist, and the wheel from it
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    (site,) = home.glob("lib/python*/site-packages")
+    # The dependencies of this environment, without the checkout that is installed in it.
+    (site / "dependencies.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    installer = "import sys; from pip._internal.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            installer,
+            "--python",
+            home / "bin" / "python",
+            "install",
+            "--no-deps",
+            "--quiet",
+            wheel,
+        ],
+        check=True,
+    )
+
+    user = tmp_path / "user"
+    (user / "conf" / "model").mkdir(parents=True)
+    (user / "conf" / "model" / "mine.yaml").write_text("_target_: theirs.Net\nwidth: 3\n")
+    (user / "theirs.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, in_spec, out_spec, *, width: int = 2):\n"
+        "        super().__init__()\n"
+        "        self.net = nn.Sequential(nn.Conv2d(in_spec.channels, width, 1), nn.Conv2d(width, out_spec.channels, 1))\n"
+        "    def forward(self, x):\n"
+        "        return self.net(x)\n"
+    )
+    parts = [o for o in make_medley(tmp_path / "medley") if not o.startswith("model")]
+    command = home / "bin" / "wavespace"
+    found = wavespace("train", "--config-dir", "conf", "model=mine", *parts, *TRAINER, cwd=user, command=command)
+    assert found.returncode == 0, found.stderr
+    assert (next((user / "runs" / "run").iterdir()) / "report.html").is_file()
+    wrong = wavespace("train", "--config-dir", "conf", "model=mine", "model.widht=3", *parts, cwd=user, command=command)
+    assert wrong.returncode == 2
+    assert "did you mean 'width'" in wrong.stderr
+
+
+HEAVY = "torch pytorch_lightning lightning wandb matplotlib scipy"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "--cfg", "job"]])
+def test_help_and_configuration_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from wavespace.cli import main; sys.argv = ['wavespace', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print('HEAVY', [name for name in {HEAVY!r}.split() if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_completion_offers_verbs_and_hydras_own_choices() -> None:
+    script = wavespace("completion", "bash").stdout
+    query = "COMP_LINE='wavespace train model=' COMP_POINT=22 COMP_CWORD=2 COMP_WORDS=(wavespace train model=); _wavespace; echo \"${COMPREPLY[@]}\""
+    found = subprocess.run(
+        ["bash", "-c", f"{script}\n{query}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
+    )
+    assert {"model=unet", "model=harmonic"} <= set(found.stdout.split())
+    verbs = 'COMP_CWORD=1 COMP_WORDS=(wavespace tr); _wavespace; echo "${COMPREPLY[@]}"'
+    found = subprocess.run(["bash", "-c", f"{script}\n{verbs}"], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == {"train", "transcribe"}
+
+
+@pytest.mark.timing
+def test_nobody_waits_for_help_configuration_or_the_first_step() -> None:
+    from startup import rows
+
+    for row in rows():
+        assert row.met, row
