@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from wavespace.build import build_task
+from wavespace.checkpoint import contents
 from wavespace.config import compose
-from wavespace.spec import AudioSpec
+from wavespace.data.base import Notes
+from wavespace.spec import AudioSpec, midi_to_hz
 from wavespace.tasks.base import Task
 
 AUDIO = AudioSpec(22_050, 1.0, ("notes", "instrument"))
@@ -26,14 +33,34 @@ MODELS = {
 
 
 def small_task(frontend: str, model: str, task: str, *overrides: str) -> Task:
-    """A task in evaluation mode, with running statistics as after some training, so that they matter."""
+    """A task in evaluation mode, with the running statistics of a batch, so that what comes in shows in what comes out."""
     cfg = compose(["data=medley_solos", f"task={task}", *FRONTENDS[frontend], *MODELS[model], *overrides])
     torch.manual_seed(0)
     built = build_task(cfg, AUDIO)
+    built.config_text = OmegaConf.to_yaml(cfg, resolve=True)
     for module in built.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+            module.momentum = 1.0
+    with torch.no_grad():
+        built.train()(torch.randn(2, 1, AUDIO.samples) * torch.logspace(-4, 0, AUDIO.samples))
     return built.eval()
+
+
+def save(task: Task, path: Path) -> Path:
+    """A checkpoint as training writes it, without what only training needs."""
+    torch.save({"state_dict": task.state_dict(), **contents(task)}, path)
+    return path
+
+
+def sound_of(notes: Notes, rate: int, seconds: float) -> NDArray[np.float32]:
+    """Notes as tones `(N,)` of six harmonics that are struck and decay."""
+    time = np.arange(round(rate * seconds)) / rate
+    audio = np.zeros_like(time)
+    for onset, offset, pitch, velocity in notes:
+        part = (time >= onset) & (time < offset)
+        t = time[part] - onset
+        shape = np.minimum(1, t / 0.005) * np.exp(-2 * t) * np.minimum(1, (offset - onset - t) / 0.02)
+        for harmonic in range(1, 7):
+            wave = np.sin(2 * np.pi * harmonic * midi_to_hz(pitch) * t) / harmonic
+            audio[part] += 0.2 * velocity / 127 * shape * wave
+    return audio.astype(np.float32)

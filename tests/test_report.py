@@ -261,7 +261,7 @@ def test_colours_are_defined_and_legible_in_light_and_dark(run: RunFolder) -> No
 
 
 def test_hostile_text_is_shown_as_text(run: RunFolder) -> None:
-    evil = "</style><script>alert('1')</script>\"><img src=x onerror=alert(2)>"
+    evil = "</style><script>alert('1')</script>\"><img src=x onerror=alert(2)>\\1"
     name = json.dumps(evil)
     (run.path / "config.yaml").write_text(f"name: {name}\nmodel: {{_target_: {name}}}\n")
     metrics = {f"val/{evil}": 1.0, f"test/{evil}": 2.0}
@@ -325,6 +325,12 @@ def test_a_run_that_diverged_has_a_report(run: RunFolder) -> None:
         '{"metrics": {"val/loss": NaN, "best_step": Infinity}, "minutes": NaN, "step": 2}'
     )
     assert "train/loss -inf" in page_of(run).text
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "1" + "0" * 400, "[" * 5000, "1e999"])
+def test_json_that_python_reads_but_cannot_write_has_a_report(run: RunFolder, value: str) -> None:
+    (run.path / "status.json").write_text(f'{{"state": {value}, "minutes": {value}, "metrics": {{"val/x": {value}}}}}')
+    page_of(run)
 
 
 some_json = st.recursive(

@@ -174,6 +174,8 @@ def test_a_failure_leaves_the_older_samples_as_they_were(tmp_path: Path) -> None
     with pytest.raises(TypeError):
         saved(tmp_path / "samples", Data(), broken="no sound")  # type: ignore[arg-type]
     assert {p.name: p.read_bytes() for p in (tmp_path / "samples").iterdir()} == before
+    for left in ("new", "old"):  # by a process that was killed
+        (tmp_path / f".samples.{left}" / "deep").mkdir(parents=True)
     saved(tmp_path / "samples", Data(("only one",)))
     assert len(list((tmp_path / "samples").glob("*.png"))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]

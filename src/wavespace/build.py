@@ -66,7 +66,8 @@ def build_task(cfg: DictConfig, audio: AudioSpec) -> Task:
             f"task={_name(cfg.task)} needs {' and '.join(missing)} labels, and data={_name(cfg.data)} has "
             f"{' and '.join(audio.labels) or 'none'}; data with them: {', '.join(_data_with(task.needs)) or 'none'}"
         )
-    task.model = make(cfg.model, "model", in_spec=frontend.out_spec, out_spec=task.out_spec)
+    model = make(cfg.model, "model", in_spec=frontend.out_spec, out_spec=task.out_spec)
+    task.model = model.to(memory_format=torch.channels_last)  # as `Task.apply_model` lays out its input
     task.optim = make(cfg.optim, "optim")
     return task
 

@@ -67,23 +67,25 @@ def write_report(folder: RunFolder) -> Path:
     nodes = [config.get(group) for group in ("data", "frontend", "model", "task")]
     targets = [str(node["_target_"]) for node in nodes if isinstance(node, dict) and "_target_" in node]
     template = (Path(__file__).parent / "templates" / "run.html").read_text("utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(template)
-    write_atomic(
-        folder.path / "report.html",
-        page.render(
+    names = list(dict.fromkeys(key.partition("/")[2] for key in status.get("metrics", {}) if "/" in key))
+    page = (
+        jinja2.Environment(autoescape=True, trim_blocks=True)
+        .from_string(template)
+        .render(
             name=config.get("name") or folder.path.absolute().parent.name,
             signature=status.get("signature") or folder.path.absolute().name,
             parts=[target.rpartition(".")[2] for target in targets],
             status=status,
             table=figures_table(status),
-            every=figures_table(status | {"table": _names(status.get("metrics", {}))}),
+            every=figures_table(status | {"table": names}),
             charts=_charts(metrics, status),
             samples=_samples(samples, folder.path / "samples", notices),
             config=text,
             notices=notices,
             version=wavespace.__version__,
-        ),
+        )
     )
+    write_atomic(folder.path / "report.html", page.encode("utf-8", "replace"))  # JSON can hold what UTF-8 can't
     return folder.path / "report.html"
 
 
@@ -123,8 +125,10 @@ def _status(text: str) -> dict[str, Any]:
         "metrics": dict, "table": list, "wandb": dict,
     }  # fmt: skip
     status = {key: value for key, value in found.items() if isinstance(value, kinds.get(key, object))}
+    if "minutes" in status:
+        status["minutes"] = float(status["minutes"])
     figures = status.get("metrics", {})
-    status["metrics"] = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+    status["metrics"] = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
     status["table"] = [str(name) for name in status.get("table", [])]
     return status
 
@@ -158,10 +162,6 @@ def _metrics(text: str, notices: list[str]) -> dict[str, Series]:
     if damaged:
         notices.append(f"metrics.csv has {damaged} damaged row{'s' if damaged > 1 else ''}, left out here.")
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
-
-
-def _names(figures: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(key.partition("/")[2] for key in figures if "/" in key))
 
 
 def _number(value: float | None) -> str:
@@ -274,7 +274,8 @@ def _inline(svg: str, label: str) -> str:
     """A drawing of matplotlib's as an element of the page: named for those who can't see it, in the page's colours."""
     svg = re.sub(r"<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in every drawing, and one page holds many
-    svg = re.sub(r' width="\S+" height="\S+"', f' role="img" aria-label="{html.escape(label)}"', svg, count=1)
+    named = f' role="img" aria-label="{html.escape(label)}"'
+    svg = re.sub(r' width="\S+" height="\S+"', lambda _: named, svg, count=1)
     for stand_in, name in [(INK, "--faint"), (LINE, "--line"), *((c, f"--c{i}") for i, c in enumerate(COLOURS))]:
         svg = svg.replace(stand_in, f"var({name})")
     return svg

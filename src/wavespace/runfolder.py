@@ -92,6 +92,7 @@ class RunFolder:
             before = self.status().get("minutes", 0.0)
             start = time.monotonic()
             self.update(state="running", reason=None)
+            (self.path / "report.html").unlink(missing_ok=True)
             try:
                 yield
             except BaseException as error:

@@ -52,13 +52,15 @@ def run(cfg: DictConfig) -> float | None:
     from wavespace.build import build
 
     parts = build(cfg)
+    if _rank() > 0:  # torchrun starts a process a device; the first one keeps the folder
+        return fit(cfg, parts, folder)
     with folder.writing(cfg):
         fit(cfg, parts, folder)
     return _close(folder)
 
 
 def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
-    """Train from the last checkpoint, if there is one; then score the best on the test split, and write the report."""
+    """Train from the last checkpoint, if there is one; then score the best on the test split, and keep samples."""
     import torch
     from omegaconf import OmegaConf
     from pytorch_lightning import Trainer
@@ -73,16 +75,18 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if cfg.compile:
         task.model.compile()
     _quiet()
+    if _rank() == 0:
+        folder.update(monitor=task.monitor, table=list(task.table))
     goes_on = folder.last.is_file()
     step = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if goes_on else None
     if goes_on:
         print(f"going on from step {step} of {folder.path}")
-    loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)]
+    loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)] if _rank() == 0 else []
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
     trainer: Trainer = make(
         _with_precision(cfg.trainer),
         "trainer",
-        callbacks=[checkpoints, TrainingProgress(task.monitor)],
+        callbacks=[checkpoints] + [TrainingProgress(task.monitor)] * (_rank() == 0),
         logger=loggers,
         default_root_dir=str(folder.path),
         max_epochs=-1,
@@ -95,24 +99,17 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     )
     trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
 
-    best = torch.load(folder.best, map_location="cpu", weights_only=True)
-    task.load_state_dict(best["state_dict"])
-    if trainer.is_global_zero:
-        figures = checkpoints.best | {"best_step": checkpoints.best_step} | _figures("test", task, data)
-        if cfg.baseline is not None:
-            figures |= _figures("baseline", _baseline(cfg, parts), data)
-        show(folder, parts, figures | {"step": trainer.global_step})
+    if not trainer.is_global_zero:
+        return
 
-
-def show(folder: RunFolder, parts: Parts, figures: dict[str, float]) -> None:
-    """Samples, status and report of a run that has been scored."""
     from wavespace.callbacks.samples import save_samples
-    from wavespace.report import write_report
 
-    data, task = parts
+    task.load_state_dict(torch.load(folder.best, map_location="cpu", weights_only=True)["state_dict"])
+    figures = checkpoints.best | {"best_step": checkpoints.best_step} | _figures("test", task, data)
+    if cfg.baseline is not None:
+        figures |= _figures("baseline", _baseline(cfg, parts), data)
+    folder.update(metrics=figures, step=trainer.global_step)
     save_samples(task, data, folder.path / "samples")
-    folder.update(metrics=figures, monitor=task.monitor, table=list(task.table))
-    write_report(folder)
 
 
 def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
@@ -211,19 +208,23 @@ class Sweep(Callback):
         Console(soft_wrap=True).print(table)
 
 
+def _rank() -> int:
+    """Which of the processes that torchrun started this is."""
+    return int(os.environ.get("RANK", 0))
+
+
 def _close(folder: RunFolder) -> float | None:
-    """The closing table and the page to open."""
+    """The closing table and the page to open, which is written now that the run's state is settled."""
+    from wavespace.report import figures_table, write_report
+
+    if not (folder.path / "report.html").is_file():
+        write_report(folder)
     status = folder.status()
-    figures = status.get("metrics", {})
-    splits = [split for split in ("val", "test", "baseline") if any(key.startswith(f"{split}/") for key in figures)]
-    names = status.get("table", [])
-    width = max([len(name) for name in names], default=0)
-    print(f"\n{'':{width}}" + "".join(f"{split:>10}" for split in splits))
-    for name in names:
-        cells = (figures.get(f"{split}/{name}") for split in splits)
-        print(f"{name:{width}}" + "".join(f"{value:10.3f}" if value is not None else f"{'-':>10}" for value in cells))
+    print()
+    for name, *cells in (rows := figures_table(status)):
+        print(f"{name:{max(len(row[0]) for row in rows)}}" + "".join(f"{cell:>10}" for cell in cells))
     print(f"\n{status.get('step')} steps, {status.get('minutes', 0):.1f} minutes\nopen {folder.path / 'report.html'}")
-    return figures.get(status.get("monitor"))
+    return status.get("metrics", {}).get(status.get("monitor"))
 
 
 if __name__ == "__main__":

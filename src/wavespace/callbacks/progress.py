@@ -19,11 +19,8 @@ class TrainingProgress(Callback):
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn(
-                "{task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[metric]}"
-            ),
-            TextColumn("{task.fields[rate]:.0f} items/s"
-            ),
+            TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[metric]}"),
+            TextColumn("{task.fields[rate]:.0f} items/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -47,7 +46,9 @@ def save_samples(task: Task, data: DataModule, folder: Path, count: int = 2) -> 
     """
     if type(task).sample is Task.sample:
         return
-    unfinished, old = (folder.with_name(f".{folder.name}.{kind}.{os.getpid()}") for kind in ("new", "old"))
+    unfinished, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(old, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         rate = task.frontend.in_spec.sample_rate

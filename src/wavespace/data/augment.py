@@ -39,6 +39,8 @@ def reverb(
         rt60: range of the seconds in which the reverberation falls by 60 dB, drawn log-uniformly.
         wet: range of the reverberation's energy in dB from the direct sound's.
     """
+    from scipy.fft import irfft, rfft
+
     seconds = rt60[0] * (rt60[1] / rt60[0]) ** rng.random()
     taps = int(seconds * sample_rate)
     decay = np.exp(np.float32(-6.9078 / taps) * np.arange(taps, dtype=np.float32))  # ln(1000): 60 dB
@@ -47,12 +49,13 @@ def reverb(
     tail *= 10 ** (rng.uniform(*wet) / 20) / np.sqrt(np.sum(np.square(tail)) + 1e-12)
     tail[0] += 1.0
     size = _fft_size(len(audio) + taps)
-    wet_audio = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(tail, size), size)
-    return wet_audio[: len(audio)].astype(np.float32, copy=False)
+    return irfft(rfft(audio, size) * rfft(tail, size), size)[: len(audio)]
 
 
 def equalise(audio: Audio, rng: Generator, sample_rate: int) -> Audio:
     """Audio `(N,)` through a smooth response without delay: a tilt of up to 3 dB an octave, and up to three bumps."""
+    from scipy.fft import irfft, rfft
+
     margin = sample_rate // 20  # silence between the end and the start, which a circular filter joins
     size = _fft_size(len(audio) + margin)
     anchors = np.geomspace(20.0, sample_rate / 2, 64)  # the response is drawn here and interpolated
@@ -62,7 +65,7 @@ def equalise(audio: Audio, rng: Generator, sample_rate: int) -> Audio:
         level += rng.normal(0.0, 4.0) * np.exp(-0.5 * ((octave - rng.uniform(-4, 3)) / rng.uniform(0.3, 1.2)) ** 2)
     frequencies = np.linspace(0.0, sample_rate / 2, size // 2 + 1)
     response = np.interp(frequencies, anchors, 10 ** (np.clip(level, -18, 18) / 20)).astype(np.float32)
-    return np.fft.irfft(np.fft.rfft(audio, size) * response, size)[: len(audio)].astype(np.float32, copy=False)
+    return irfft(rfft(audio, size) * response, size)[: len(audio)]
 
 
 def noise(audio: Audio, rng: Generator, snr: tuple[float, float] = (25.0, 65.0)) -> Audio:
@@ -70,13 +73,15 @@ def noise(audio: Audio, rng: Generator, snr: tuple[float, float] = (25.0, 65.0))
 
     Silence counts as a signal of -60 dB, so that it gets noise too.
     """
+    from scipy.fft import irfft
+
     size = _fft_size(len(audio))
     if rng.random() < 0.5:
         hiss = rng.standard_normal(len(audio), dtype=np.float32)
     else:  # power that falls as 1 / frequency, made in the spectrum
         bins = np.arange(1, size // 2 + 2, dtype=np.float32)
         spectrum = rng.standard_normal(2 * len(bins), dtype=np.float32).view(np.complex64) / np.sqrt(bins)
-        hiss = np.fft.irfft(spectrum, size)[: len(audio)].astype(np.float32, copy=False)
+        hiss = irfft(spectrum, size)[: len(audio)]
     level = max(_rms(audio), 1e-3) * 10 ** (-rng.uniform(*snr) / 20)
     return audio + np.float32(level / _rms(hiss)) * hiss
 

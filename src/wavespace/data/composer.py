@@ -109,7 +109,9 @@ class Hand(NamedTuple):
     def uneven(self, slowest: float, fastest: float) -> tuple[Floats, Floats]:
         """Beats and lengths of strikes in a rhythm: multiples of a unit."""
         unit = self._unit(1.5 * slowest, 1.5 * fastest)
-        length = unit * self.rng.choice([1, 2, 3, 4, 6], size=round(self.beats / unit) + 1, p=[0.5, 0.3, 0.08, 0.08, 0.04])
+        length = unit * self.rng.choice(
+            [1, 2, 3, 4, 6], size=round(self.beats / unit) + 1, p=[0.5, 0.3, 0.08, 0.08, 0.04]
+        )
         beat = np.cumsum(length) - length
         inside = beat < self.beats
         return beat[inside], length[inside]
@@ -163,9 +165,7 @@ def compose(rng: Generator, seconds: float) -> Performance:
 
     played = clean(np.concatenate(notes))
     presses = np.concatenate(pedal)
-    return Performance(
-        played[(played[:, 0] >= 0) & (played[:, 0] < seconds)], presses[presses[:, 1] > presses[:, 0]]
-    )
+    return Performance(played[(played[:, 0] >= 0) & (played[:, 0] < seconds)], presses[presses[:, 1] > presses[:, 0]])
 
 
 def _log_uniform(rng: Generator, low: float, high: float) -> float:

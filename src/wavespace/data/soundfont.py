@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,9 @@ def bundled_soundfont() -> Path:
     """TimGM6mb, a small General MIDI soundfont that comes inside the pretty_midi package."""
     package = find_spec("pretty_midi")  # finds it without importing it
     if package is None or package.origin is None:
-        raise UserError("the bundled soundfont comes with pretty_midi, which is not installed; install it or name a soundfont")
+        raise UserError(
+            "the bundled soundfont comes with pretty_midi, which is not installed; install it or name a soundfont"
+        )
     return Path(package.origin).with_name("TimGM6mb.sf2")
 
 

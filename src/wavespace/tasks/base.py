@@ -115,10 +115,6 @@ class Task(LightningModule):
         """The optimizer alone: `on_train_batch_start` sets the rate."""
         return self.optim.build(self)
 
-    def on_fit_start(self) -> None:
-        """Lay convolution weights out as `apply_model` lays out its input."""
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
     def done(self) -> float:
         """Share of the run that is over: of its steps or of its time, whichever is further."""
         trainer: Any = self.trainer
