@@ -25,6 +25,7 @@ FRONTENDS = {
 }
 MODELS = {
     "harmonic": ["model=harmonic", "model.width=4", "model.dilations=[[1,1],[12,1],[1,2]]"],
+    "peaks": ["model=peaks"],
     "unet": ["model=unet", "model.width=2", "model.depth=2"],
     "unet both": ["model=unet", "model.width=2", "model.depth=3", "model.pool=both", "model.skips=gated"],
     "conv2d": ["model=conv2d", "model.width=2", "model.depth=2"],
@@ -33,7 +34,7 @@ MODELS = {
 
 
 def small_task(frontend: str, model: str, task: str, *overrides: str) -> Task:
-    """A task in evaluation mode, with the running statistics of a batch, so that what comes in shows in what comes out."""
+    """A task in evaluation mode, with the running statistics of a batch, so that its output follows its input."""
     cfg = compose(["data=medley_solos", f"task={task}", *FRONTENDS[frontend], *MODELS[model], *overrides])
     torch.manual_seed(0)
     built = build_task(cfg, AUDIO)

@@ -302,12 +302,13 @@ def signature(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def command_line() -> tuple[list[str], str | None]:
+def command_line(hydra: DictConfig | None = None) -> tuple[list[str], str | None]:
     """Overrides and `--config-dir` of the Hydra run that is under way, for messages that name a key's origin."""
-    if not HydraConfig.initialized():
-        return [], None
-    hydra = HydraConfig.get()
-    own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    if hydra is None:
+        if not HydraConfig.initialized():
+            return [], None
+        hydra = typing.cast(DictConfig, HydraConfig.get())
+    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return list(hydra.overrides.task), own[0] if own else None
 
 

@@ -174,25 +174,27 @@ class Sweep(Callback):
     members: list[tuple[str, DictConfig]]
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from wavespace.cli import guarded
+
         self.members = []
-        overrides = list(config.hydra.overrides.task)
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-            return  # a sweeper that decides as it goes: its members are checked one by one
+        if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # others decide as they go
+            # Hydra would turn an error here into a warning.
+            guarded(lambda: self._check_members(*command_line(config.hydra)))
+
+    def _check_members(self, overrides: list[str], folder: str | None) -> None:
+        from wavespace.build import make, probe
+
         choices = [
             [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
             if o.is_sweep_override()
             else [o.input_line]
-            for o in parsed
+            for o in OverridesParser.create().parse_overrides(overrides)
         ]
-        swept = {i for i, values in enumerate(choices) if len(values) > 1}
-        _, folder = command_line()
+        swept = [i for i, values in enumerate(choices) if len(values) > 1]
         for member in itertools.product(*choices):
             cfg = compose(member, folder)
-            from wavespace.build import make, probe
-
             probe(cfg, make(cfg.data, "data").spec)
-            self.members.append((" ".join(member[i] for i in sorted(swept)), cfg))
+            self.members.append((" ".join(member[i] for i in swept), cfg))
 
     def on_multirun_end(self, **_: Any) -> None:
         from rich.console import Console

@@ -159,9 +159,10 @@ def _parse(data: bytes) -> Any:
     """
     from symusic import Score
 
-    score, copies = Score.from_midi(data), 1
+    score: Any = Score.from_midi(data)
+    copies = 1
     while True:
-        closed = Score.from_midi(_close(data, copies))
+        closed: Any = Score.from_midi(_close(data, copies))
         if closed.note_num() == score.note_num():
             return score
         score, copies = closed, 8 * copies

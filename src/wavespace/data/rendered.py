@@ -1,15 +1,17 @@
 """Scores rendered by sampled instruments on the fly: endless audio with exact labels, and nothing to download.
 
-A window is played with two seconds of lead-in, which are cut off: what rings from before is heard, and labelled by
-a note with a negative onset. The pedal is resolved in the notes and those lengths are played, so that sound and
-label agree by construction.
+The pedal is resolved in the notes and those lengths are played, so that sound and label agree by construction.
+Every window is played with two seconds of lead-in, which are cut off: what rings from before is heard, and is
+labelled by a note with a negative onset.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +20,9 @@ import numpy as np
 from numpy.random import Generator
 from torch.utils.data import Dataset
 
-from wavespace.data import composer
-from wavespace.data.augment import augment
+from wavespace.data.augment import LOUDEST, augment, noise, reverb
 from wavespace.data.base import DataModule, Item, Notes, rng_for
+from wavespace.data.composer import compose
 from wavespace.data.notes import Performance, apply_pedal, clean, read_midi, window
 from wavespace.data.soundfont import Sampler, Voice
 from wavespace.errors import BadInput
@@ -31,15 +33,15 @@ LEAD_IN = 2.0
 
 LOWEST, HIGHEST = PIANO_PITCHES[0], PIANO_PITCHES[-1]
 
-PIANOS = (0, 1, 2, 3, 4, 5, 6, 7)
-PIANO_ODDS = (0.34, 0.23, 0.1, 0.07, 0.1, 0.06, 0.05, 0.05)
-"""General MIDI programs 0-7, more than half of them the two acoustic grands."""
+PIANOS = {0: 0.38, 1: 0.38, 2: 0.04, 3: 0.04, 4: 0.04, 5: 0.04, 6: 0.04, 7: 0.04}
+"""Odds of General MIDI programs: three quarters are the two acoustic grands."""
 
 OTHERS = (
-    8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 19, 21, 22, 24, 25, 26, 27, 32, 33, 40, 41, 42, 43, 45, 46, 48, 49, 52, 56,
-    57, 58, 60, 64, 65, 66, 67, 68, 70, 71, 72, 73, 74, 75,
+    8, 11, 12, 15, 20, 21, 22, 23, 24, 25, 26, 27, 29, 32, 33, 34, 35, 40, 41, 42, 43, 45, 46, 48, 53, 56, 57, 58, 59,
+    60, 61, 64, 65, 66, 67, 68, 69, 70, 71, 73, 75, 105, 110,
 )  # fmt: skip
-"""Mallets, organs, guitars, basses, strings, voices, brass and winds."""
+"""Programs that, in the bundled soundfont, sound at the pitch of their key (organs add an octave below, bells have no
+fundamental) and speak within some 60 ms (pads and slow strings do not)."""
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -47,8 +49,8 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}
 class Rendered(DataModule):
     """Pieces that a composer makes up, or a folder of MIDI files, played by a soundfont.
 
-    Training windows are varied in tempo, pitch, loudness, density and tuning; room, noise and microphone are varied in
-    every split. Validation and test are fixed pieces.
+    Training windows are varied in tempo, pitch, loudness, density and tuning, and recorded in any room, noise and
+    frequency response. Validation and test are fixed pieces, as they were played, in mild rooms and little noise.
 
     Args:
         sample_rate: in Hz.
@@ -59,7 +61,7 @@ class Rendered(DataModule):
         soundfont: a .sf2 or .sf3 file; None: the small General MIDI one inside pretty_midi.
         programs: "piano": acoustic and electric pianos; "mixed": a quarter of the windows are other instruments, in one
             to four voices.
-        augment: vary room, noise, equalisation and level.
+        augment: vary room, noise, frequency response and level of training windows.
         batch_size: windows a batch.
         workers: loader processes; one keeps up with the demo's training on one core.
         seed: of everything.
@@ -88,139 +90,167 @@ class Rendered(DataModule):
             raise ValueError(f"seconds is {seconds} and piece_seconds is {piece_seconds}; both must be above 0")
         if min(val_pieces, test_pieces) < 1:
             raise ValueError(f"val_pieces is {val_pieces} and test_pieces {test_pieces}; both must be at least 1")
-        spec = AudioSpec(sample_rate, seconds, ("notes",))
-        super().__init__(spec, batch_size, workers, eval_batch_size=4)
+        super().__init__(AudioSpec(sample_rate, seconds, ("notes",)), batch_size, workers, eval_batch_size=4)
         self.midi, self.soundfont, self.programs = midi, soundfont, programs
         self.augment, self.seed, self.piece_seconds = augment, seed, piece_seconds
         self.pieces = {"val": val_pieces, "test": test_pieces}
-        self.files: dict[str, list[Path]] | None = None
-        self.absent = 0
 
     def prepare_data(self) -> None:
         """Check that the soundfont and the scores are there."""
-        _sampler(self.soundfont, self.spec.sample_rate)
-        self._find_files()
+        available = _sampler(self.soundfont, self.spec.sample_rate).programs
+        wanted = {"pianos (programs 0-7)": PIANOS} | ({"other instruments": OTHERS} if self.programs == "mixed" else {})
+        for name, programs in wanted.items():
+            if not set(programs) & set(available):
+                raise BadInput(f"{self.soundfont}: the soundfont has no {name} for data.programs={self.programs}")
+        if self.midi is not None:
+            _midi_files(Path(self.midi).expanduser())
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the scores; nothing is rendered before it is asked for."""
+        """Find and read the scores; nothing is rendered before it is asked for."""
         if hasattr(self, "val_set"):
             return
-        self._find_files()
-        self.train_set = Windows(self)
-        self.val_set, self.test_set = (Pieces(self, split, count) for split, count in self.pieces.items())
+        files, self.facts = ({}, {}) if self.midi is None else self._read(Path(self.midi).expanduser())
+
+        def renderer(split: str) -> Renderer:
+            return Renderer(
+                self.spec.sample_rate,
+                self.soundfont,
+                mixed=self.programs == "mixed",
+                varied=split == "train",
+                recorded=self.augment,
+                files=tuple(files.get(split, ())),
+            )
+
+        self.train_set = Windows(renderer("train"), self.spec.seconds, self.seed)
+        self.val_set, self.test_set = (
+            Pieces(renderer(split), self.piece_seconds, count, self.seed, split) for split, count in self.pieces.items()
+        )
 
     def describe(self) -> dict[str, Any]:
-        """For a folder: files, unreadable files, hours and notes by split. Reads all of them."""
-        if self.files is None:
-            return {"scores": "composed on the fly, endless", **{s: f"{n} pieces" for s, n in self.pieces.items()}}
-        facts: dict[str, Any] = {}
-        for split, files in self.files.items():
-            read = [performance for file in files if (performance := _performance(file))]
-            hours = sum(float(performance.notes[:, 1].max()) for performance in read) / 3600
-            notes = sum(len(performance.notes) for performance in read)
-            facts[split] = {
-                "files": len(read),
-                "unreadable": len(files) - len(read),
-                "hours": round(hours, 2),
-                "notes": notes,
-            }
-        return facts | {"rows of the metadata without their file": self.absent}
+        """Pieces that are scored; for a folder also files, hours and notes by split, and what was left out."""
+        rendered = {f"{split} pieces of {self.piece_seconds:g} s": n for split, n in self.pieces.items()}
+        return {"scores": "composed on the fly" if self.midi is None else self.midi} | self.facts | rendered
 
-    def render(self, rng: Generator, split: str, place: int, seconds: float) -> tuple[np.ndarray, Notes]:
-        """Int16 audio `(seconds * rate,)` and its notes, drawn by `rng`; `place` picks the file in a fixed split."""
-        rate, training = self.spec.sample_rate, split == "train"
-        performance = self._score(rng, split, place, seconds + LEAD_IN)
-        piano = self.programs == "piano" or rng.random() < 0.75
-        notes = performance.notes
-        if piano and rng.random() < 0.8:
-            notes = apply_pedal(notes, performance.pedal)
-        if training:
-            notes = vary(notes, rng, transpose=self.midi is not None)
-        voices = [Voice(notes, int(rng.choice(PIANOS, p=PIANO_ODDS)))] if piano else ensemble(notes, rng)
-        if training and rng.random() < 0.7:
+    def _read(self, root: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
+        """The readable files of each split, and facts about them."""
+        found, absent = _midi_files(root), 0
+        metadata = sorted(root.glob("maestro-v*.csv"))
+        if metadata:
+            by_split, absent = _official(root, metadata[-1])
+        else:
+            by_split = _by_hash(root, found, self.seed)
+
+        files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
+        facts: dict[str, Any] = {}
+        faults: list[BadInput] = []
+        for split, paths in by_split.items():
+            seconds, notes = 0.0, 0
+            for path in paths:
+                try:
+                    played = _performance(path).notes
+                except BadInput as fault:
+                    faults.append(fault)
+                    continue
+                files[split].append(path)
+                seconds, notes = seconds + float(played[:, 1].max()), notes + len(played)
+            facts[split] = {"files": len(files[split]), "hours": round(seconds / 3600, 2), "notes": notes}
+        if faults:
+            warnings.warn(f"{root}: {len(faults)} MIDI files are left out; {faults[0]}", stacklevel=2)
+        for split, paths in files.items():
+            if not paths:
+                raise BadInput(
+                    f"{root}: nothing is left for the {split} split, of {len(found)} MIDI files with {len(faults)} "
+                    f"unreadable among them; it takes a piece for each of {', '.join(files)}"
+                )
+        return files, facts | {"unreadable files": len(faults), "rows of the metadata without their file": absent}
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Draws music, instruments and a recording of them; small enough to be sent to workers.
+
+    Attributes:
+        sample_rate: in Hz.
+        soundfont: as in `Rendered`.
+        mixed: play some of the music on other instruments than pianos.
+        varied: play it in other ways than it was written.
+        recorded: and record that in any way; what is not varied is recorded with a little room and noise.
+        files: MIDI files to draw from; none: the composer.
+    """
+
+    sample_rate: int
+    soundfont: str | None
+    mixed: bool
+    varied: bool
+    recorded: bool
+    files: tuple[Path, ...]
+
+    def item(self, rng: Generator, seconds: float, name: str, file: int | None = None) -> Item:
+        """Audio `(seconds * sample_rate,)` int16 with its notes; all of it follows from `rng`.
+
+        Args:
+            rng: the source of all choices.
+            seconds: length.
+            name: of the item.
+            file: which of the files to take; None draws one.
+        """
+        piano = not self.mixed or rng.random() < 0.75
+        speed = 0.8 * (1.25 / 0.8) ** rng.random() if self.varied else 1.0
+        sustained = piano and (not self.varied or rng.random() < 0.8)
+        notes = self._excerpt(rng, (LEAD_IN + seconds) * speed, file, sustained)
+        notes[:, :2] /= speed
+        if self.varied:
+            notes = vary(notes, rng)
+
+        sampler = _sampler(self.soundfont, self.sample_rate)
+        if piano:
+            odds = np.array([PIANOS.get(program, 0.0) for program in sampler.programs])
+            voices = [Voice(notes, int(rng.choice(sampler.programs, p=odds / odds.sum())))]
+        else:
+            voices = ensemble(notes, rng, [program for program in OTHERS if program in sampler.programs])
+        if self.varied and rng.random() < 0.7:
             cents = float(np.clip(rng.normal(0.0, 12.0), -40, 40))
             voices = [voice._replace(cents=cents) for voice in voices]
-        lead, samples = round(LEAD_IN * rate), round(seconds * rate)
-        audio = _sampler(self.soundfont, rate).render(voices, lead + samples)
-        if self.augment:
-            audio = augment(audio, rng, rate)
+
+        lead, samples = round(LEAD_IN * self.sample_rate), round(seconds * self.sample_rate)
+        audio = sampler.render(voices, lead + samples)
+        if not self.varied:
+            audio = reverb(audio, rng, self.sample_rate, rt60=(0.2, 0.8), wet=(-24.0, -9.0))
+            audio = noise(audio, rng, snr=(35.0, 60.0))
+        elif self.recorded:
+            audio = augment(audio, rng, self.sample_rate)
+        audio = audio[lead:]
+        audio = audio * min(1.0, LOUDEST / (np.abs(audio).max() + 1e-9))
         played = clean(np.concatenate([voice.notes for voice in voices]))
-        sound = np.clip(np.rint(audio[lead:] * 32767), -32768, 32767).astype(np.int16)
-        return sound, window(played, LEAD_IN, LEAD_IN + seconds)
+        return Item(np.rint(audio * 32767).astype(np.int16), name, window(played, LEAD_IN, LEAD_IN + seconds))
 
-    def _score(self, rng: Generator, split: str, place: int, seconds: float) -> Performance:
-        """A stretch of music that lasts `seconds`, its times from 0."""
-        if self.files is None:
-            return composer.compose(rng, seconds)
-        files = self.files[split]
-        first = int(rng.integers(len(files))) if split == "train" else place % len(files)
-        for index in range(first, first + len(files)):  # the next where one can't be read
-            if performance := _performance(files[index % len(files)]):
-                last = float(performance.notes[-1, 0])
-                start = rng.uniform(-LEAD_IN, max(last - seconds / 2, 0.0))
-                inside = performance.pedal[
-                    (performance.pedal[:, 0] < start + seconds) & (performance.pedal[:, 1] > start)
-                ]
-                return Performance(window(performance.notes, start, start + seconds), inside - start)
-        raise BadInput(f"{self.midi}: none of its {len(files)} MIDI files of the {split} split can be read")
-
-    def _find_files(self) -> None:
-        if self.midi is None or self.files is not None:
-            return
-        root = Path(self.midi).expanduser()
-        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".mid", ".midi") and path.is_file())
-        if not found:
-            raise BadInput(f"{root}: there are no MIDI files in it; set data.midi to a folder of .mid or .midi files")
-        metadata = sorted(root.glob("maestro-v*.csv"))
-        self.files = self._official(root, metadata[-1]) if metadata else self._by_hash(root, found)
-        for split, files in self.files.items():
-            if not any(_performance(file) for file in files):
-                raise BadInput(
-                    f"{root}: of {len(found)} MIDI files none is left for {split}; three pieces are the least"
-                )
-
-    def _official(self, root: Path, metadata: Path) -> dict[str, list[Path]]:
-        files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
-        with metadata.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                try:
-                    path, split = root / row["midi_filename"], SPLITS[row["split"]]
-                except KeyError as error:
-                    raise BadInput(f"{metadata}: has no column or split {error}; expected MAESTRO's own") from None
-                if path.is_file():
-                    files[split].append(path)
-                else:
-                    self.absent += 1
-        return files
-
-    def _by_hash(self, root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
-        pieces: dict[str, list[Path]] = {}
-        for path in found:
-            inner = path.relative_to(root)
-            pieces.setdefault(str(inner.parent if len(inner.parts) > 2 else inner), []).append(path)
-        order = sorted(pieces, key=lambda piece: hashlib.sha256(f"{self.seed}/{piece}".encode()).digest())
-        held = max(1, len(order) // 10)
-        by_split = {"test": order[:held], "val": order[held : 2 * held], "train": order[2 * held :]}
-        return {split: [path for piece in by_split[split] for path in pieces[piece]] for split in SPLITS.values()}
+    def _excerpt(self, rng: Generator, seconds: float, file: int | None, sustained: bool) -> Notes:
+        """The notes that sound within a stretch of music, their times from its start."""
+        if not self.files:
+            performance, start = compose(rng, seconds), 0.0
+        else:
+            performance = _performance(self.files[rng.integers(len(self.files)) if file is None else file])
+            onsets = performance.notes[:, 0]
+            start = rng.uniform(onsets[0] - LEAD_IN, max(onsets[-1] - seconds / 2, onsets[0]))
+        notes = apply_pedal(performance.notes, performance.pedal) if sustained else performance.notes
+        return window(notes, start, start + seconds)
 
 
 class Windows:
     """The training stream: a window for each position."""
 
-    def __init__(self, data: Rendered) -> None:
-        self.data = data
+    def __init__(self, renderer: Renderer, seconds: float, seed: int) -> None:
+        self.renderer, self.seconds, self.seed = renderer, seconds, seed
 
     def __getitem__(self, position: int) -> Item:
-        rng = rng_for(self.data.seed, "train", position)
-        audio, notes = self.data.render(rng, "train", position, self.data.spec.seconds)
-        return Item(audio, f"train-{position}", notes)
+        return self.renderer.item(rng_for(self.seed, "train", position), self.seconds, f"train-{position}")
 
 
 class Pieces(Dataset[Item]):
     """Fixed pieces of a split, rendered when first asked for and kept."""
 
-    def __init__(self, data: Rendered, split: str, count: int) -> None:
-        self.data, self.split, self.count = data, split, count
+    def __init__(self, renderer: Renderer, seconds: float, count: int, seed: int, split: str) -> None:
+        self.renderer, self.seconds, self.count, self.seed, self.split = renderer, seconds, count, seed, split
         self.made: dict[int, Item] = {}
 
     def __len__(self) -> int:
@@ -230,35 +260,68 @@ class Pieces(Dataset[Item]):
         if not 0 <= index < self.count:
             raise IndexError(index)
         if index not in self.made:
-            rng = rng_for(self.data.seed, self.split, index)
-            audio, notes = self.data.render(rng, self.split, index, self.data.piece_seconds)
-            self.made[index] = Item(audio, f"{self.split}-{index}", notes)
+            file = index * len(self.renderer.files) // self.count  # spread over the split
+            rng = rng_for(self.seed, self.split, index)
+            self.made[index] = self.renderer.item(rng, self.seconds, f"{self.split}-{index}", file)
         return self.made[index]
 
 
-def vary(notes: Notes, rng: Generator, *, transpose: bool) -> Notes:
-    """Notes in another tempo (0.8 to 1.25 times), loudness and density, up to six semitones away."""
+def vary(notes: Notes, rng: Generator) -> Notes:
+    """Notes up to six semitones away, in other loudness, at times thinned out."""
     notes = notes.copy()
-    notes[:, :2] /= 0.8 * (1.25 / 0.8) ** rng.random()
-    if transpose:
-        notes[:, 2] += rng.integers(-6, 7)
-        notes = notes[(notes[:, 2] >= LOWEST) & (notes[:, 2] <= HIGHEST)]
-    middle = 64 + rng.normal(0, 10)
-    velocity = middle + rng.uniform(0.6, 1.3) * (notes[:, 3] - 64) + rng.normal(0, 4, len(notes))
+    if len(notes):
+        room = max(-6, LOWEST - int(notes[:, 2].min())), min(6, HIGHEST - int(notes[:, 2].max()))
+        notes[:, 2] += rng.integers(room[0], room[1] + 1)
+    velocity = 64 + rng.normal(0, 10) + rng.uniform(0.6, 1.3) * (notes[:, 3] - 64) + rng.normal(0, 3, len(notes))
     notes[:, 3] = np.clip(np.rint(velocity), 10, 127)
     if rng.random() < 0.3:
         notes = notes[rng.random(len(notes)) < rng.uniform(0.4, 0.95)]
     return clean(notes)
 
 
-def ensemble(notes: Notes, rng: Generator) -> list[Voice]:
+def ensemble(notes: Notes, rng: Generator, programs: Sequence[int]) -> list[Voice]:
     """One to four instruments that share the notes by register, thinner than a piano plays them."""
     notes = notes[rng.random(len(notes)) < rng.uniform(0.25, 1.0)]
-    count = int(rng.integers(1, 5))
-    programs = rng.choice(OTHERS, size=count, replace=False)
-    edges = np.quantile(notes[:, 2], np.linspace(0, 1, count + 1)[1:-1]) if len(notes) else np.zeros(count - 1)
-    voice = np.searchsorted(edges, notes[:, 2], side="right")
-    return [Voice(notes[voice == i], int(program)) for i, program in enumerate(programs)]
+    chosen = rng.choice(programs, size=min(int(rng.integers(1, 5)), len(programs)), replace=False)
+    bounds = np.linspace(0, 1, len(chosen) + 1)[1:-1]
+    voice = np.searchsorted(np.quantile(notes[:, 2], bounds), notes[:, 2], side="right") if len(notes) else notes[:, 2]
+    return [Voice(notes[voice == i], int(program)) for i, program in enumerate(chosen)]
+
+
+def _midi_files(root: Path) -> list[Path]:
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".mid", ".midi") and path.is_file())
+    if not found:
+        raise BadInput(f"{root}: there are no MIDI files in it; set data.midi to a folder of .mid or .midi files")
+    return found
+
+
+def _official(root: Path, metadata: Path) -> tuple[dict[str, list[Path]], int]:
+    """MAESTRO's splits of the files that are there, and how many are not."""
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
+    absent = 0
+    try:
+        with metadata.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(root / row["midi_filename"], SPLITS[row["split"]]) for row in csv.DictReader(file)]
+    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as fault:
+        raise BadInput(f"{metadata}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
+    for path, split in rows:
+        if path.is_file():
+            files[split].append(path)
+        else:
+            absent += 1
+    return files, absent
+
+
+def _by_hash(root: Path, found: Sequence[Path], seed: int) -> dict[str, list[Path]]:
+    """Pieces in an order of their names' hashes, a tenth each to test and validation, at least one."""
+    pieces: dict[str, list[Path]] = {}
+    for path in found:
+        inner = path.relative_to(root)
+        pieces.setdefault((inner.parent if len(inner.parts) > 2 else inner).as_posix(), []).append(path)
+    order = sorted(pieces, key=lambda piece: hashlib.sha256(f"{seed}/{piece}".encode()).digest())
+    held = max(1, round(len(order) / 10))
+    by_split = {"train": order[2 * held :], "val": order[held : 2 * held], "test": order[:held]}
+    return {split: [path for piece in names for path in pieces[piece]] for split, names in by_split.items()}
 
 
 @lru_cache(maxsize=2)
@@ -268,9 +331,11 @@ def _sampler(soundfont: str | None, sample_rate: int) -> Sampler:
 
 
 @lru_cache(maxsize=256)
-def _performance(path: Path) -> Performance | None:
-    """A file's notes; None if it can't be read."""
-    try:
-        return read_midi(path)
-    except BadInput:
-        return None
+def _performance(path: Path) -> Performance:
+    """A file's notes that are on the keyboard of a piano; raises BadInput where there are none."""
+    performance = read_midi(path)
+    pitch = performance.notes[:, 2]
+    notes = performance.notes[(pitch >= LOWEST) & (pitch <= HIGHEST)]
+    if len(notes) == 0:
+        raise BadInput(f"{path} has no notes on the keyboard of a piano")
+    return Performance(notes, performance.pedal)

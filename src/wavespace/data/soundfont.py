@@ -104,7 +104,7 @@ class Sampler:
             font.channel_set_volume(channel, volume)
 
         audio = np.zeros(samples, dtype=np.float32)
-        buffer, place = memoryview(audio).cast("B"), 0
+        buffer, place = audio.data.cast("B"), 0
         for at, struck, channel, pitch, velocity in self._events(voices, samples):
             if at > place:
                 font.render(buffer[4 * place : 4 * at])
