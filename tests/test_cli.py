@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 
@@ -74,10 +75,10 @@ def test_a_multirun_checks_every_member_before_the_first_starts(tmp_path: Path) 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_a_killed_multirun_goes_on_and_a_finished_one_returns_in_three_seconds(tmp_path: Path) -> None:
+def test_a_killed_multirun_goes_on_and_a_finished_one_returns_at_once(tmp_path: Path) -> None:
     sweep = ["train", "-m", *RENDERED, *TRAINER, "seed=0,1"]
     killer = (
-        "import os, signal, sys; import wavespace.train as train; from wavespace.runfolder import RunFolder; whole = train.fit\n"
+        "import os, signal, sys; import wavespace.train as train; whole = train.fit\n"
         "def fit(cfg, parts, folder):\n"
         "    if cfg.seed == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    whole(cfg, parts, folder)\n"
@@ -143,7 +144,8 @@ def test_a_wheel_works_elsewhere_with_a_users_own_configuration_and_model(tmp_pa
         "class Net(nn.Module):\n"
         "    def __init__(self, in_spec, out_spec, *, width: int = 2):\n"
         "        super().__init__()\n"
-        "        self.net = nn.Sequential(nn.Conv2d(in_spec.channels, width, 1), nn.Conv2d(width, out_spec.channels, 1))\n"
+        "        widths = in_spec.channels, width, out_spec.channels\n"
+        "        self.net = nn.Sequential(nn.Conv2d(*widths[:2], 1), nn.Conv2d(*widths[1:], 1))\n"
         "    def forward(self, x):\n"
         "        return self.net(x)\n"
     )
@@ -174,7 +176,8 @@ def test_help_and_configuration_import_nothing_heavy(arguments: list[str]) -> No
 
 def test_completion_offers_verbs_and_hydras_own_choices() -> None:
     script = wavespace("completion", "bash").stdout
-    query = "COMP_LINE='wavespace train model=' COMP_POINT=22 COMP_CWORD=2 COMP_WORDS=(wavespace train model=); _wavespace; echo \"${COMPREPLY[@]}\""
+    typed = "COMP_LINE='wavespace train model=' COMP_POINT=22 COMP_CWORD=2 COMP_WORDS=(wavespace train model=)"
+    query = f'{typed}; _wavespace; echo "${{COMPREPLY[@]}}"'
     found = subprocess.run(
         ["bash", "-c", f"{script}\n{query}"],
         capture_output=True,
@@ -186,6 +189,31 @@ def test_completion_offers_verbs_and_hydras_own_choices() -> None:
     verbs = 'COMP_CWORD=1 COMP_WORDS=(wavespace tr); _wavespace; echo "${COMPREPLY[@]}"'
     found = subprocess.run(["bash", "-c", f"{script}\n{verbs}"], capture_output=True, text=True, check=True)
     assert set(found.stdout.split()) == {"train", "transcribe"}
+
+
+def test_torchrun_trains_one_model_on_two_processes(tmp_path: Path) -> None:
+    overrides = [*make_medley(tmp_path / "medley"), *TRAINER, "trainer.devices=2", "trainer.strategy=ddp"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = subprocess.run(
+        [*torchrun, "-m", "wavespace.train", *overrides], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert found.returncode == 0, found.stderr
+    (status,) = (json.loads(file.read_text()) for file in tmp_path.rglob("status.json"))
+    assert (status["state"], status["step"]) == ("finished", 8)
+    assert found.stdout.count("report.html") == 1  # the first process alone speaks
+
+
+@pytest.mark.timing
+def test_a_finished_run_returns_in_under_three_seconds(tmp_path: Path) -> None:
+    overrides = [*make_medley(tmp_path / "medley"), *TRAINER]
+    assert wavespace("train", *overrides, cwd=tmp_path).returncode == 0
+    seconds = []
+    for _ in range(3):  # the best of three, for a busy machine
+        start = time.perf_counter()
+        again = wavespace("train", *overrides, cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+        assert "is finished; its result is returned" in again.stdout
+    assert min(seconds) < 3
 
 
 @pytest.mark.timing

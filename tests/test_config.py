@@ -69,8 +69,10 @@ def test_a_typo_at_the_root_of_an_experiment_file_is_a_fault(tmp_path: Path) -> 
 
 def test_a_typo_at_depth_three_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    nested = "# @package _global_\nbaseline:\n  _target_: wavespace.models.peaks.Peaks\n  inner:\n    _target_: wavespace.optim.AdamW\n    lrr: 1\n"
-    (tmp_path / "experiment" / "deep.yaml").write_text(nested)
+    (tmp_path / "experiment" / "deep.yaml").write_text(
+        "# @package _global_\nbaseline:\n  _target_: wavespace.models.peaks.Peaks\n"
+        "  inner:\n    _target_: wavespace.optim.AdamW\n    lrr: 1\n"
+    )
     text = faults("experiment=deep", folder=tmp_path)
     assert "baseline.inner.lrr" in text
     assert "did you mean 'lr'" in text

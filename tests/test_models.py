@@ -39,14 +39,16 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 }
 
 
-def model_of(name: str, in_spec: FeatureSpec, out_spec: FeatureSpec) -> nn.Module:
-    """A model in evaluation mode, whose batch norms have seen data."""
+def model_of(name: str, in_spec: FeatureSpec, out_spec: FeatureSpec, **more: Any) -> nn.Module:
+    """A model in evaluation mode, with the running statistics of a batch, so that its output follows its input."""
     kind, settings = MODELS[name]
     torch.manual_seed(0)
-    model = kind(in_spec, out_spec, **settings)
+    model = kind(in_spec, out_spec, **settings | more)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
     with torch.no_grad():
-        for _ in range(3):
-            model.train()(features(in_spec, 2, 40, seed=3))
+        model.train()(features(in_spec, 2, 40, seed=3))
     return model.eval()
 
 
@@ -56,7 +58,7 @@ def features(spec: FeatureSpec, batch: int, frames: int, seed: int = 0) -> Tenso
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(bins=st.integers(5, 70), frames=st.integers(1, 37), batch=st.integers(1, 3), channels=st.integers(1, 3))
 def test_every_size_comes_out_as_the_task_asks(name: str, bins: int, frames: int, batch: int, channels: int) -> None:
     in_spec = decibels(bins, channels)
@@ -80,7 +82,7 @@ def test_an_item_does_not_see_its_batch(name: str, layout: torch.memory_format) 
         torch.testing.assert_close(model(item[None])[0], together[i], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", set(MODELS) - {"peaks"})
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "peaks"])
 def test_the_gradient_reaches_every_parameter(name: str) -> None:
     spec = decibels(50)
     for out_spec in (ROLL, spec):
@@ -93,22 +95,27 @@ def test_the_gradient_reaches_every_parameter(name: str) -> None:
             assert parameter.grad.abs().max() > 0, key
 
 
-# The frames that a change at one frame can reach: found by reading the model, and checked by the test itself.
-SHIFTS = {"unet": 1, "unet none": 1, "conv2d": 1, "harmonic": 1, "peaks": 1, "conv2d both": 4, "unet gated": 4}
-
-
-@pytest.mark.parametrize("name", SHIFTS)
+@pytest.mark.parametrize(
+    ("name", "shift"),
+    [
+        ("unet", 1),
+        ("unet none", 1),
+        ("conv2d", 1),
+        ("harmonic", 1),
+        ("peaks", 1),
+        ("conv2d both", 4),
+        ("unet gated", 4),
+    ],
+)
 @torch.no_grad()
-def test_a_shift_in_time_shifts_the_output(name: str) -> None:
-    spec, shift = decibels(50), SHIFTS[name]
-    model = model_of(name, spec, ROLL)
-    if "group" in MODELS[name][1].values():  # it looks at the whole window, so it is exact for none
-        model = MODELS[name][0](spec, ROLL, **MODELS[name][1] | {"norm": "batch"}).eval()
-    x = features(spec, 1, 160)
+def test_a_shift_by_the_pooling_shifts_the_output(name: str, shift: int) -> None:
+    spec = decibels(50)
+    model = model_of(name, spec, ROLL, **({} if name in ("harmonic", "peaks") else {"norm": "batch"}))
+    x = features(spec, 1, 120)
     output, shifted = model(x), model(x.roll(shift, -1))
-    middle = slice(60, 100)
+    middle = slice(45, 75)  # no model here sees further than 40 frames
     torch.testing.assert_close(shifted.roll(-shift, -1)[..., middle], output[..., middle], rtol=1e-4, atol=1e-4)
-    assert output[..., middle].std(-1).max() > 1e-2
+    assert output[..., middle].std(-1).max() > 0.02
 
 
 # --- Blocks ----------------------------------------------------------------------------------------------
@@ -159,7 +166,8 @@ def test_padding_goes_to_the_end() -> None:
 @pytest.mark.parametrize("spread", [1, 3])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_harmonic_stack_reads_the_rows_of_the_formula(spread: int, channels: int) -> None:
-    steps = 36  # to an octave; row r lies at 27.5 Hz * 2^(r / 36), so harmonic h of key p is 3 p + 36 log2(h) rows up
+    # Row r lies at 27.5 Hz * 2^(r / 36), so harmonic h of key p is 3 p + 36 log2(h) rows up.
+    steps = 36
     axis = tuple(27.5 * 2 ** (row / steps) for row in range(9 * steps))
     spec = FeatureSpec(channels, axis, 43.0, "dB", -80, 0)
     harmonics = (0.5, 1, 2, 3, 5)
@@ -196,12 +204,15 @@ def test_settings_that_can_not_be_are_refused(kind: type[nn.Module], settings: d
 
 
 @pytest.mark.parametrize(
-    ("model", "task", "rate", "share"),
-    [("unet", "reconstruction", 0.01, 0.15), ("conv2d", "reconstruction", 0.01, 0.5), ("harmonic", "piano_roll", 0.02, 0.25)],
-)  # fmt: skip
-def test_one_batch_is_learned_by_heart(model: str, task: str, rate: float, share: float) -> None:
-    overrides = ["model.width=8", "frontend.hop=512"]
-    built = small_task("multi_resolution" if model == "harmonic" else "log_frequency", model, task, *overrides).train()
+    ("frontend", "model", "task", "share"),
+    [
+        ("log_frequency", "unet", "reconstruction", 0.06),
+        ("log_frequency", "conv2d", "reconstruction", 0.08),
+        ("multi_resolution", "harmonic", "piano_roll", 0.12),
+    ],
+)
+def test_one_batch_is_learned_by_heart(frontend: str, model: str, task: str, share: float) -> None:
+    built = small_task(frontend, model, task, "model.width=8").train()
     rng = np.random.default_rng(0)
     notes = np.array([[0.2, 0.6, 60, 90], [0.5, 0.9, 67, 60]])
     items = []
@@ -214,7 +225,7 @@ def test_one_batch_is_learned_by_heart(model: str, task: str, rate: float, share
         items.append(Item(audio.astype(np.float32), "", played))
     batch = collate(items)
     x = built.features(batch.audio)
-    optimizer = torch.optim.Adam(built.parameters(), rate)
+    optimizer = torch.optim.Adam(built.parameters(), 0.01)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()

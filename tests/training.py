@@ -34,7 +34,8 @@ def make_medley(root: Path, clips: int = 3) -> list[str]:
             instrument, uuid = i % 8, f"{subset}{i:08d}"
             lines.append(f"{subset},x,{instrument},{subset[:2]}{i:02d},{uuid}")
             time = np.arange(131_072) / 44_100
-            tone = 0.3 * np.sin(2 * np.pi * 220 * 2 ** (rng.integers(0, 24) / 12) * time) + 0.01 * rng.normal(size=131_072)
+            tone = 0.3 * np.sin(2 * np.pi * 220 * 2 ** (rng.integers(0, 24) / 12) * time)
+            tone += 0.01 * rng.normal(size=131_072)
             with wave.open(str(root / "audio" / f"Medley-solos-DB_{subset}-{instrument}_{uuid}.wav"), "wb") as file:
                 file.setparams((1, 2, 44_100, 0, "NONE", ""))
                 file.writeframes((tone * 32767).astype("<i2").tobytes())

@@ -203,7 +203,7 @@ BUILT = frozenset({"self", "in_spec", "out_spec", "frontend", "callbacks"})
 
 
 def _targets(cfg: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    node = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True) if isinstance(cfg, DictConfig) else cfg
+    node: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True) if OmegaConf.is_config(cfg) else cfg
     if isinstance(node, dict):
         if "_target_" in node:
             yield key, node
@@ -215,7 +215,7 @@ def _constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, A
     from hydra.utils import get_object
 
     found = get_object(target)
-    function = found.__init__ if isinstance(found, type) else found
+    function: Any = getattr(found, "__init__") if isinstance(found, type) else found  # noqa: B009
     try:
         hints = typing.get_type_hints(function)
     except Exception:  # annotations that only a type checker can resolve
@@ -320,7 +320,7 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
     Raises:
         ConfigError: an override names what isn't there, or doesn't fit.
     """
-    changed = typing.cast(DictConfig, OmegaConf.create(resolved(cfg)))
+    changed = OmegaConf.create(resolved(cfg))
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for group in (o for o in parsed if o.key_or_group in GROUPS):
         choice = f"{group.key_or_group}={group.value()}"

@@ -55,14 +55,15 @@ def main(arguments: list[str]) -> None:
 def score(task: Task, data: DataModule, split: str, *, tune: bool = False) -> dict[str, float]:
     """Figures of a task on a whole split, in float32; with `tune`, thresholds are chosen on it first."""
     import torch
+    from rich.console import Console
     from rich.progress import track
 
     data.prepare_data()
-    data.setup()
+    data.setup("test")
     loader: Any = data.val_dataloader() if split == "val" else data.test_dataloader()
     task.eval()
     observed: list[Any] = []
     with torch.inference_mode():
-        for batch in track(loader, description=split, transient=True):
+        for batch in track(loader, description=split, transient=True, disable=not Console().is_terminal):
             observed += task.observe_batch(batch)
     return task.summarize(observed, tune=tune)

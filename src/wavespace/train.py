@@ -53,7 +53,8 @@ def run(cfg: DictConfig) -> float | None:
 
     parts = build(cfg)
     if _rank() > 0:  # torchrun starts a process a device; the first one keeps the folder
-        return fit(cfg, parts, folder)
+        fit(cfg, parts, folder)
+        return None
     with folder.writing(cfg):
         fit(cfg, parts, folder)
     return _close(folder)
@@ -187,7 +188,7 @@ class Sweep(Callback):
         choices = [
             [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
             if o.is_sweep_override()
-            else [o.input_line]
+            else [str(o.input_line)]
             for o in OverridesParser.create().parse_overrides(overrides)
         ]
         swept = [i for i, values in enumerate(choices) if len(values) > 1]
@@ -196,7 +197,7 @@ class Sweep(Callback):
             probe(cfg, make(cfg.data, "data").spec)
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
-    def on_multirun_end(self, **_: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from rich.console import Console
         from rich.table import Table
 

@@ -146,6 +146,7 @@ def compose(rng: Generator, seconds: float) -> Performance:
     scale = np.flatnonzero(np.isin((np.arange(HIGHEST + 1) - rng.integers(12)) % 12, steps))
     scale = scale[scale >= LOWEST]
     pedalling = float(rng.choice([0.0, 0.4, 0.95], p=[0.25, 0.2, 0.55]))  # share of the chords that are pedalled
+    lag = rng.uniform(0.03, 0.2)
 
     notes, pedal, now = [NO_NOTES], [np.zeros((0, 2))], -rng.uniform(0, 3)
     while now < seconds:
@@ -160,7 +161,7 @@ def compose(rng: Generator, seconds: float) -> Performance:
                 layer = _doubled(layer, rng.choice([i for _, i in DOUBLINGS], p=[p for p, _ in DOUBLINGS]))
             notes.append(_play(rng, layer, tick, clock, swell + weight))
         changes = np.interp(np.append(harmony.start, beats), tick, clock)
-        pedal.append(_foot(rng, changes)[rng.random(len(changes) - 1) < pedalling])
+        pedal.append(_foot(rng, changes, lag)[rng.random(len(changes) - 1) < pedalling])
         now = changes[-1] + (rng.uniform(0.1, 1.0) if rng.random() < 0.1 else 0.0)  # a breath now and then
 
     played = clean(np.concatenate(notes))
@@ -190,9 +191,8 @@ def _rubato(rng: Generator, tick: Floats, beats: float, tempo: float) -> Floats:
     return np.append(0.0, np.cumsum(passed))
 
 
-def _foot(rng: Generator, changes: Floats) -> Floats:
-    """Pedal down a little after each change of harmony, and up about the next, `(C, 2)` seconds."""
-    lag = rng.uniform(0.03, 0.2)
+def _foot(rng: Generator, changes: Floats, lag: float) -> Floats:
+    """Pedal down a `lag` after each change of harmony, and up about the next, `(C, 2)` seconds."""
     return np.column_stack([changes[:-1] + lag, changes[1:] + rng.uniform(-0.1, lag - 0.02, len(changes) - 1)])
 
 

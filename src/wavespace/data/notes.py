@@ -82,7 +82,7 @@ def read_midi(path: str | Path) -> Performance:
     """The notes and the sustain pedal of all tracks together, drums left out, as if played on one keyboard.
 
     A note ends at the first release of its key after its strike, at the next strike of its pitch, or at the end
-    of its track. The pedal is down while controller 64 is 64 or more.
+    of its track. The pedal is down while controller 64 is 64 or more; never lifted, it holds to the end.
 
     Raises:
         BadInput: the file is missing, is no readable MIDI file, or has no notes.
@@ -107,7 +107,7 @@ def read_midi(path: str | Path) -> Performance:
         onset, pitch = columns["time"].astype(np.int64), columns["pitch"].astype(np.int64)
         offset = _releases(onset, onset + columns["duration"], pitch)
         notes.append(np.column_stack([onset, offset, pitch, columns["velocity"]]))
-        pedal.append(_presses(track.controls.numpy(), track.end()))
+        pedal.append(_presses(track.controls.numpy(), score.end()))
     played = np.concatenate([np.zeros((0, 4)), *notes])
     if len(played) == 0:
         raise BadInput(f"{path} has no notes (drums are left out)")
@@ -198,7 +198,8 @@ def _presses(controls: dict[str, NDArray[Any]], end: int) -> NDArray[np.int64]:
     tick, down = controls["time"][sustain].astype(np.int64), controls["value"][sustain] >= 64
     change = np.flatnonzero(np.diff(down, prepend=False))  # down, up, down, up, ...
     edges = np.append(tick[change], [max(end, int(tick[-1]))] if len(change) % 2 else [])
-    return edges.reshape(-1, 2).astype(np.int64)
+    presses = edges.reshape(-1, 2).astype(np.int64)
+    return presses[presses[:, 1] > presses[:, 0]]
 
 
 def _union(intervals: NDArray[np.int64]) -> NDArray[np.int64]:

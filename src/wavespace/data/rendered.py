@@ -283,8 +283,9 @@ def ensemble(notes: Notes, rng: Generator, programs: Sequence[int]) -> list[Voic
     """One to four instruments that share the notes by register, thinner than a piano plays them."""
     notes = notes[rng.random(len(notes)) < rng.uniform(0.25, 1.0)]
     chosen = rng.choice(programs, size=min(int(rng.integers(1, 5)), len(programs)), replace=False)
-    bounds = np.linspace(0, 1, len(chosen) + 1)[1:-1]
-    voice = np.searchsorted(np.quantile(notes[:, 2], bounds), notes[:, 2], side="right") if len(notes) else notes[:, 2]
+    pitch = notes[:, 2]
+    edges = np.quantile(pitch, np.linspace(0, 1, len(chosen) + 1)[1:-1]) if len(pitch) else pitch
+    voice = np.searchsorted(edges, pitch, side="right")
     return [Voice(notes[voice == i], int(program)) for i, program in enumerate(chosen)]
 
 

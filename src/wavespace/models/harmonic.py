@@ -32,7 +32,7 @@ class HarmonicStack(nn.Module):
             for shift in range(-(spread // 2), spread // 2 + 1):
                 wanted = np.log2(out_spec.frequencies) + np.log2(harmonic) + shift * step  # (F',)
                 nearest = np.abs(source[None] - wanted[:, None]).argmin(1)
-                inside = (wanted > source[0] - step) & (wanted < source[-1] + step)
+                inside = (wanted > source[0] - step / 2) & (wanted < source[-1] + step / 2)
                 rows.append(np.where(inside, nearest, in_spec.bins))  # one past the end: the floor
         self.register_buffer("rows", torch.tensor(np.stack(rows)), persistent=False)  # (S, F')
         self.channels = in_spec.channels * len(rows)

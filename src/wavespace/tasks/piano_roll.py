@@ -95,7 +95,8 @@ class PianoRoll(Task):
             "onset": F.binary_cross_entropy_with_logits(onset, roll.onset, weight),
             "frame": F.binary_cross_entropy_with_logits(frame, roll.frame),
             "offset": F.binary_cross_entropy_with_logits(offset, roll.offset),
-            "velocity": (roll.onset * (velocity.sigmoid() - roll.velocity).square()).mean(),
+            "velocity": (roll.onset * (velocity.sigmoid() - roll.velocity).square()).sum()
+            / roll.onset.sum().clamp_min(1),
         }
         total = (
             self.onset_weight * losses["onset"]

@@ -1,0 +1,23 @@
+"""Rendered scores, with score and sound augmentation and labels, against real time; one core."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from harness import Row
+
+from wavespace.data.rendered import Rendered
+
+
+def rows(items: int = 60) -> Iterator[Row]:
+    """CPU seconds for a second of audio that is kept (the lead-in of each window counts as cost)."""
+    data = Rendered()
+    data.prepare_data()
+    data.setup()
+    data.train_set[0]
+    start = time.process_time()
+    for position in range(items):
+        data.train_set[position]
+    seconds = (time.process_time() - start) / (items * data.spec.seconds)
+    yield Row("rendered scores", seconds, 1.0, "real time", 1 / 200)

@@ -1,0 +1,673 @@
+"""The store: recordings as flat 16-bit PCM in a few large files, read at any sample with one system call.
+
+A store is a folder, whole or absent, that nothing writes to once it is there:
+
+- `shard-00000.pcm` ...: little-endian int16 mono samples, recording after recording;
+- `notes.npy`: `(K, 4)` float64 rows of onset, offset (seconds), MIDI pitch, velocity, recording after recording;
+- `index.npz`: arrays with a row a recording: shard, offset, frames, split, notes, labels, name;
+- `manifest.json`: sample rate, counts, licence, what made it, and size and SHA-256 of the files above.
+
+It is built in a hidden folder beside its own, a shard at a time, and renamed when all of it is on the disk. A build
+that was killed goes on after the shards that it had finished.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from wavespace.data.audio import Audio, read_blocks, seconds_of
+from wavespace.data.base import NO_NOTES, Item, Notes, rng_for, shuffled
+from wavespace.data.notes import window as sounding
+from wavespace.errors import BadInput, UserError
+
+Mode = Literal["pread", "memmap"]
+
+FORMAT = 1
+"""Raised when a store of before can't be read any more; part of every store's name."""
+
+PCM = np.dtype("<i2")
+MANIFEST, INDEX, NOTES = "manifest.json", "index.npz", "notes.npy"
+WORK = ".building"
+"""Folder within an unfinished store: the lock, and a record of each finished shard."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What becomes one recording of a store. It is sent to other processes, so it must pickle.
+
+    Attributes:
+        name: unique in its store, without line breaks.
+        audio: a file that soundfile reads.
+        split: "train", "val" or "test".
+        notes: called once, in the process that reads the audio, such as `partial(read_notes, path)`; None: it has none.
+        labels: class indices by name; all recordings of a store have the same names.
+    """
+
+    name: str
+    audio: Path
+    split: str
+    notes: Callable[[], Notes] | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+def store_name(made_by: Mapping[str, Any]) -> str:
+    """Twelve hex digits for the folder of a store: equal settings share it, other settings have another.
+
+    Args:
+        made_by: all that decides what the store holds, as JSON can write it: data set, version, sample rate, ...
+    """
+    return _digest([FORMAT, made_by])[:12]
+
+
+class Store:
+    """Many readers, any window of any recording, exact to the sample. `Store.open` makes one.
+
+    It may be used before and after a fork, and pickles as its path: files are opened in each process when first read.
+
+    Attributes:
+        folder: where it is.
+        manifest: what manifest.json says.
+        sample_rate: in Hz.
+        frames: `(R,)` int64, samples of each recording.
+        clipped: `(R,)` int64, samples of each recording that were beyond full scale.
+        labels: `(R,)` int64 class indices by name.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], index: dict[str, NDArray[Any]], mode: Mode) -> None:
+        self.folder, self.manifest, self.mode = folder, manifest, mode
+        self.sample_rate: int = manifest["sample_rate"]
+        self.frames, self.clipped = index["frames"], index["clipped"]
+        self.labels = {name: index[f"label_{name}"] for name in manifest["labels"]}
+        self._names, self._split = index["names"], index["split"]
+        self._shard, self._offset, self._notes_end = index["shard"], index["offset"], index["notes_end"]
+        self._notes: Notes = np.asarray(np.load(folder / NOTES, mmap_mode="r"))
+        self._process = os.getpid()
+        self._files: dict[int, int] = {}
+        self._maps: dict[int, NDArray[np.int16]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path, mode: Mode = "pread") -> Store:
+        """Read the index, and look whether its few files have their size.
+
+        Args:
+            folder: may be read-only.
+            mode: "pread" asks the disk for a window and nothing else; "memmap" is quicker by a little when the
+                whole store fits into memory, and reads several times as much when it does not.
+
+        Raises:
+            BadInput: there is no store, it is of another version, or one of its files is missing or cut off.
+        """
+        folder = Path(folder)
+        anew = f"delete {folder} and prepare it anew"
+        if not (folder / MANIFEST).is_file():
+            raise BadInput(f"{folder}: there is no store here; prepare it first")
+        try:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+            if manifest["format"] != FORMAT:
+                raise BadInput(f"{folder}: has format {manifest['format']}, and this version reads {FORMAT}; {anew}")
+            for name, file in manifest["files"].items():
+                size = (folder / name).stat().st_size
+                if size != file["bytes"]:
+                    raise BadInput(f"{folder / name}: has {size} bytes and should have {file['bytes']}; {anew}")
+            with np.load(folder / INDEX) as index:
+                return cls(folder, manifest, dict(index), mode)
+        except UserError:
+            raise
+        except OSError as error:
+            raise BadInput(f"{error.filename}: can't be read ({error.strerror}); {anew}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise BadInput(f"{folder}: its manifest or index is damaged ({error}); {anew}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store.open, (self.folder, self.mode)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the recordings."""
+        return self._names.tobytes().decode().split("\n")
+
+    def split(self, name: str) -> NDArray[np.int64]:
+        """The recordings of a split, in order; empty if the store has none of it."""
+        splits = list(self.manifest["splits"])
+        return np.flatnonzero(self._split == splits.index(name)) if name in splits else np.zeros(0, np.int64)
+
+    def window(self, recording: int, start: int, samples: int) -> NDArray[np.int16]:
+        """Samples `(samples,)` int16 of a recording from sample `start` on, a fresh array; zeros outside of it.
+
+        Raises:
+            BadInput: the disk does not give what the index says is there.
+        """
+        first, last = max(start, 0), min(start + samples, int(self.frames[recording]))
+        shard, place = int(self._shard[recording]), int(self._offset[recording]) + first
+        if last - first == samples:
+            return self._read(shard, place, samples)
+        audio = np.zeros(samples, PCM)
+        if first < last:
+            audio[first - start : last - start] = self._read(shard, place, last - first)
+        return audio
+
+    def notes(self, recording: int, start: float = 0.0, stop: float = math.inf) -> Notes:
+        """The notes `(K, 4)` that sound between two times in seconds, counted from the first of them."""
+        first = self._notes_end[recording - 1] if recording else 0
+        notes = self._notes[first : self._notes_end[recording]]
+        return sounding(notes[: notes[:, 0].searchsorted(stop)], start, stop)
+
+    def item(self, recording: int, start: int, samples: int) -> Item:
+        """A window with its notes and labels, named for the recording and the second at which it starts."""
+        name, seconds = self.names[recording], start / self.sample_rate
+        if samples != self.frames[recording]:
+            name = f"{name} at {seconds:.2f} s"
+        audio = self.window(recording, start, samples)
+        notes = self.notes(recording, seconds, seconds + samples / self.sample_rate)
+        return Item(audio, name, notes, {label: int(values[recording]) for label, values in self.labels.items()})
+
+    def verify(self) -> None:
+        """Read every byte and hold it against the manifest.
+
+        Raises:
+            BadInput: files that are not as they were written, by name.
+        """
+        files = self.manifest["files"]
+        bad = []
+        with _progress("verifying", sum(file["bytes"] for file in files.values())) as advance:
+            for name, file in files.items():
+                try:
+                    if _hash(self.folder / name, advance) != file["sha256"]:
+                        bad.append(f"{name} (its SHA-256 differs)")
+                except OSError as error:
+                    bad.append(f"{name} ({error.strerror})")
+        if bad:
+            raise BadInput(
+                f"{self.folder}: not as it was written: {', '.join(bad)}; delete the folder and prepare it anew"
+            )
+
+    def _read(self, shard: int, place: int, samples: int) -> NDArray[np.int16]:
+        if self._process != os.getpid():  # descriptors of the parent are left alone
+            self._process, self._files, self._maps = os.getpid(), {}, {}
+        try:
+            if self.mode == "memmap":
+                if shard not in self._maps:
+                    self._maps[shard] = np.asarray(np.memmap(self.folder / _shard_file(shard), PCM, "r"))
+                return self._maps[shard][place : place + samples].copy()
+            if shard not in self._files:
+                self._files[shard] = os.open(self.folder / _shard_file(shard), os.O_RDONLY)
+                if hasattr(os, "posix_fadvise"):  # a window is read whole; no guess of what follows it is right
+                    os.posix_fadvise(self._files[shard], 0, 0, os.POSIX_FADV_RANDOM)
+            audio = np.empty(samples, PCM)
+            rest, at = audio.data.cast("B"), place * PCM.itemsize
+            while len(rest):  # one call gives at most 2 GiB
+                got = os.preadv(self._files[shard], [rest], at)
+                if got == 0:
+                    raise OSError(errno.EIO, f"ends at byte {at}")
+                rest, at = rest[got:], at + got
+        except OSError as error:
+            path = self.folder / _shard_file(shard)
+            raise BadInput(f"{path}: can't be read ({error.strerror}); prepare the store anew") from None
+        return audio
+
+
+class StoreWindows:
+    """Random windows as a function of position: a training stream.
+
+    A recording that is shorter than a window starts it, and zeros follow.
+
+    Args:
+        store: where from.
+        recordings: which of its recordings.
+        samples: length of a window.
+        seed: of the order and the places.
+        balance: "time": every place of every recording is as likely; "recording": each recording comes once in
+            every `len(recordings)` windows, in a new order each time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        recordings: NDArray[np.int64],
+        samples: int,
+        seed: int,
+        balance: Literal["time", "recording"] = "time",
+    ) -> None:
+        self.store, self.recordings, self.samples = store, recordings, samples
+        self.seed, self.balance = seed, balance
+        self._ends = _window_ends(store, recordings, samples)
+
+    def __getitem__(self, position: int) -> Item:
+        share = _share(self.seed, position)
+        if self.balance == "recording":
+            row = shuffled(self.seed, position, len(self.recordings))
+            start = int(share * (self._ends[row] - (self._ends[row - 1] if row else 0)))
+        else:
+            place = int(share * self._ends[-1])
+            row = int(np.searchsorted(self._ends, place, side="right"))
+            start = place - int(self._ends[row - 1] if row else 0)
+        return self.store.item(int(self.recordings[row]), start, self.samples)
+
+
+class StoreItems(Dataset[Item]):
+    """A list of pieces of recordings, always the same: for validation and test."""
+
+    def __init__(self, store: Store, pieces: NDArray[np.int64]) -> None:
+        self.store, self.pieces = store, pieces  # (P, 3): recording, first sample, samples
+
+    @classmethod
+    def spread(cls, store: Store, recordings: NDArray[np.int64], samples: int, count: int) -> StoreItems:
+        """`count` windows at equal distances over all the time of the recordings."""
+        ends = _window_ends(store, recordings, samples)
+        places = (2 * np.arange(count) + 1) * int(ends[-1]) // (2 * count)
+        rows = np.searchsorted(ends, places, side="right")
+        starts = places - np.append(0, ends)[rows]
+        return cls(store, np.column_stack([recordings[rows], starts, np.full(count, samples)]))
+
+    @classmethod
+    def whole(cls, store: Store, recordings: NDArray[np.int64]) -> StoreItems:
+        """Each recording from its first sample to its last."""
+        return cls(store, np.column_stack([recordings, np.zeros_like(recordings), store.frames[recordings]]))
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, position: int) -> Item:
+        recording, start, samples = self.pieces[position].tolist()
+        return self.store.item(recording, start, samples)
+
+
+DRAWS = 4096
+"""Positions whose shares are drawn at once: a generator takes as long to make as a window to read."""
+
+
+@lru_cache(maxsize=8)
+def _shares(seed: int, block: int) -> list[float]:
+    return rng_for(seed, "window", block).random(DRAWS).tolist()
+
+
+def _share(seed: int, position: int) -> float:
+    """A random number in [0, 1) for each position."""
+    block, place = divmod(position, DRAWS)
+    return _shares(seed, block)[place]
+
+
+def _window_ends(store: Store, recordings: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
+    """How many places there are for a window in each recording and all before it, `(R,)`."""
+    if len(recordings) == 0:
+        raise ValueError(f"{store.folder}: no recordings to take windows of; see its splits in {MANIFEST}")
+    return np.cumsum(np.maximum(store.frames[recordings] - samples, 0) + 1)
+
+
+class _Shard(NamedTuple):
+    """A part of a build: what one process reads and writes."""
+
+    number: int
+    recordings: list[Recording]
+    size: int
+    """Bytes, by the headers of the audio files."""
+    key: str
+    """Of all that it should hold: a finished shard with another key is not one of this build."""
+
+
+def build_store(
+    folder: Path,
+    recordings: Sequence[Recording],
+    sample_rate: int,
+    made_by: Mapping[str, Any],
+    *,
+    licence: str,
+    citation: str,
+    processes: int | None = None,
+    shard_bytes: int = 2**29,
+) -> Store:
+    """Read audio and notes of all recordings into a store, or open the store if it is there.
+
+    Channels are averaged and other sample rates resampled (soxr HQ); samples beyond full scale are clipped and counted.
+    What takes memory is a block of audio in each process, however long the files are.
+
+    Args:
+        folder: where the store will be; by convention `.../store_name(made_by)`.
+        recordings: in the order in which they are kept.
+        sample_rate: in Hz.
+        made_by: the settings that decide what is in it; kept in its manifest.
+        licence: of the data, kept in the manifest.
+        citation: of the data, kept in the manifest.
+        processes: that read and write side by side; None: one a core.
+        shard_bytes: size at which a new file is begun; a recording is never divided. Small stores have smaller
+            files, so that there is work for all processes.
+
+    Raises:
+        BadInput: a file can't be used.
+        UserError: the disk has no room, another process is at it, or the folder holds a store of other settings.
+    """
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        with _explained(folder), _sole_builder(folder, partial):
+            if folder.exists():  # another process was quicker
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                shards = _plan(recordings, sample_rate, shard_bytes)
+                todo = [shard for shard in shards if not _is_done(partial, shard)]
+                _clear(partial, keep=[shard for shard in shards if shard not in todo])
+                _check_space(folder, sum(shard.size for shard in todo))
+                total = sum(shard.size for shard in shards)
+                with _progress(
+                    f"preparing {folder.name}", total, sum(s.size for s in shards if s not in todo)
+                ) as advance:
+                    _build(partial, todo, sample_rate, processes or os.cpu_count() or 1, advance)
+                facts = {"made_by": made_by, "licence": licence, "citation": citation, "sample_rate": sample_rate}
+                _finish(partial, shards, facts)
+                os.rename(partial, folder)
+                _sync_folder(folder.parent)
+                shutil.rmtree(folder / WORK)
+    store = Store.open(folder)
+    if store.manifest["made_by"] != json.loads(json.dumps(made_by)):
+        raise UserError(f"{folder}: holds a store of other settings ({MANIFEST} has them); choose another folder")
+    return store
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What the disk refuses, in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: can't be written ({error.strerror or error}); "
+            "what is finished is kept, so see to that and repeat the command"
+        ) from None
+
+
+@contextmanager
+def _sole_builder(folder: Path, partial: Path) -> Iterator[None]:
+    import fcntl
+
+    (partial / WORK).mkdir(parents=True, exist_ok=True)
+    with (partial / WORK / "lock").open("w") as lock:
+        try:
+            # A lock of the process, which its workers don't inherit: they may outlive a kill by a moment.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"{folder}: another process is preparing it; wait until it has done, or stop it and repeat the command"
+            ) from None
+        yield
+
+
+def _plan(recordings: Sequence[Recording], sample_rate: int, shard_bytes: int) -> list[_Shard]:
+    """Which recordings go into which shard; the same for the same recordings, so that a build can go on."""
+    names = [recording.name for recording in recordings]
+    if not recordings:
+        raise BadInput("there are no recordings to make a store of")
+    if len(set(names)) < len(names) or any("\n" in name for name in names):
+        raise ValueError("names of recordings must be unique, and without line breaks")
+    if any(set(recording.labels) != set(recordings[0].labels) for recording in recordings):
+        raise ValueError("all recordings must have the same labels")
+    with ThreadPoolExecutor(8) as threads:  # a network volume answers slowly, to many at a time
+        seconds = list(threads.map(seconds_of, [recording.audio for recording in recordings]))
+    sizes = [math.ceil(length * sample_rate) * PCM.itemsize for length in seconds]
+    limit = min(shard_bytes, max(sum(sizes) // 32, 2**24))
+
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for place, size in enumerate(sizes):
+        if filled and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(place)
+        filled += size
+    shards = []
+    for number, group in enumerate(groups):
+        members = [recordings[place] for place in group]
+        content = [[r.name, r.split, dict(r.labels), sizes[place]] for r, place in zip(members, group)]
+        shards.append(_Shard(number, members, sum(sizes[i] for i in group), _digest([FORMAT, sample_rate, content])))
+    return shards
+
+
+def _is_done(partial: Path, shard: _Shard) -> bool:
+    try:
+        with np.load(partial / WORK / f"{shard.number}.npz") as record:
+            size = (partial / _shard_file(shard.number)).stat().st_size
+            return str(record["key"]) == shard.key and size == record["frames"].sum() * PCM.itemsize
+    except FileNotFoundError:
+        return False
+
+
+def _clear(partial: Path, keep: list[_Shard]) -> None:
+    """Remove what a killed build left half-written, and what belongs to another."""
+    kept = {_shard_file(shard.number) for shard in keep} | {f"{shard.number}.npz" for shard in keep} | {WORK, "lock"}
+    for path in [*partial.iterdir(), *(partial / WORK).iterdir()]:
+        if path.name not in kept:
+            path.unlink()
+
+
+def _check_space(folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if need > free:
+        raise UserError(
+            f"{folder.parent}: preparing takes {need / 1e9:.1f} GB more and {free / 1e9:.1f} GB are free; "
+            "make room, or choose a folder on another disk"
+        )
+
+
+def _build(
+    partial: Path, shards: list[_Shard], sample_rate: int, processes: int, advance: Callable[[int], None]
+) -> None:
+    """Build shards side by side, each in a process of its own; the first failure ends them all."""
+    waiting, running = shards[::-1], dict[Any, multiprocessing.Process]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                receive, send = multiprocessing.Pipe(duplex=False)
+                job = (send, partial, waiting.pop(), sample_rate)
+                running[receive] = multiprocessing.Process(target=_work, args=job, daemon=True)
+                running[receive].start()
+                send.close()  # so that the end of the process is the end of the pipe
+            for receive in cast(list[Connection], wait(list(running))):
+                try:
+                    message = receive.recv()
+                except EOFError:
+                    process = running.pop(receive)
+                    process.join()
+                    if process.exitcode:
+                        raise UserError(
+                            f"{partial}: a process that prepares it ended with exit code {process.exitcode} "
+                            "(-9: it was killed, often for want of memory); repeat the command to go on"
+                        ) from None
+                else:
+                    if isinstance(message, UserError):
+                        raise message
+                    advance(message)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.join()
+
+
+def _work(send: Connection, partial: Path, shard: _Shard, sample_rate: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
+    try:
+        with _explained(partial):
+            try:
+                _build_shard(partial, shard, sample_rate, send.send)
+            except BrokenPipeError:  # it was killed
+                return
+    except UserError as error:
+        send.send(error)
+
+
+def _build_shard(partial: Path, shard: _Shard, sample_rate: int, written: Callable[[int], None]) -> None:
+    """Write a shard, and when it is on the disk, the record that says so."""
+    digest, frames, clipped, notes = hashlib.sha256(), [], [], []
+    with _written_whole(partial / _shard_file(shard.number)) as file:
+        for recording in shard.recordings:
+            frames.append(0)
+            clipped.append(0)
+            for block in read_blocks(recording.audio, sample_rate):
+                samples, beyond = to_int16(block)
+                file.write(samples.data)
+                digest.update(samples.data)
+                frames[-1] += len(samples)
+                clipped[-1] += beyond
+                written(samples.nbytes)
+            notes.append(NO_NOTES if recording.notes is None else recording.notes())
+    with _written_whole(partial / WORK / f"{shard.number}.npz") as file:
+        np.savez(
+            file,
+            key=shard.key,
+            frames=np.array(frames),
+            clipped=np.array(clipped),
+            notes=np.concatenate(notes),
+            notes_each=np.array([len(rows) for rows in notes]),
+            sha256=digest.hexdigest(),
+        )
+
+
+def to_int16(audio: Audio) -> tuple[NDArray[np.int16], int]:
+    """Float samples `(N,)` to the nearest 16-bit ones, and how many were beyond full scale; exact for 16-bit files."""
+    scaled = np.rint(audio * np.float32(32768))
+    beyond = int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
+    return np.clip(scaled, -32768, 32767).astype(PCM), beyond
+
+
+def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
+    """Join the records of all shards to index and notes, and state it all in the manifest."""
+    records = []
+    for shard in shards:
+        with np.load(partial / WORK / f"{shard.number}.npz") as record:
+            records.append(dict(record))
+    recordings = [recording for shard in shards for recording in shard.recordings]
+    frames = np.concatenate([record["frames"] for record in records])
+    notes_each = np.concatenate([record["notes_each"] for record in records])
+    splits = list(dict.fromkeys(recording.split for recording in recordings))
+    split = np.array([splits.index(recording.split) for recording in recordings], np.uint8)
+    labels = list(recordings[0].labels)
+
+    with _written_whole(partial / NOTES) as file:
+        np.save(file, np.concatenate([record["notes"] for record in records]))
+    index: dict[str, Any] = {
+        "shard": np.repeat(np.arange(len(shards)), [len(shard.recordings) for shard in shards]),
+        "offset": np.concatenate([np.cumsum(record["frames"]) - record["frames"] for record in records]),
+        "frames": frames,
+        "clipped": np.concatenate([record["clipped"] for record in records]),
+        "split": split,
+        "notes_end": np.cumsum(notes_each),
+        "names": np.frombuffer("\n".join(recording.name for recording in recordings).encode(), np.uint8),
+    }
+    index |= {f"label_{name}": np.array([r.labels[name] for r in recordings], np.int64) for name in labels}
+    with _written_whole(partial / INDEX) as file:
+        np.savez(file, **index)
+    hashes = {_shard_file(shard.number): str(record["sha256"]) for shard, record in zip(shards, records)}
+    hashes |= {name: _hash(partial / name) for name in (INDEX, NOTES)}
+    manifest = {
+        "format": FORMAT,
+        **facts,
+        "labels": labels,
+        "splits": {
+            name: {
+                "recordings": int((split == code).sum()),
+                "hours": round(int(frames[split == code].sum()) / facts["sample_rate"] / 3600, 4),
+                "notes": int(notes_each[split == code].sum()),
+            }
+            for code, name in enumerate(splits)
+        },
+        "notes": int(notes_each.sum()),
+        "clipped": int(sum(record["clipped"].sum() for record in records)),
+        "files": {name: {"bytes": (partial / name).stat().st_size, "sha256": hash} for name, hash in hashes.items()},
+    }
+    with _written_whole(partial / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=2).encode() + b"\n")
+    _sync_folder(partial)
+
+
+def _shard_file(number: int) -> str:
+    return f"shard-{number:05}.pcm"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that has its name only when all of it is on the disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Names, too, are on the disk only when their folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar with MB/s and the time that is left, on a terminal; yields what to call with the bytes that were done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    # No thread redraws it: a process that forks has none.
+    with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as progress:
+        task, drawn = progress.add_task(title, total=total, completed=done), 0.0
+
+        def advance(size: int) -> None:
+            nonlocal drawn
+            progress.advance(task, size)
+            if time.monotonic() > drawn + 0.1:
+                drawn = time.monotonic()
+                progress.refresh()
+
+        yield advance
+        progress.refresh()

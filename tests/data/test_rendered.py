@@ -1,0 +1,329 @@
+"""Rendered windows: a pure function of position, whose labels say what is heard."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wavespace.data.base import Item, collate, rng_for
+from wavespace.data.notes import apply_pedal, clean, read_midi, window, write_midi
+from wavespace.data.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, vary
+from wavespace.data.soundfont import Sampler, Voice
+from wavespace.errors import BadInput
+from wavespace.spec import midi_to_hz
+
+pytest.importorskip("tinysoundfont", reason="needs tinysoundfont: pip install --no-deps tinysoundfont")
+
+RATE = 22_050
+
+
+def ready(**options: Any) -> Rendered:
+    data = Rendered(**({"workers": 0, "piece_seconds": 4.0, "val_pieces": 3, "test_pieces": 2} | options))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def scale(path: Path, first: int = 40, keys: int = 40, step: float = 0.25) -> Path:
+    """A MIDI file of a chromatic scale."""
+    onset = step * np.arange(keys)
+    pitch = first + np.arange(keys) % 48
+    write_midi(path, np.column_stack([onset, onset + 0.9 * step, pitch, np.full(keys, 80.0)]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve recordings: six alone, and two pieces with three performances each."""
+    root = tmp_path_factory.mktemp("scores")
+    for i in range(6):
+        scale(root / f"{i}.mid", 30 + i)
+    for piece, i in itertools.product(("one", "two"), range(3)):
+        scale(root / "composer" / piece / f"{i}.MIDI", 30 + i)
+    return root
+
+
+def same(one: Item, other: Item) -> bool:
+    return one.name == other.name and np.array_equal(one.audio, other.audio) and np.array_equal(one.notes, other.notes)
+
+
+@pytest.mark.parametrize("options", [{}, {"programs": "mixed"}, {"augment": False}])
+def test_an_item_is_a_function_of_seed_and_position(options: dict[str, Any]) -> None:
+    one, again, other = ready(**options), ready(**options), ready(seed=1, **options)
+    late = again.train_set[7]
+    for position in (3, 0, 7):
+        item = one.train_set[position]
+        assert same(item, again.train_set[position])
+        assert not np.array_equal(item.audio, other.train_set[position].audio)
+        assert item.audio.shape == (one.spec.samples,)
+        assert item.audio.dtype == np.int16
+    assert same(one.train_set[7], late)
+    assert not np.array_equal(one.train_set[3].audio, one.train_set[4].audio)
+
+
+def test_workers_change_nothing() -> None:
+    batches = []
+    for workers in (0, 2):
+        data = ready(workers=workers, batch_size=2, seconds=0.5)
+        batches.append(list(itertools.islice(data.train_dataloader(), 4)))
+    for alone, apart in zip(*batches):
+        assert alone.names == apart.names
+        assert (alone.audio == apart.audio).all()
+        assert (alone.notes == apart.notes).all()
+    assert len({name for batch in batches[0] for name in batch.names}) == 8
+
+
+def test_evaluation_pieces_are_fixed_apart_and_kept() -> None:
+    data = ready()
+    assert len(data.val_set) == 3
+    assert len(data.test_set) == 2
+    everything = [*data.val_set, *data.test_set]
+    assert len({item.audio.tobytes() for item in everything}) == 5
+    assert [item.name for item in everything] == ["val-0", "val-1", "val-2", "test-0", "test-1"]
+    assert data.val_set[1].audio is data.val_set[1].audio
+    assert all(same(item, again) for item, again in zip(everything, [*ready().val_set, *ready().test_set]))
+    assert all(same(item, again) for item, again in zip(everything, ready(augment=False).val_set))
+    assert everything[0].audio.shape == (4 * RATE,)
+    for loader, names in ((data.val_dataloader(), ["val-0", "val-1", "val-2"]), (data.test_dataloader(), None)):
+        batch = next(iter(loader))
+        assert names is None or batch.names == names
+
+
+@pytest.mark.parametrize("programs", ["piano", "mixed"])
+def test_notes_are_those_that_sound_in_the_window(programs: Any) -> None:
+    data = ready(programs=programs)
+    before = 0
+    for position in range(40):
+        notes = data.train_set[position].notes
+        np.testing.assert_allclose(clean(notes), notes, atol=1e-9)
+        assert (notes[:, 0] < data.spec.seconds).all()
+        assert (notes[:, 1] > 0).all()
+        assert ((notes[:, 2] >= 21) & (notes[:, 2] <= 108)).all()
+        assert ((notes[:, 3] >= 1) & (notes[:, 3] <= 127)).all()
+        before += (notes[:, 0] < 0).sum()
+    assert before > 40, "what rings from before the window is labelled"
+
+
+def test_music_fills_the_window_whatever_its_tempo() -> None:
+    data = ready()
+    onsets = np.concatenate([data.train_set[position].notes[:, 0] for position in range(120)])
+    count, _ = np.histogram(onsets, bins=6, range=(0, data.spec.seconds))
+    assert count.min() > 0.7 * count.mean()
+
+
+def test_sound_begins_where_labels_say() -> None:
+    """Energy at a note's first two partials rises at its labelled onset, not before."""
+    data = ready(augment=False)
+    rises = []
+    for position in range(30):
+        item = data.train_set[position]
+        audio = item.audio / 32768
+        onset, _, pitch, velocity = item.notes.T
+        for k in np.flatnonzero((onset > 0.1) & (onset < data.spec.seconds - 0.15) & (pitch > 45) & (velocity > 50)):
+            at = round(onset[k] * RATE)
+            gap = np.abs(pitch - pitch[k])
+            near = (np.abs(onset - onset[k]) < 0.1) & np.isin(gap % 12, (0, 5, 7)) & (np.arange(len(onset)) != k)
+            if near.any():  # shares partials with a neighbour
+                continue
+            tone = np.exp(-2j * np.pi * midi_to_hz(pitch[k]) * np.arange(882) / RATE) * np.hanning(882)
+            level = [abs(audio[start : start + 882] @ tone) for start in (at - 882, at + 110)]
+            rises.append(20 * np.log10((level[1] + 1e-6) / (level[0] + 1e-6)))
+    assert len(rises) > 150
+    assert np.mean(np.array(rises) > 6) > 0.85
+
+
+def test_silence_is_where_no_note_sounds() -> None:
+    data = ready(augment=False)
+    quiet, loud = [], []
+    for position in range(40):
+        item = data.train_set[position]
+        grid = np.arange(0.0, data.spec.seconds - 0.05, 0.05)
+        for start in grid:
+            part = item.audio[round(start * RATE) : round((start + 0.05) * RATE)].astype(float)
+            level = 20 * np.log10(np.sqrt(np.mean(part**2)) / 32768 + 1e-9)
+            sounding = (item.notes[:, 0] < start) & (item.notes[:, 1] > start + 0.05)
+            recent = (item.notes[:, 0] < start + 0.05) & (item.notes[:, 1] > start - 0.5)
+            if sounding.any():
+                loud.append(level)
+            elif not recent.any():
+                quiet.append(level)
+    assert np.median(loud) > -35
+    assert len(quiet) > 20
+    assert np.percentile(quiet, 90) < np.median(loud) - 25
+
+
+@pytest.mark.parametrize("program", OTHERS)
+def test_other_instruments_sound_at_the_pitch_of_their_key(program: int) -> None:
+    """No partial below the key's own fundamental, and that fundamental or its octave well above the rest's level."""
+    sampler = Sampler(None, RATE)
+    for pitch in (52, 64, 76):
+        audio = sampler.render([Voice(np.array([[0.0, 0.9, pitch, 90.0]]), program)], RATE)[RATE // 20 :]
+        spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio)), 1 << 17))
+
+        def partial(ratio: float) -> float:
+            center = midi_to_hz(pitch) * ratio / RATE * (1 << 17)  # noqa: B023
+            return float(spectrum[int(0.97 * center) : int(1.03 * center) + 2].max() / spectrum.max())  # noqa: B023
+
+        assert max(partial(0.5), partial(0.25), partial(1 / 3)) < 0.06
+        assert partial(1.0) > 0.05
+        loudness = np.sqrt(np.convolve(audio**2, np.ones(256) / 256, "same"))
+        assert loudness[: RATE // 10].max() > 0.1 * loudness.max(), "it speaks within 150 ms"
+
+
+def test_windows_of_a_file_hold_the_files_notes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.mid"
+    onset = np.sort(rng.uniform(0, 60, 400))
+    write_midi(path, np.column_stack([onset, onset + 0.4, rng.integers(40, 80, 400), rng.integers(20, 100, 400)]))
+    played = read_midi(path)
+    notes = apply_pedal(played.notes, played.pedal)
+    renderer = Renderer(RATE, None, mixed=False, varied=False, recorded=False, files=(path,))
+    for i in range(20):
+        item = renderer.item(rng_for("window", i), 3.0, "x")
+        strikes = item.notes[item.notes[:, 0] > 0]
+        shifts = notes[:, None, 0] - strikes[0, 0]  # the window's start, if the first strike is this note
+        starts = shifts[(notes[:, 2] == strikes[0, 2]) & (notes[:, 3] == strikes[0, 3])].ravel()
+        matches = [
+            start
+            for start in starts
+            if (expected := window(notes, start, start + 3.0)).shape == item.notes.shape
+            and np.allclose(expected, item.notes, atol=1e-6)
+        ]
+        assert len(matches) == 1
+
+
+def test_variation_keeps_to_the_keyboard_and_the_notes(scores: Path) -> None:
+    notes = read_midi(scores / "0.mid").notes
+    low, high = notes.copy(), notes.copy()
+    low[:, 2] += 21 - low[:, 2].min()
+    high[:, 2] += 108 - high[:, 2].max()
+    shifts = set()
+    for i in range(60):
+        for part in (notes, low, high):
+            varied = vary(part, rng_for("vary", i))
+            assert varied[:, 2].min() >= 21
+            assert varied[:, 2].max() <= 108
+            assert (varied[:, 3] >= 1).all()
+            assert set(varied[:, 0]) <= set(part[:, 0])
+            if len(varied) == len(part):
+                shift = set(varied[:, 2] - part[:, 2])
+                assert len(shift) == 1
+                shifts |= shift if part is notes else set()
+    assert shifts == set(range(-6, 7))
+    assert vary(notes[:0], rng_for(0)).shape == (0, 4)
+
+
+def test_an_ensemble_shares_the_notes_by_register(scores: Path) -> None:
+    notes = read_midi(scores / "0.mid").notes
+    sizes = set()
+    for i in range(60):
+        voices = ensemble(notes, rng_for("ensemble", i), OTHERS)
+        sizes.add(len(voices))
+        assert len({voice.program for voice in voices}) == len(voices)
+        parts = [voice.notes for voice in voices if len(voice.notes)]
+        assert all(low[:, 2].max() < high[:, 2].min() for low, high in itertools.pairwise(parts))
+        assert {tuple(row) for part in parts for row in part} <= {tuple(row) for row in notes}
+    assert sizes == {1, 2, 3, 4}
+    assert sum(len(voice.notes) for voice in ensemble(notes[:0], rng_for(0), OTHERS)) == 0
+
+
+def test_a_folder_is_split_by_piece(scores: Path) -> None:
+    data = ready(midi=str(scores), seed=3)
+    files = {s: set(getattr(data, f"{s}_set").renderer.files) for s in ("train", "val", "test")}
+    assert sum(map(len, files.values())) == 12
+    assert len(set.union(*files.values())) == 12
+    for piece in ("one", "two"):
+        holders = [split for split, paths in files.items() if any(path.parent.name == piece for path in paths)]
+        assert len(holders) == 1
+    assert files == {s: set(getattr(ready(midi=str(scores), seed=3), f"{s}_set").renderer.files) for s in files}
+    splits = [frozenset(ready(midi=str(scores), seed=seed).test_set.renderer.files) for seed in range(6)]
+    assert len(set(splits)) > 1
+    facts = data.describe()
+    assert sum(facts[split]["files"] for split in files) == 12
+    assert sum(facts[split]["notes"] for split in files) == 12 * 40
+    assert same(data.train_set[5], ready(midi=str(scores), seed=3).train_set[5])
+
+
+def test_maestros_own_splits_hold_and_absent_files_are_counted(tmp_path: Path) -> None:
+    rows = [("2004/a.midi", "train"), ("2004/b.midi", "train"), ("2006/c.midi", "validation"), ("2006/d.midi", "test")]
+    for name, _ in rows[1:]:
+        scale(tmp_path / name)
+    scale(tmp_path / "2006" / "not-listed.midi")
+    with (tmp_path / "maestro-v3.0.0.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["canonical_composer", "canonical_title", "split", "midi_filename"])
+        writer.writerows([["Frédéric Chopin", "Études", split, name] for name, split in rows])
+    data = ready(midi=str(tmp_path))
+    for split, name in (("train", "b"), ("val", "c"), ("test", "d")):
+        assert [path.stem for path in getattr(data, f"{split}_set").renderer.files] == [name]
+    assert data.describe()["rows of the metadata without their file"] == 1
+
+    (tmp_path / "2006" / "c.midi").unlink()
+    with pytest.raises(BadInput, match="nothing is left for the val split"):
+        ready(midi=str(tmp_path))
+    (tmp_path / "maestro-v3.0.0.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BadInput, match=r"maestro-v3.0.0.csv: is not MAESTRO's metadata .*midi_filename"):
+        ready(midi=str(tmp_path))
+
+
+def test_unreadable_files_are_left_out_and_told(tmp_path: Path) -> None:
+    for i in range(4):
+        scale(tmp_path / f"{i}.mid")
+    (tmp_path / "bad.mid").write_bytes(b"no midi")
+    write_midi(tmp_path / "whales.mid", np.array([[0.0, 1.0, 12.0, 64.0]]))
+    for seed in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                data = ready(midi=str(tmp_path), seed=seed)
+            except BadInput as error:  # the unreadable one may be a split's only one
+                assert "2 unreadable among them" in str(error)
+                continue
+        text = "".join(str(warning.message) for warning in caught)
+        assert "2 MIDI files are left out" in text
+        assert "bad.mid" in text or "whales.mid" in text
+        assert data.describe()["unreadable files"] == 2
+        for position in range(10):
+            assert len(data.train_set[position].audio)
+
+
+def test_folders_that_can_not_be_used_are_told(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(BadInput, match="no MIDI files in it; set data.midi"):
+            ready(midi=str(path))
+    scale(tmp_path / "a.mid")
+    scale(tmp_path / "b.mid")
+    with pytest.raises(BadInput, match="nothing is left for the (train|val|test) split, of 2 MIDI files"):
+        ready(midi=str(tmp_path))
+    with pytest.raises(BadInput, match="no soundfont at"):
+        ready(soundfont=str(tmp_path / "none.sf2"))
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0.0}, {"piece_seconds": -1.0}, {"val_pieces": 0}, {"test_pieces": 0}])
+def test_wrong_values_are_told_before_anything_is_read(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Rendered(midi="/nowhere", **wrong)
+
+
+def test_items_of_a_piece_and_a_window_collate() -> None:
+    data = ready(seconds=1.0, piece_seconds=2.0)
+    batch = collate([data.val_set[0], data.train_set[0]])
+    assert batch.audio.shape == (2, 1, 2 * RATE)
+    assert batch.lengths.tolist() == [2 * RATE, RATE]
+
+
+def test_real_performances_are_rendered(shared_data: Path) -> None:
+    data = ready(midi=str(shared_data / "real" / "maestro-v3.0.0"))
+    assert data.describe()["train"]["files"] == 11
+    notes = [len(data.train_set[position].notes) for position in range(10)]
+    assert np.mean(notes) > 10
+
+
+def test_the_lead_in_is_long_enough_for_a_room() -> None:
+    assert LEAD_IN > 1.3, "the longest reverberation"

@@ -1,0 +1,302 @@
+"""Tasks: losses restated in float64, padding that does not count, and what a perfect output scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from parts import AUDIO, small_task, sound_of
+from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
+from wavespace.errors import Incompatible
+from wavespace.frontends.base import FrontEnd
+from wavespace.optim import AdamW
+from wavespace.spec import PIANO_PITCHES, AudioSpec, FeatureSpec
+from wavespace.tasks.base import scaled
+from wavespace.tasks.piano_roll import HEADS, PianoRoll
+from wavespace.tasks.reconstruction import Reconstruction
+
+RATE = AUDIO.sample_rate
+NOTES: Notes = np.array([[0.1, 0.5, 60, 90], [0.1, 0.8, 64, 70], [0.55, 0.9, 60, 40], [0.95, 1.3, 108, 127]])
+
+
+def piano_roll(**settings: object) -> PianoRoll:
+    task = small_task("multi_resolution", "harmonic", "piano_roll", *(f"task.{k}={v}" for k, v in settings.items()))
+    assert isinstance(task, PianoRoll)
+    return task
+
+
+def batch_of(*notes: Notes, seconds: tuple[float, ...] | None = None) -> Batch:
+    """Items of one second, or of their own lengths, with these notes in them."""
+    lengths = [round(RATE * s) for s in seconds or [1.0] * len(notes)]
+    rng = np.random.default_rng(0)
+    return collate([Item((0.1 * rng.normal(size=n)).astype("f4"), f"{n}", part) for n, part in zip(lengths, notes)])
+
+
+def targets_of(notes: Notes, frames: int, frame_rate: float) -> NDArray[np.float64]:
+    """Onset, frame, velocity, offset `(4, 88, T)` of notes, a cell at a time."""
+    target = np.zeros((4, 88, frames))
+    for onset, offset, pitch, velocity in notes:
+        key = PIANO_PITCHES.index(int(pitch))
+        for t in range(frames):
+            height = max(0.0, 1 - abs(t - onset * frame_rate) / 2)
+            if height > target[0, key, t]:
+                target[0, key, t], target[2, key, t] = height, velocity / 127
+            target[1, key, t] = max(target[1, key, t], onset * frame_rate <= t < offset * frame_rate)
+            target[3, key, t] = max(target[3, key, t], 1 - abs(t - offset * frame_rate) / 2)
+    return target
+
+
+def cross_entropy(logit: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    probability = 1 / (1 + np.exp(-logit))
+    return -target * np.log(probability) - (1 - target) * np.log(1 - probability)
+
+
+# --- Piano roll ------------------------------------------------------------------------------------------
+
+
+def test_the_piano_roll_loss_is_the_formula_in_float64() -> None:
+    weights = {
+        "onset_weight": 3.0,
+        "onset_positive": 5.0,
+        "frame_weight": 2.0,
+        "offset_weight": 0.5,
+        "velocity_weight": 7.0,
+    }
+    task = piano_roll(**weights)
+    batch = batch_of(NOTES, NO_NOTES, NOTES[:2] + np.array([0.013, 0.021, 3, 5]))
+    output = 2 * torch.randn(3, 4, 88, 44, generator=torch.Generator().manual_seed(0))
+    found = task.loss(output, output, batch)
+
+    rate = RATE / 512
+    targets = np.stack(
+        [targets_of(batch.notes[batch.notes[:, 0] == i, 1:].double().numpy(), 44, rate) for i in range(3)]
+    )
+    logits = output.double().numpy()
+    weight = np.where(targets[:, 0] > 0, 5.0, 1.0)
+    expected = {
+        "onset": np.mean(weight * cross_entropy(logits[:, 0], targets[:, 0])),
+        "frame": np.mean(cross_entropy(logits[:, 1], targets[:, 1])),
+        "offset": np.mean(cross_entropy(logits[:, 3], targets[:, 3])),
+        "velocity": np.sum(targets[:, 0] * (1 / (1 + np.exp(-logits[:, 2])) - targets[:, 2]) ** 2)
+        / max(1.0, targets[:, 0].sum()),
+    }
+    expected["loss"] = sum(weights[f"{name}_weight"] * value for name, value in expected.items())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-5), name
+
+
+def perfect_output(task: PianoRoll, batch: Batch, frames: int) -> Tensor:
+    rows = [batch.notes[batch.notes[:, 0] == i, 1:].double().numpy() for i in range(len(batch.names))]
+    targets = np.stack([targets_of(notes, frames, task.out_spec.frame_rate) for notes in rows])
+    return torch.logit(torch.tensor(targets, dtype=torch.float32).clamp(1e-4, 1 - 1e-4))
+
+
+def test_the_targets_themselves_have_the_least_loss() -> None:
+    task, batch = piano_roll(), batch_of(NOTES, NOTES[1:])
+    best = perfect_output(task, batch, 44)
+    least = task.loss(best, best, batch)
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.1, 1.0, 4.0):
+        for head in range(4):
+            other = best.clone()
+            other[:, head] += size * torch.randn(2, 88, 44, generator=generator)
+            worse = task.loss(other, other, batch)
+            assert worse["loss"] > least["loss"]
+            assert worse[HEADS[head]] > least[HEADS[head]]
+
+
+def test_the_targets_themselves_score_one_and_padding_is_not_decoded() -> None:
+    task = piano_roll()
+    inside = [NOTES[:3], NOTES[:2], NO_NOTES]
+    batch = batch_of(*inside, seconds=(2.0, 1.0, 1.5))
+    output = perfect_output(task, batch, 87)
+    output[1, :2, 30, 50:] = 9.0  # a note in the padding of an item that has 44 frames
+    observed = task.observe(output, output, batch)
+    assert [item.heads.shape for item in observed] == [(4, 88, 87), (4, 88, 44), (4, 88, 65)]
+    assert [item.seconds for item in observed] == pytest.approx([2.0, 1.0, 1.5], abs=1e-4)
+    for item, notes in zip(observed, inside):
+        np.testing.assert_allclose(task.decode(item.heads)[:, [0, 2, 3]], notes[:, [0, 2, 3]], atol=1e-3)
+    figures = task.summarize(observed, tune=False)
+    for name in ("note_f1_onset", "note_f1_onset_offset", "note_f1_onset_offset_velocity"):
+        assert figures[name] == 1.0
+    assert figures["frame_f1"] > 0.95
+    assert figures["onset_threshold"] == 0.5
+
+
+def test_validation_chooses_the_onset_threshold_and_the_checkpoint_keeps_it() -> None:
+    task = piano_roll(thresholds="[0.2,0.4,0.7]")
+    batch = batch_of(NOTES[:3])
+    output = perfect_output(task, batch, 44)
+    quiet = torch.logit(0.55 * output[:, 0].sigmoid().clamp(1e-4, 1 - 1e-4))
+    output[:, 0] = torch.maximum(quiet, torch.logit(torch.tensor(1e-4)))
+    output[:, 0, 10, [5, 15, 25]] = torch.logit(torch.tensor(0.3))  # three weak onsets that are none
+    assert float(task.onset_threshold) == 0.5
+    assert task.summarize(task.observe(output, output, batch), tune=False)["onset_threshold"] == 0.5
+    figures = task.summarize(task.observe(output, output, batch), tune=True)
+    assert figures["onset_threshold"] == pytest.approx(0.4)
+    assert figures["note_f1_onset"] == 1.0
+    assert float(task.state_dict()["onset_threshold"]) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"thresholds": ()}, {"thresholds": (0.5, 0.0)}, {"frame_threshold": 1.5}, {"offset_threshold": 0.0}]
+)
+def test_thresholds_that_can_not_be_are_refused_at_once(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        PianoRoll(piano_roll().frontend, **settings)  # type: ignore[arg-type]
+
+
+def test_a_sample_shows_what_was_played_and_what_was_found() -> None:
+    task = piano_roll()
+    batch = batch_of(NOTES[:3], NOTES[:2], seconds=(2.0, 1.0))
+    output = perfect_output(task, batch, 87)
+    sample = task.sample(output, task.features(batch.audio), batch, 1)
+    assert [picture.title for picture in sample.pictures] == ["input", "target", "prediction"]
+    assert [picture.values.shape for picture in sample.pictures] == [
+        (task.frontend.out_spec.bins, 44),
+        (88, 44),
+        (88, 44),
+    ]
+    np.testing.assert_array_equal(sample.sounds["input"], batch.audio[1, 0, :RATE])
+    np.testing.assert_allclose(sample.pictures[2].values, sample.pictures[1].values, atol=1e-3)
+    assert len(sample.reference) == len(sample.estimate) == 2
+
+
+def test_the_baseline_finds_the_notes_of_a_tone_sequence() -> None:
+    task = small_task("multi_resolution", "peaks", "piano_roll")
+    pitches = (60, 64, 67, 72, 76, 79, 84)
+    notes = np.array([[0.3 + 0.4 * i, 0.6 + 0.4 * i, pitch, 90] for i, pitch in enumerate(pitches)])
+    observed = task.observe_batch(collate([Item(sound_of(notes, RATE, 3.5), "", notes)]))
+    figures = task.summarize(observed, tune=True)
+    assert figures["note_recall_onset"] >= 0.85
+    assert figures["note_f1_onset"] > 0.3  # partials are notes to it, too
+    silence = task.observe_batch(collate([Item(np.zeros(RATE, np.float32), "")]))
+    assert len(task.decode(silence[0].heads)) == 0  # type: ignore[attr-defined]
+
+
+# --- Reconstruction --------------------------------------------------------------------------------------
+
+
+def test_l1_is_a_mean_over_the_frames_that_hold_sound() -> None:
+    task = small_task("log_frequency", "conv2d", "reconstruction")
+    batch = batch_of(NO_NOTES, NO_NOTES, NO_NOTES, seconds=(1.0, 0.3, 0.01))
+    features = task.features(batch.audio)
+    output = features + torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    counts = [task.frontend.out_spec.frames(int(n), RATE) for n in batch.lengths]
+    assert counts == [44, 13, 1]
+    errors = [(output - features)[i, :, :, :n].double().abs().numpy() for i, n in enumerate(counts)]
+
+    loss = task.loss(output, features, batch)["loss"]
+    assert float(loss) == pytest.approx(np.concatenate([e.ravel() for e in errors]).mean(), rel=1e-5)
+    observed = task.observe(output, features, batch)
+    assert [item.l1 for item in observed] == pytest.approx([error.mean() for error in errors], rel=1e-5)
+    figures = task.summarize(observed, tune=True)
+    assert figures == {"loss": figures["l1_db"], "l1_db": pytest.approx(np.mean([e.mean() for e in errors]), rel=1e-5)}
+
+    for i, n in enumerate(counts):  # what is beyond the end counts nowhere
+        output[i, :, :, n:] = 1e6
+    assert float(task.loss(output, features, batch)["loss"]) == float(loss)
+    assert task.observe(output, features, batch) == observed
+    assert float(task.loss(features, features, batch)["loss"]) == 0
+
+
+class Silent(FrontEnd):
+    """A front-end of any hop, for its spec alone."""
+
+    def __init__(self, rate: int, hop: int) -> None:
+        super().__init__(AudioSpec(rate, 1.0), FeatureSpec(1, (100.0, 200.0), rate / hop, "dB", -80, 0))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rate=st.sampled_from([8_000, 16_000, 22_050, 44_100, 48_000]),
+    hop=st.integers(100, 1_000),
+    count=st.integers(1, 50_000),
+    beside=st.sampled_from([-1, 0, 1]),
+)
+def test_frames_that_count_are_those_of_the_spec_in_recordings_of_minutes(
+    rate: int, hop: int, count: int, beside: int
+) -> None:
+    task = Reconstruction(Silent(rate, hop))
+    samples = count * hop + beside
+    frames = task.out_spec.frames(samples, rate)
+    features = torch.zeros(1, 1, 1, frames + 2)
+    batch = Batch(torch.zeros(1, 1, 1), torch.tensor([samples]), torch.zeros(0, 5), {}, [""])
+    output = torch.zeros_like(features)
+    output[..., frames:] = 1.0
+    assert float(task.loss(output, features, batch)["loss"]) == 0
+    output[..., frames - 1] = 1.0
+    assert float(task.loss(output, features, batch)["loss"]) > 0
+
+
+def test_a_perfect_reconstruction_sounds_as_its_input_resynthesised() -> None:
+    task = small_task("log_frequency", "conv2d", "reconstruction")
+    batch = batch_of(NO_NOTES, NO_NOTES, seconds=(0.5, 0.3))
+    features = task.features(batch.audio)
+    sample = task.sample(features, features, batch, 1)
+    samples = round(0.3 * RATE)
+    np.testing.assert_array_equal(sample.sounds["input"], batch.audio[1, 0, :samples])
+    np.testing.assert_array_equal(sample.sounds["reconstruction"], sample.sounds["input, resynthesised"])
+    assert sample.sounds["reconstruction"].shape == (samples,)
+    assert not sample.pictures[2].values.any()
+    silent = small_task("multi_resolution", "conv2d", "reconstruction")  # which has no inverse
+    features = silent.features(batch.audio)
+    assert list(silent.sample(features, features, batch, 0).sounds) == ["input"]
+
+
+# --- Shared ----------------------------------------------------------------------------------------------
+
+
+def test_int16_audio_is_the_same_sound() -> None:
+    task = small_task("log_frequency", "conv2d", "reconstruction")
+    whole = np.random.default_rng(0).integers(-32768, 32768, RATE).astype(np.int16)
+    numbers = collate([Item(whole, "")]).audio
+    floats = collate([Item((whole / 32768).astype(np.float32), "")]).audio
+    assert torch.equal(scaled(numbers), floats)
+    assert torch.equal(task.features(numbers), task.features(floats))
+
+
+@given(
+    warmup=st.floats(0, 0.9), final=st.floats(0, 1), lr=st.floats(1e-6, 1), shares=st.lists(st.floats(0, 1), min_size=2)
+)
+def test_the_rate_rises_linearly_and_falls_as_a_cosine(
+    warmup: float, final: float, lr: float, shares: list[float]
+) -> None:
+    optim = AdamW(lr=lr, warmup=warmup, final=final)
+    for done in shares:
+        if done < warmup:
+            expected = lr * done / warmup
+        else:
+            expected = lr * (final + (1 - final) * np.cos(np.pi / 2 * (done - warmup) / (1 - warmup)) ** 2)
+        assert optim.rate(done) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert optim.rate(warmup) == pytest.approx(lr)
+    assert optim.rate(1.0) == pytest.approx(lr * final)
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    decayed, spared = AdamW(weight_decay=0.5).build(model).param_groups
+    assert decayed["weight_decay"] == 0.5
+    assert decayed["params"] == [model[0].weight]
+    assert spared["weight_decay"] == 0.0
+    assert {id(p) for p in spared["params"]} == {id(model[0].bias), id(model[1].weight), id(model[1].bias)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": 0.0}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"betas": (0.9, 1.0)}, {"warmup": 1.0}, {"final": 1.1}],
+)
+def test_optimizer_settings_that_can_not_be_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is"):
+        AdamW(**settings)  # type: ignore[arg-type]
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(Incompatible, match="no parameters to train"):
+        AdamW().build(small_task("multi_resolution", "peaks", "piano_roll"))
