@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SUBJECTS = ("startup", "frontends", "rendering", "overhead")
+SUBJECTS = ("startup", "frontends", "cqt", "store", "rendering", "synthetic", "overhead")
 
 
 def main() -> None:

@@ -118,6 +118,21 @@ def test_a_shift_by_the_pooling_shifts_the_output(name: str, shift: int) -> None
     assert output[..., middle].std(-1).max() > 0.02
 
 
+@pytest.mark.parametrize("name", ["unet", "unet gated", "unet none", "conv2d", "conv2d both"])
+def test_a_bin_and_a_frame_come_from_those_around_them(name: str) -> None:
+    spec = decibels(33)  # padded to 40 or 36, so that a wrong crop is off by 7 or 3
+    model = model_of(name, spec, spec, **{"norm": "batch"})
+    x = features(spec, 1, 33).requires_grad_()
+    distances = []
+    for place in range(12, 21):
+        (gradient,) = torch.autograd.grad(model(x)[..., place, place].sum(), x)
+        weight = gradient[0].abs().sum(0)  # (F, T)
+        for axis in (0, 1):
+            share = weight.sum(1 - axis) / weight.sum()
+            distances.append(float((share * (torch.arange(33) - place)).sum()))
+    assert np.abs(np.reshape(distances, (-1, 2)).mean(0)).max() < 1.5
+
+
 # --- Blocks ----------------------------------------------------------------------------------------------
 
 

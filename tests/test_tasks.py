@@ -186,6 +186,7 @@ def test_the_baseline_finds_the_notes_of_a_tone_sequence() -> None:
 def test_l1_is_a_mean_over_the_frames_that_hold_sound() -> None:
     task = small_task("log_frequency", "conv2d", "reconstruction")
     batch = batch_of(NO_NOTES, NO_NOTES, NO_NOTES, seconds=(1.0, 0.3, 0.01))
+    batch.audio[0, :, RATE // 2 :] = 0
     features = task.features(batch.audio)
     output = features + torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
     counts = [task.frontend.out_spec.frames(int(n), RATE) for n in batch.lengths]
@@ -197,7 +198,11 @@ def test_l1_is_a_mean_over_the_frames_that_hold_sound() -> None:
     observed = task.observe(output, features, batch)
     assert [item.l1 for item in observed] == pytest.approx([error.mean() for error in errors], rel=1e-5)
     figures = task.summarize(observed, tune=True)
-    assert figures == {"loss": figures["l1_db"], "l1_db": pytest.approx(np.mean([e.mean() for e in errors]), rel=1e-5)}
+    assert figures["loss"] == figures["l1_db"] == pytest.approx(np.mean([e.mean() for e in errors]), rel=1e-5)
+    sounding = [features[i, :, :, :n].numpy() > -80 for i, n in enumerate(counts)]
+    assert 0 < np.mean(sounding[0]) < 1
+    above = [error[where].mean() for error, where in zip(errors, sounding)]
+    assert figures["l1_db_above_floor"] == pytest.approx(np.mean(above), rel=1e-5)
 
     for i, n in enumerate(counts):  # what is beyond the end counts nowhere
         output[i, :, :, n:] = 1e6

@@ -68,6 +68,14 @@ def test_the_notes_of_a_melody_are_found_in_order(checkpoint: Path, recording: P
     assert ((notes[:, 3] >= 1) & (notes[:, 3] <= 127)).all()
 
 
+def test_a_note_that_is_cut_off_by_the_end_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, sound_of(np.array([[0.5, 3.0, 76, 100]]), 22_050, 1.0), 22_050)
+    notes = transcribe(path, checkpoint)
+    (last,) = notes[(notes[:, 2] == 76) & (notes[:, 0] < 0.6)]
+    assert last[1] > 0.95
+
+
 def test_a_path_a_run_folder_and_a_loaded_task_give_the_same_notes(
     checkpoint: Path, recording: Path, tmp_path: Path
 ) -> None:

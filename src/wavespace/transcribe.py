@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
             notes = transcribe(file, task)
             write_midi(f"{target}.mid", notes)
             if given.csv:
-                write_atomic(Path(f"{target.with_suffix('')}.csv"), _csv(notes))
+                write_atomic(Path(f"{target}.csv"), _csv(notes))
             if given.png:
                 write_atomic(Path(f"{target}.png"), _png(notes, file.name))
         except UserError as error:

@@ -117,52 +117,54 @@ def test_music_fills_the_window_whatever_its_tempo() -> None:
     assert count.min() > 0.7 * count.mean()
 
 
-def test_sound_begins_where_labels_say() -> None:
-    """Energy at a note's first two partials rises at its labelled onset, not before."""
+def level(audio: np.ndarray) -> float:
+    """RMS of int16 audio in dB of full scale."""
+    return float(10 * np.log10(np.mean(np.square(audio / 32768)) + 1e-12))
+
+
+def test_sound_begins_where_labels_say_and_not_before(tmp_path: Path) -> None:
+    """Short notes far apart, in any tempo, key and loudness: silence up to each onset, sound within 5 ms."""
+    onset = 0.8 * np.arange(100)
+    pitch = np.random.default_rng(0).integers(50, 90, 100)
+    write_midi(tmp_path / "a.mid", np.column_stack([onset, onset + 0.1, pitch, np.full(100, 80)]))
+    renderer = Renderer(RATE, None, mixed=False, varied=True, recorded=False, files=(tmp_path / "a.mid",))
+    checked = 0
+    for i in range(20):
+        item = renderer.item(rng_for("onsets", i), 4.0, "x")
+        for at in np.rint(item.notes[:, 0] * RATE).astype(int):
+            if 110 < at < len(item.audio) - 330:
+                before, after = level(item.audio[at - 110 : at]), level(item.audio[at + 110 : at + 330])
+                assert after > before + 15
+                checked += 1
+    assert checked > 60
+
+
+def test_labels_of_music_are_heard() -> None:
+    """At the pitch of a note energy rises at its onset; at the same pitch it does not at other times."""
     data = ready(augment=False)
-    rises = []
-    for position in range(30):
+    labelled, elsewhere = [], []
+    for position in range(25):
         item = data.train_set[position]
         audio = item.audio / 32768
-        onset, _, pitch, velocity = item.notes.T
-        for k in np.flatnonzero((onset > 0.1) & (onset < data.spec.seconds - 0.15) & (pitch > 45) & (velocity > 50)):
-            at = round(onset[k] * RATE)
-            gap = np.abs(pitch - pitch[k])
-            near = (np.abs(onset - onset[k]) < 0.1) & np.isin(gap % 12, (0, 5, 7)) & (np.arange(len(onset)) != k)
-            if near.any():  # shares partials with a neighbour
+        for onset, _, pitch, velocity in item.notes:
+            if not 0.1 < onset < data.spec.seconds - 0.15 or pitch < 48 or velocity < 50:
                 continue
-            tone = np.exp(-2j * np.pi * midi_to_hz(pitch[k]) * np.arange(882) / RATE) * np.hanning(882)
-            level = [abs(audio[start : start + 882] @ tone) for start in (at - 882, at + 110)]
-            rises.append(20 * np.log10((level[1] + 1e-6) / (level[0] + 1e-6)))
-    assert len(rises) > 150
-    assert np.mean(np.array(rises) > 6) > 0.85
-
-
-def test_silence_is_where_no_note_sounds() -> None:
-    data = ready(augment=False)
-    quiet, loud = [], []
-    for position in range(40):
-        item = data.train_set[position]
-        grid = np.arange(0.0, data.spec.seconds - 0.05, 0.05)
-        for start in grid:
-            part = item.audio[round(start * RATE) : round((start + 0.05) * RATE)].astype(float)
-            level = 20 * np.log10(np.sqrt(np.mean(part**2)) / 32768 + 1e-9)
-            sounding = (item.notes[:, 0] < start) & (item.notes[:, 1] > start + 0.05)
-            recent = (item.notes[:, 0] < start + 0.05) & (item.notes[:, 1] > start - 0.5)
-            if sounding.any():
-                loud.append(level)
-            elif not recent.any():
-                quiet.append(level)
-    assert np.median(loud) > -35
-    assert len(quiet) > 20
-    assert np.percentile(quiet, 90) < np.median(loud) - 25
+            tone = np.exp(-2j * np.pi * midi_to_hz(pitch) * np.arange(882) / RATE) * np.hanning(882)
+            other = 0.1 + rng_for("other", position).random() * (data.spec.seconds - 0.25)
+            for time, rises in ((onset, labelled), (other, elsewhere)):
+                at = round(time * RATE)
+                before, after = (abs(audio[start : start + 882] @ tone) + 1e-6 for start in (at - 882, at + 110))
+                rises.append(20 * np.log10(after / before))
+    assert len(labelled) > 250
+    assert np.mean(np.array(labelled) > 6) > 0.65
+    assert np.mean(np.array(elsewhere) > 6) < 0.25
 
 
 @pytest.mark.parametrize("program", OTHERS)
 def test_other_instruments_sound_at_the_pitch_of_their_key(program: int) -> None:
     """No partial below the key's own fundamental, and that fundamental or its octave well above the rest's level."""
     sampler = Sampler(None, RATE)
-    for pitch in (52, 64, 76):
+    for pitch in sorted({52, 64, 76} & sampler.keys(program)):
         audio = sampler.render([Voice(np.array([[0.0, 0.9, pitch, 90.0]]), program)], RATE)[RATE // 20 :]
         spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio)), 1 << 17))
 
@@ -204,7 +206,7 @@ def test_variation_keeps_to_the_keyboard_and_the_notes(scores: Path) -> None:
     low[:, 2] += 21 - low[:, 2].min()
     high[:, 2] += 108 - high[:, 2].max()
     shifts = set()
-    for i in range(60):
+    for i in range(200):
         for part in (notes, low, high):
             varied = vary(part, rng_for("vary", i))
             assert varied[:, 2].min() >= 21
@@ -273,18 +275,14 @@ def test_maestros_own_splits_hold_and_absent_files_are_counted(tmp_path: Path) -
 
 
 def test_unreadable_files_are_left_out_and_told(tmp_path: Path) -> None:
-    for i in range(4):
+    for i in range(40):
         scale(tmp_path / f"{i}.mid")
     (tmp_path / "bad.mid").write_bytes(b"no midi")
     write_midi(tmp_path / "whales.mid", np.array([[0.0, 1.0, 12.0, 64.0]]))
     for seed in range(3):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            try:
-                data = ready(midi=str(tmp_path), seed=seed)
-            except BadInput as error:  # the unreadable one may be a split's only one
-                assert "2 unreadable among them" in str(error)
-                continue
+            data = ready(midi=str(tmp_path), seed=seed)
         text = "".join(str(warning.message) for warning in caught)
         assert "2 MIDI files are left out" in text
         assert "bad.mid" in text or "whales.mid" in text
@@ -295,11 +293,11 @@ def test_unreadable_files_are_left_out_and_told(tmp_path: Path) -> None:
 
 def test_folders_that_can_not_be_used_are_told(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(BadInput, match="no MIDI files in it; set data.midi"):
+        with pytest.raises(BadInput, match="no MIDI files in it"):
             ready(midi=str(path))
     scale(tmp_path / "a.mid")
     scale(tmp_path / "b.mid")
-    with pytest.raises(BadInput, match="nothing is left for the (train|val|test) split, of 2 MIDI files"):
+    with pytest.raises(BadInput, match=r"nothing is left for the (train|val|test) split, of 2 MIDI files"):
         ready(midi=str(tmp_path))
     with pytest.raises(BadInput, match="no soundfont at"):
         ready(soundfont=str(tmp_path / "none.sf2"))

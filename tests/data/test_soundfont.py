@@ -124,6 +124,14 @@ def test_all_programs_are_about_as_loud(sampler: Sampler) -> None:
         assert level(audio) == pytest.approx(20 * np.log10(LOUDNESS), abs=0.01)
 
 
+def test_keys_without_a_sound_are_known(sampler: Sampler) -> None:
+    assert sampler.keys(0) >= set(range(21, 109))
+    baritone = sampler.keys(67)  # has samples up to G5 in the bundled soundfont
+    assert {40, 60, 79} <= baritone
+    assert not baritone & set(range(80, 109))
+    assert not sampler.render([Voice(note(0, 1, 85, 100), 67)], RATE).any()
+
+
 def test_the_sample_rate_is_the_callers() -> None:
     slow, fast = (Sampler(None, rate).render([Voice(note(0, 1, 69, 90))], rate) for rate in (16_000, 44_100))
     for audio, rate in ((slow, 16_000), (fast, 44_100)):

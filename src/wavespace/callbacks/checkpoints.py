@@ -35,6 +35,7 @@ class Checkpoints(Callback):
         self.best: dict[str, float] = {}
         self.best_step = 0
         self.waited = 0
+        self.saved = -1
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in the checkpoint."""
@@ -69,7 +70,13 @@ class Checkpoints(Callback):
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what no validation saved, as with `trainer.limit_val_batches=0`."""
+        if self.saved != trainer.global_step:
+            self._save(trainer, [self.folder.last])
+
     def _save(self, trainer: Trainer, paths: list[Path]) -> None:
+        self.saved = trainer.global_step
         temporary = self.folder.path / "checkpoints" / ".writing.ckpt"
         temporary.parent.mkdir(parents=True, exist_ok=True)
         for logger in trainer.loggers:

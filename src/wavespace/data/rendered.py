@@ -208,6 +208,7 @@ class Renderer:
             voices = [Voice(notes, int(rng.choice(sampler.programs, p=odds / odds.sum())))]
         else:
             voices = ensemble(notes, rng, [program for program in OTHERS if program in sampler.programs])
+        voices = [voice._replace(notes=_sounding(voice, sampler)) for voice in voices]
         if self.varied and rng.random() < 0.7:
             cents = float(np.clip(rng.normal(0.0, 12.0), -40, 40))
             voices = [voice._replace(cents=cents) for voice in voices]
@@ -287,6 +288,11 @@ def ensemble(notes: Notes, rng: Generator, programs: Sequence[int]) -> list[Voic
     edges = np.quantile(pitch, np.linspace(0, 1, len(chosen) + 1)[1:-1]) if len(pitch) else pitch
     voice = np.searchsorted(edges, pitch, side="right")
     return [Voice(notes[voice == i], int(program)) for i, program in enumerate(chosen)]
+
+
+def _sounding(voice: Voice, sampler: Sampler) -> Notes:
+    """The voice's notes that its instrument has a sound for."""
+    return voice.notes[np.isin(voice.notes[:, 2], list(sampler.keys(voice.program)))]
 
 
 def _midi_files(root: Path) -> list[Path]:

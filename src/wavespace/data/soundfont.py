@@ -80,6 +80,8 @@ class Sampler:
         self.programs = tuple(p for p in range(128) if self._font.get_preset_index(0, p) >= 0)
         """The melodic programs that the soundfont has."""
         self._volume = cache(self._measure_volume)
+        self.keys = cache(self._find_keys)
+        """`keys(program)` is the set of pitches that a program has a sound for."""
 
     def render(self, voices: Sequence[Voice], samples: int) -> NDArray[np.float32]:
         """The voices together, from time 0 on: `(samples,)`, mono.
@@ -134,10 +136,17 @@ class Sampler:
         """The factor that brings a program to `LOUDNESS`."""
         if program not in self.programs:
             raise ValueError(f"the soundfont has no program {program}; it has {_ranges(self.programs)}")
-        half_a_second = Voice(np.array([[0.0, 1.0, 60.0, 90.0]]), program)
-        audio = self._play([half_a_second], [1.0], self.sample_rate // 2)
+        middle_c = Voice(np.array([[0.0, 1.0, 60.0, 90.0]]), program)
+        audio = self._play([middle_c], [1.0], self.sample_rate // 2)
         level = float(np.sqrt(np.mean(np.square(audio))))
         return LOUDNESS / level if level > 0 else 1.0
+
+    def _find_keys(self, program: int) -> frozenset[int]:
+        # Soundfonts give some instruments only their own range.
+        volume, samples = self._volume(program), self.sample_rate // 10
+        notes = (np.array([[0.0, 1.0, pitch, 90.0]]) for pitch in range(128))
+        levels = (np.abs(self._play([Voice(note, program)], [volume], samples)).max() for note in notes)
+        return frozenset(pitch for pitch, level in enumerate(levels) if level > 1e-2 * LOUDNESS)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

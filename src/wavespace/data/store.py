@@ -365,19 +365,18 @@ def build_store(
         UserError: the disk has no room, another process is at it, or the folder holds a store of other settings.
     """
     if not folder.exists():
+        shards = _plan(recordings, sample_rate, shard_bytes)
         partial = folder.with_name(f".{folder.name}.partial")
         with _explained(folder), _sole_builder(folder, partial):
             if folder.exists():  # another process was quicker
                 shutil.rmtree(partial, ignore_errors=True)
             else:
-                shards = _plan(recordings, sample_rate, shard_bytes)
-                todo = [shard for shard in shards if not _is_done(partial, shard)]
-                _clear(partial, keep=[shard for shard in shards if shard not in todo])
-                _check_space(folder, sum(shard.size for shard in todo))
-                total = sum(shard.size for shard in shards)
-                with _progress(
-                    f"preparing {folder.name}", total, sum(s.size for s in shards if s not in todo)
-                ) as advance:
+                done = [shard for shard in shards if _is_done(partial, shard)]
+                todo = [shard for shard in shards if shard not in done]
+                _clear(partial, done)
+                kept, need = sum(shard.size for shard in done), sum(shard.size for shard in todo)
+                _check_space(folder, need)
+                with _progress(f"preparing {folder.name}", kept + need, kept) as advance:
                     _build(partial, todo, sample_rate, processes or os.cpu_count() or 1, advance)
                 facts = {"made_by": made_by, "licence": licence, "citation": citation, "sample_rate": sample_rate}
                 _finish(partial, shards, facts)
@@ -457,9 +456,9 @@ def _is_done(partial: Path, shard: _Shard) -> bool:
         return False
 
 
-def _clear(partial: Path, keep: list[_Shard]) -> None:
+def _clear(partial: Path, done: list[_Shard]) -> None:
     """Remove what a killed build left half-written, and what belongs to another."""
-    kept = {_shard_file(shard.number) for shard in keep} | {f"{shard.number}.npz" for shard in keep} | {WORK, "lock"}
+    kept = {WORK, "lock"} | {_shard_file(shard.number) for shard in done} | {f"{shard.number}.npz" for shard in done}
     for path in [*partial.iterdir(), *(partial / WORK).iterdir()]:
         if path.name not in kept:
             path.unlink()
@@ -510,12 +509,16 @@ def _build(
 
 def _work(send: Connection, partial: Path, shard: _Shard, sample_rate: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
+    builder = multiprocessing.parent_process()
+
+    def written(size: int) -> None:
+        if builder is not None and not builder.is_alive():  # it was killed; another may be at work already
+            raise SystemExit(1)
+        send.send(size)
+
     try:
         with _explained(partial):
-            try:
-                _build_shard(partial, shard, sample_rate, send.send)
-            except BrokenPipeError:  # it was killed
-                return
+            _build_shard(partial, shard, sample_rate, written)
     except UserError as error:
         send.send(error)
 

@@ -166,7 +166,7 @@ class Filters(nn.Module):
         taps = max(len(table) for table in tables)
         self.block = max(256, min(8 * self.context, CPU_GROUP // taps))  # most frames at once
         self.step = step(self.block + 2 * self.context)
-        self.size = max(hop, taps)  # samples to a frame, of audio or of what the filters hear
+        self.size = max(hop, taps)  # what a frame takes of memory, as audio or as what its filters hear
         for i, table in enumerate(tables):
             self.register_buffer(f"table{i}", torch.tensor(table, dtype=torch.float32), persistent=False)
 
@@ -178,21 +178,20 @@ class Filters(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """Power `(B, rows, T)` of audio `(B, N)`."""
         frames = 1 + audio.shape[1] // self.hop
+        compiling = torch.compiler.is_compiling()  # lengths are symbols then, and loops would be unrolled
         # Overlapping blocks bound the memory, and MKL takes several FFTs at once in less time than a long one.
-        blocks = -(-frames // self.block)
+        blocks = 1 if compiling else -(-frames // self.block)
         length = -(-frames // blocks)  # frames to a block
         span = length + 2 * self.context
         span += -span % self.step
         before, whole = self.context * self.hop, ((blocks - 1) * length + span) * self.hop
         audio = F.pad(audio, (before, whole - before - audio.shape[1]))
-        pieces = audio.unfold(1, span * self.hop, length * self.hop).flatten(0, 1)  # (B * blocks, span * hop)
-        if torch.compiler.is_compiling():  # which would unroll a loop over groups
-            groups: tuple[Tensor, ...] = (pieces,)
-        else:
-            samples = CPU_GROUP if audio.device.type == "cpu" else GPU_GROUP
-            groups = pieces.split(max(1, samples // (span * self.size)))
-        power = torch.cat([self.power(group, length) for group in groups])  # (B * blocks, length, rows)
-        return power.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :frames].transpose(1, 2)  # (B, rows, T)
+        starts = [i * length * self.hop for i in range(blocks)]
+        pieces = torch.cat([audio[:, start : start + span * self.hop] for start in starts])  # (blocks * B, span * hop)
+        samples = CPU_GROUP if audio.device.type == "cpu" else GPU_GROUP
+        groups = (pieces,) if compiling else pieces.split(max(1, samples // (span * self.size)))
+        power = torch.cat([self.power(group, length) for group in groups])  # (blocks * B, length, rows)
+        return torch.cat(power.chunk(blocks), dim=1)[:, :frames].transpose(1, 2)  # (B, rows, T)
 
     def power(self, audio: Tensor, frames: int) -> Tensor:
         """Power `(B, frames, rows)` of audio `(B, span * hop)` that starts `context` frames before the first."""
@@ -201,14 +200,14 @@ class Filters(nn.Module):
         parts = []
         for rate, side, table in zip(self.rates, self.sides, self.tables):
             signal = audio if rate == self.hop else torch.fft.irfft(spectrum, n=span * rate)  # (B, span * rate)
-            heard = signal[:, self.context * rate - side :].unfold(1, len(table), rate)[:, :frames]
-            real, imaginary = (heard @ table).chunk(2, dim=-1)  # (B, frames, rows of this rate)
+            heard = signal[:, self.context * rate - side :].unfold(1, len(table), rate)  # (B, >= frames, samples)
+            real, imaginary = (heard[:, :frames] @ table).chunk(2, dim=-1)  # (B, frames, rows of this rate)
             parts.append(real.square() + imaginary.square())
         return torch.cat(parts, dim=-1)  # (B, frames, rows)
 
 
 def decimated(frequencies: Array, lengths: NDArray[np.int_], hop: int, rate: int) -> Array:
-    """Filters for a signal of `rate` instead of `hop` samples a frame: `(samples, 2 * rows)`, real parts then imaginary.
+    """Filters for a signal of `rate` instead of `hop` samples a frame: `(samples, 2 * rows)`, real then imaginary.
 
     The filters' spectra come in closed form, as the Hann window is three Dirichlet kernels, and are cut off where
     the signal's band ends. The middle sample is the frame's own.

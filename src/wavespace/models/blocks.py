@@ -36,20 +36,26 @@ class Scale(nn.Module):
 class Rebin(nn.Module):
     """A learned linear map along frequency `(B, C, F, T) -> (B, C, F', T)`; the identity where the axes are equal.
 
-    It starts as linear interpolation between the two axes' centre frequencies on a log scale.
+    It starts as linear interpolation between the two axes' centre frequencies on a log scale. Where the input has one
+    bin, as a codec's latents have, there is nothing to interpolate: each output bin weighs each channel, from random.
     """
 
-    def __init__(self, bins_in: Sequence[float], bins_out: Sequence[float]) -> None:
+    def __init__(self, bins_in: Sequence[float], bins_out: Sequence[float], channels: int = 1) -> None:
         super().__init__()
         self.weight: nn.Parameter | None = None
-        if tuple(bins_in) != tuple(bins_out):
+        self.from_one = len(bins_in) == 1 < len(bins_out)
+        if self.from_one:
+            self.weight = nn.Parameter(torch.randn(channels, len(bins_out), 1))  # (C, F', 1)
+        elif tuple(bins_in) != tuple(bins_out):
             source, target = np.log(np.maximum(bins_in, 1e-3)), np.log(np.maximum(bins_out, 1e-3))
             rows = [np.interp(target, source, unit) for unit in np.eye(len(source))]  # F rows of (F',)
             self.weight = nn.Parameter(torch.tensor(np.stack(rows, 1), dtype=torch.float32))  # (F', F)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C, F', T)`."""
-        return x if self.weight is None else torch.einsum("gf,bcft->bcgt", self.weight, x)
+        if self.weight is None:
+            return x
+        return x * self.weight if self.from_one else torch.einsum("gf,bcft->bcgt", self.weight, x)
 
 
 def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from wavespace.spec import FeatureSpec
 
 
 class Conv2D(nn.Module):
-    """Halve frequency `depth` times (and time, while `pool_time`), then double back.
+    """Halve frequency `depth` times (and time, while `pool_time`), then double back. A single bin is not halved.
 
     Args:
         in_spec: features.
@@ -39,7 +39,7 @@ class Conv2D(nn.Module):
         if min(width, max_width, depth) < 1:
             raise ValueError(f"width is {width}, max_width {max_width} and depth {depth}; each must be at least 1")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
-        stride = (2, 2 if pool_time else 1)
+        stride = (2 if in_spec.bins > 1 else 1, 2 if pool_time else 1)
         self.multiple = (stride[0] ** depth, stride[1] ** depth)
         widths = [min(width * 2**level, max_width) for level in range(depth + 1)]
         self.stem = nn.Conv2d(in_spec.channels, widths[0], 3, padding=1)
@@ -57,7 +57,7 @@ class Conv2D(nn.Module):
                 for layer in (nn.ConvTranspose2d(wide, narrow, stride, stride), ConvBlock(narrow, narrow, (3, 3), norm))
             )
         )
-        self.rebin = Rebin(in_spec.frequencies, out_spec.frequencies)
+        self.rebin = Rebin(in_spec.frequencies, out_spec.frequencies, widths[0])
         self.head = nn.Conv2d(widths[0], out_spec.channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

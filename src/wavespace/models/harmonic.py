@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wavespace.errors import Incompatible
 from wavespace.models.blocks import Scale
 from wavespace.spec import FeatureSpec
 
@@ -71,6 +72,7 @@ class Harmonic(nn.Module):
             the fifth (with the octave: the twelfth), and the double octave.
 
     Raises:
+        Incompatible: the features have no frequency axis in dB.
         ValueError: a setting is out of range.
     """
 
@@ -85,6 +87,12 @@ class Harmonic(nn.Module):
         dilations: tuple[tuple[int, int], ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
     ) -> None:
         super().__init__()
+        if in_spec.unit != "dB" or in_spec.bins < 2:
+            raise Incompatible(
+                f"model=harmonic stacks the rows at harmonics of a pitch, in dB, and features of {in_spec} have none; "
+                "use a front-end that has, such as frontend=multi_resolution or frontend=cqt, "
+                "or a model for any features, such as model=unet or model=conv2d"
+            )
         if width < 1:
             raise ValueError(f"width is {width}; it must be at least 1")
         if not harmonics or min(harmonics) <= 0:

@@ -28,7 +28,8 @@ class Peaks(nn.Module):
         super().__init__()
         if in_spec.unit != "dB" or out_spec.channels != 4:
             raise Incompatible(
-                f"model=peaks reads dB and gives the four heads of task=piano_roll, not {in_spec} to {out_spec}"
+                f"model=peaks reads dB and gives the four heads of task=piano_roll, not {in_spec} to {out_spec}; "
+                "use frontend=multi_resolution or frontend=cqt with it, or model=unet or model=conv2d, which take any"
             )
         harmonics = np.array([1, 2, 3, 4])
         source = np.log2(np.maximum(in_spec.frequencies, 1e-3))

@@ -22,7 +22,7 @@ class UNet(nn.Module):
         depth: levels.
         skips: how a level joins its counterpart: concatenated, added through a learned sigmoid gate a channel
             (closed to 0.12 at first, so that the deep path learns too), or not at all.
-        pool: what is halved at each level.
+        pool: what is halved at each level; an axis of one bin is not.
         kernel: size of the convolutions along frequency and time; `[5, 1]` sees each frame alone.
         norm: kind of normalisation.
 
@@ -50,7 +50,7 @@ class UNet(nn.Module):
             raise ValueError(f"kernel is {list(kernel)}; both sizes must be odd, so that input and output align")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.skips = skips
-        stride = (2, 2 if pool == "both" else 1)
+        stride = (2 if in_spec.bins > 1 else 1, 2 if pool == "both" else 1)
         self.multiple = (stride[0] ** depth, stride[1] ** depth)
         widths = [min(width * 2**level, max_width) for level in range(depth + 1)]
         self.stem = ConvBlock(in_spec.channels, widths[0], kernel, norm)
@@ -70,7 +70,7 @@ class UNet(nn.Module):
         )
         gates = [nn.Parameter(torch.full((narrow, 1, 1), -2.0)) for _, narrow in up] if skips == "gated" else []
         self.gates = nn.ParameterList(gates)
-        self.rebin = Rebin(in_spec.frequencies, out_spec.frequencies)
+        self.rebin = Rebin(in_spec.frequencies, out_spec.frequencies, widths[0])
         self.head = nn.Conv2d(widths[0], out_spec.channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

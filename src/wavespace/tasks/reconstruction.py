@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from wavespace.data.base import Batch
+from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.tasks.base import Picture, Sample, Task, scaled
 
 
 class Observed(NamedTuple):
-    """One item: mean absolute error in dB over its own frames."""
+    """One item: mean absolute error over its own frames, and over those of their cells that are above the floor."""
 
     l1: float
+    l1_above_floor: float
 
 
 class Reconstruction(Task):
@@ -27,14 +29,22 @@ class Reconstruction(Task):
 
     Args:
         frontend: its output is both input and target.
+
+    Raises:
+        Incompatible: its output is not in dB.
     """
 
     monitor = "val/l1_db"
     mode = "min"
-    table = ("l1_db",)
+    table = ("l1_db", "l1_db_above_floor")
 
     def __init__(self, frontend: FrontEnd) -> None:
         super().__init__(frontend, frontend.out_spec)
+        if self.out_spec.unit != "dB":
+            raise Incompatible(
+                f"task=reconstruction measures errors in dB, and {type(frontend).__name__} gives {self.out_spec}; "
+                "use frontend=log_frequency, mel, multi_resolution or cqt, or task=piano_roll"
+            )
 
     def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Mean absolute error over the frames that hold sound of the item."""
@@ -45,14 +55,21 @@ class Reconstruction(Task):
     def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Observed]:
         """L1 of each item."""
         mask = self._mask(batch, features)
-        error = ((output - features).abs() * mask).sum((1, 2, 3))  # (B,)
-        cells = mask.sum((1, 2, 3)) * features.shape[1] * features.shape[2]
-        return [Observed(value) for value in (error / cells).tolist()]
+        error = (output - features).abs() * mask  # (B, C, F, T)
+        cells = mask.sum((1, 2, 3)) * features.shape[1] * features.shape[2]  # (B,)
+        above = (features > self.out_spec.low) * mask  # (B, C, F, T)
+        l1 = error.sum((1, 2, 3)) / cells
+        l1_above = (error * above).sum((1, 2, 3)) / above.sum((1, 2, 3)).clamp_min(1)
+        return [Observed(*pair) for pair in zip(l1.tolist(), l1_above.tolist())]
 
     def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
-        """Mean over items of their L1 in dB."""
+        """Means over items of their L1 in dB. Much of a quiet recording lies on the floor, where copying is easy."""
         l1 = float(np.mean([item.l1 for item in observed]))
-        return {"loss": l1, "l1_db": l1}
+        return {
+            "loss": l1,
+            "l1_db": l1,
+            "l1_db_above_floor": float(np.mean([item.l1_above_floor for item in observed])),
+        }
 
     def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
         """Input and reconstruction; their sounds, both through the inverse, so that only the model differs."""

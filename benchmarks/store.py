@@ -1,0 +1,122 @@
+"""What reading and making a store costs, against the least that anyone could pay for the same samples."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from harness import Row, compare
+
+from wavespace.data.base import Notes, collate
+from wavespace.data.store import INDEX, MANIFEST, Recording, Store, StoreWindows, build_store
+
+RATE, MINUTES, RECORDINGS = 44_100, 4, 4
+WINDOW = 10 * RATE
+
+
+def rows(rounds: int = 15) -> Iterator[Row]:
+    """Goals are of research on ten ways to keep audio: seconds of ours over seconds of the peer, one thread."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        recordings = [_recording(folder / f"{number}.flac", number) for number in range(RECORDINGS)]
+        build_store(folder / "store", recordings, RATE, {}, licence="", citation="", processes=1)
+        yield from _reading(folder / "store", recordings, rounds)
+        yield _preparing(folder, recordings)
+        yield _opening(folder / "store", rounds)
+
+
+def _reading(folder: Path, recordings: list[Recording], rounds: int) -> Iterator[Row]:
+    pread, memmap = Store.open(folder), Store.open(folder, "memmap")
+    rng = np.random.default_rng(0)
+    places = [(int(rng.integers(RECORDINGS)), int(rng.integers(RATE * 60 * MINUTES - WINDOW))) for _ in range(160)]
+    raw = [np.memmap(path, np.int16, "r") for path in sorted(folder.glob("*.pcm"))]
+    offsets = [(int(pread._shard[r]), int(pread._offset[r]) + start) for r, start in places]
+
+    def each(read: Callable[[int, int], object], at: list[tuple[int, int]]) -> Callable[[], None]:
+        def all_of_them() -> None:
+            for which, start in at:
+                read(which, start)
+
+        return all_of_them
+
+    def flac(recording: int, start: int) -> None:
+        with soundfile.SoundFile(recordings[recording].audio) as file:
+            file.seek(start)
+            file.read(WINDOW, dtype="int16")
+
+    bare = each(lambda shard, start: np.array(raw[shard][start : start + WINDOW]), offsets)
+    for store in (memmap, pread):
+        ours = each(partial(_window, store), places)
+        goal = 1.11 if store is memmap else 1.67
+        yield compare(f"10 s windows, {store.mode}", ours, bare, "np.memmap copy", goal, rounds)
+    few = places[:8]
+    yield compare("10 s windows, pread", each(partial(_window, pread), few), each(flac, few), "FLAC, seek", 1 / 40, 3)
+
+    windows, position = StoreWindows(pread, pread.split("train"), WINDOW, seed=0), iter(range(2**62))
+    groups = [places[first : first + 16] for first in range(0, len(places), 16)]
+
+    def batches() -> None:
+        for _ in groups:
+            collate([windows[next(position)] for _ in range(16)])
+
+    def stacks() -> None:
+        for group in groups:
+            torch.stack([torch.from_numpy(pread.window(recording, start, WINDOW)) for recording, start in group])
+
+    yield compare("batches of 16 with notes", batches, stacks, "windows and torch.stack", 1.43, rounds)
+
+
+def _window(store: Store, recording: int, start: int) -> object:
+    return store.window(recording, start, WINDOW)
+
+
+def _preparing(folder: Path, recordings: list[Recording]) -> Row:
+    made = iter(range(100))
+
+    def ours() -> None:
+        name = f"made {next(made)}"
+        build_store(folder / name, recordings, RATE // 2, {}, licence="", citation="", processes=1)
+
+    def decode_and_resample() -> None:
+        for recording in recordings:
+            soxr.resample(soundfile.read(recording.audio, dtype="float32")[0].mean(1), RATE, RATE // 2)
+
+    return compare("preparing a store, one process", ours, decode_and_resample, "decode and resample", 1.11, 3)
+
+
+def _opening(folder: Path, rounds: int) -> Row:
+    """A store whose index has 100,000 recordings, and nothing else of them."""
+    with np.load(folder / INDEX) as index:
+        many = {name: np.repeat(array, 25_000) for name, array in index.items() if name != "names"}
+    names = "\n".join(f"{number:040}" for number in range(100_000))
+    np.savez(folder / INDEX, **many, names=np.frombuffer(names.encode(), np.uint8))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][INDEX]["bytes"] = (folder / INDEX).stat().st_size
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    def load() -> None:
+        with np.load(folder / INDEX) as index:
+            dict(index)
+
+    return compare("opening 100,000 recordings", lambda: Store.open(folder), load, "np.load of the index", 1.5, rounds)
+
+
+def _recording(path: Path, number: int) -> Recording:
+    rng = np.random.default_rng(number)
+    soundfile.write(path, rng.normal(0, 0.05, (RATE * 60 * MINUTES, 2)), RATE)
+    return Recording(path.stem, path, "train", partial(_notes, number))
+
+
+def _notes(number: int) -> Notes:
+    """As many as in a recording of MAESTRO."""
+    rng = np.random.default_rng(number)
+    onset = np.sort(rng.uniform(0, 60 * MINUTES, 5_600))
+    return np.column_stack([onset, onset + 0.3, rng.integers(21, 109, 5_600), rng.integers(1, 128, 5_600)])
