@@ -36,7 +36,7 @@ def test_figures_equal_those_of_the_run(finished: RunFolder, capsys: pytest.Capt
 
 def test_other_data_give_other_figures(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     own = figures(capsys, str(finished.path))
-    assert figures(capsys, str(finished.path), "data.seed=5")["loss"] != own["loss"]
+    assert figures(capsys, str(finished.path), "data.piece_seconds=3.0")["loss"] != own["loss"]
     assert figures(capsys, str(finished.path), "--split", "val")["loss"] != own["loss"]
 
 

@@ -16,12 +16,16 @@ SMALL = {
     "unet": ["model.width=4", "model.depth=2"],
     "conv2d": ["model.width=4", "model.depth=2"],
 }
+RATE = {"encodec": ["data.sample_rate=24000"]}  # at any other it refuses, before a model or task is met
 
 
 @pytest.mark.parametrize(("data", "frontend", "model", "task"), COMBINATIONS)
 def test_a_combination_composes_or_refuses(data: str, frontend: str, model: str, task: str) -> None:
     cfg = config.compose(
-        [f"data={data}", f"frontend={frontend}", f"model={model}", f"task={task}", *SMALL.get(model, [])]
+        [
+            *(f"data={data}", f"frontend={frontend}", f"model={model}", f"task={task}"),
+            *(SMALL.get(model, []) + RATE.get(frontend, [])),
+        ]
     )
     audio = make(cfg.data, "data").spec
     try:
@@ -32,6 +36,14 @@ def test_a_combination_composes_or_refuses(data: str, frontend: str, model: str,
             assert f"task={task}" in text
             assert f"data={data}" in text
             assert "rendered" in text
+        elif frontend == "encodec" and task == "reconstruction":
+            assert "task=reconstruction" in text
+            assert "EnCodec" in text
+            assert "frontend=log_frequency" in text
+        elif frontend == "encodec" and model == "harmonic":
+            assert "model=harmonic" in text
+            assert "latent" in text
+            assert "model=unet" in text
         else:
             assert model == "peaks", f"only the baseline is allowed to refuse here: {text}"
             assert "task=piano_roll" in text

@@ -66,7 +66,7 @@ class MedleySolos(DataModule):
             the clips at hand by song, 60/20/20, for folders that hold a part of the data.
         batch_size: windows a batch.
         workers: loader processes.
-        seed: of the order, the windows, and the split by songs.
+        seed: of the order and the windows; the split by songs is the same whatever the seed.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class MedleySolos(DataModule):
         split_of: dict[str, str] = {}
         for instrument in range(len(INSTRUMENTS)):
             songs = sorted({clip.song for clip in clips if clip.instrument == instrument})
-            order = rng_for(self.seed, "songs", instrument).permutation(len(songs))
+            order = rng_for("songs", instrument).permutation(len(songs))
             held = max(1, round(0.2 * len(songs))) if len(songs) > 2 else 0
             for place, index in enumerate(order):
                 split_of[songs[index]] = "val" if place < held else "test" if place < 2 * held else "train"

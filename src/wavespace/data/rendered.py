@@ -64,7 +64,7 @@ class Rendered(DataModule):
         augment: vary room, noise, frequency response and level of training windows.
         batch_size: windows a batch.
         workers: loader processes; one keeps up with the demo's training on one core.
-        seed: of everything.
+        seed: of the training windows. Splits and their fixed pieces are the same whatever the seed.
         val_pieces: pieces in the validation split.
         test_pieces: pieces in the test split.
         piece_seconds: length of each of those.
@@ -123,7 +123,7 @@ class Rendered(DataModule):
 
         self.train_set = Windows(renderer("train"), self.spec.seconds, self.seed)
         self.val_set, self.test_set = (
-            Pieces(renderer(split), self.piece_seconds, count, self.seed, split) for split, count in self.pieces.items()
+            Pieces(renderer(split), self.piece_seconds, count, split) for split, count in self.pieces.items()
         )
 
     def describe(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Rendered(DataModule):
         if metadata:
             by_split, absent = _official(root, metadata[-1])
         else:
-            by_split = _by_hash(root, found, self.seed)
+            by_split = _by_hash(root, found)
 
         files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
         facts: dict[str, Any] = {}
@@ -250,8 +250,8 @@ class Windows:
 class Pieces(Dataset[Item]):
     """Fixed pieces of a split, rendered when first asked for and kept."""
 
-    def __init__(self, renderer: Renderer, seconds: float, count: int, seed: int, split: str) -> None:
-        self.renderer, self.seconds, self.count, self.seed, self.split = renderer, seconds, count, seed, split
+    def __init__(self, renderer: Renderer, seconds: float, count: int, split: str) -> None:
+        self.renderer, self.seconds, self.count, self.split = renderer, seconds, count, split
         self.made: dict[int, Item] = {}
 
     def __len__(self) -> int:
@@ -262,7 +262,7 @@ class Pieces(Dataset[Item]):
             raise IndexError(index)
         if index not in self.made:
             file = index * len(self.renderer.files) // self.count  # spread over the split
-            rng = rng_for(self.seed, self.split, index)
+            rng = rng_for(self.split, index)
             self.made[index] = self.renderer.item(rng, self.seconds, f"{self.split}-{index}", file)
         return self.made[index]
 
@@ -319,13 +319,13 @@ def _official(root: Path, metadata: Path) -> tuple[dict[str, list[Path]], int]:
     return files, absent
 
 
-def _by_hash(root: Path, found: Sequence[Path], seed: int) -> dict[str, list[Path]]:
+def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
     """Pieces in an order of their names' hashes, a tenth each to test and validation, at least one."""
     pieces: dict[str, list[Path]] = {}
     for path in found:
         inner = path.relative_to(root)
         pieces.setdefault((inner.parent if len(inner.parts) > 2 else inner).as_posix(), []).append(path)
-    order = sorted(pieces, key=lambda piece: hashlib.sha256(f"{seed}/{piece}".encode()).digest())
+    order = sorted(pieces, key=lambda piece: hashlib.sha256(piece.encode()).digest())
     held = max(1, round(len(order) / 10))
     by_split = {"train": order[2 * held :], "val": order[held : 2 * held], "test": order[:held]}
     return {split: [path for piece in names for path in pieces[piece]] for split, names in by_split.items()}
