@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from training import RENDERED, TRAINER, make_medley
 
+from training import RENDERED, TRAINER, make_medley
 from wavespace import evaluate
 from wavespace.config import compose
 from wavespace.errors import ConfigError, Incompatible

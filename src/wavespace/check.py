@@ -24,9 +24,9 @@ def main(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(USAGE, end="")
         return
-    from wavespace.cli import _overrides
+    from wavespace.cli import hydra_arguments
 
-    overrides, folder = _overrides([word for word in arguments if word != "--data"])
+    overrides, folder = hydra_arguments([word for word in arguments if word != "--data"])
     cfg = config.compose(overrides, folder)
 
     from rich.console import Console

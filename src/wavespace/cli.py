@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "score a checkpoint on its own data, or on other data",
     "transcribe": "audio files to MIDI with a checkpoint",
     "check": "hold a configuration against the code: parts, sizes, parameters, cost; nothing is trained",
+    "prepare": "check a dataset and build its store",
     "report": "rewrite a run's report.html, or list the runs of a folder",
 }
 
@@ -46,7 +47,7 @@ _wavespace() {
   local verb="${COMP_WORDS[1]}"
   if [ "$COMP_CWORD" -eq 1 ]; then COMPREPLY=($(compgen -W "%s completion" -- "${COMP_WORDS[1]}")); return; fi
   case "$verb" in
-    train|check)
+    train|check|prepare)
       local line="wavespace ${COMP_LINE#*"$verb" }"
       COMPREPLY=($(COMP_LINE="$line" COMP_POINT=${#line} wavespace train -sc query=bash)) ;;
     *) COMPREPLY=($(compgen -f -- "${COMP_WORDS[$COMP_CWORD]}")) ;;
@@ -96,7 +97,7 @@ def guarded(function: Callable[[], T]) -> T:
     except Exception as error:
         from wavespace import config
 
-        overrides, folder = _overrides(sys.argv[1:])
+        overrides, folder = hydra_arguments(sys.argv[1:])
         faults = config.explain(overrides, folder) if isinstance(error, config.CompositionErrors) else None
         if faults is None:
             raise
@@ -104,7 +105,7 @@ def guarded(function: Callable[[], T]) -> T:
         sys.exit(2)
 
 
-def _overrides(arguments: list[str]) -> tuple[list[str], str | None]:
+def hydra_arguments(arguments: list[str]) -> tuple[list[str], str | None]:
     """The overrides among Hydra's arguments, and its --config-dir."""
     overrides, folder = [], None
     words = iter(arguments)

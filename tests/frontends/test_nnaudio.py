@@ -14,6 +14,9 @@ from omegaconf import OmegaConf
 from scipy.signal import get_window
 from torch import Tensor
 
+from wavespace.build import build_task
+from wavespace.config import compose
+from wavespace.data.base import Batch
 from wavespace.frontends.base import FrontEnd
 from wavespace.frontends.cqt import CQT
 from wavespace.frontends.nnaudio import NnAudioCQT, NnAudioSTFT
@@ -185,6 +188,35 @@ def test_kernels_learn_and_come_back_from_a_checkpoint(kind: type[FrontEnd]) -> 
     again = small(kind, trainable=True)
     again.load_state_dict(front_end.state_dict())
     assert torch.equal(again(audio), front_end(audio))
+
+
+@both
+def test_a_task_trains_the_kernels_with_its_model(kind: type[FrontEnd]) -> None:
+    name = {NnAudioCQT: "nnaudio_cqt", NnAudioSTFT: "nnaudio_stft"}[kind]
+    settings = [f"frontend.{key}={value}" for key, value in SMALL[kind].items()]
+    cfg = compose(
+        [
+            *("data=rendered", "task=piano_roll", "model=conv2d", "model.width=4", "model.depth=2"),
+            *(f"frontend={name}", "frontend.trainable=true", *settings),
+        ]
+    )
+    torch.manual_seed(0)
+    task = build_task(cfg, AudioSpec(22_050, 0.5, ("notes",)))
+    before = [kernel.detach().clone() for kernel in task.frontend.parameters()]
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(11_025) / 22_050)[None, None]  # (1, 1, N)
+    batch = Batch(tone, torch.tensor([11_025]), torch.tensor([[0, 0.05, 0.45, 69, 80]]), {}, ["tone"])
+    optimizer = task.optim.build(task)
+    losses = []
+    for _ in range(3):
+        features = task.features(batch.audio)
+        loss = task.loss(task.apply_model(features), features, batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert all(not torch.equal(new, old) for new, old in zip(task.frontend.parameters(), before))
+    assert len([key for key in task.state_dict() if key.startswith("frontend.")]) == 2
 
 
 def test_cqt_kernels_learn_within_the_length_they_start_with() -> None:

@@ -553,8 +553,8 @@ def _build_shard(partial: Path, shard: _Shard, sample_rate: int, written: Callab
 def to_int16(audio: Audio) -> tuple[NDArray[np.int16], int]:
     """Float samples `(N,)` to the nearest 16-bit ones, and how many were beyond full scale; exact for 16-bit files."""
     scaled = np.rint(audio * np.float32(32768))
-    beyond = int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
-    return np.clip(scaled, -32768, 32767).astype(PCM), beyond
+    kept = np.clip(scaled, -32768, 32767)
+    return kept.astype(PCM), int(np.count_nonzero(kept != scaled))
 
 
 def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ class Synthetic(DataModule):
         detune: tuple[float, float] | None = (0.0, 8.0),
         lowpass: tuple[float, float] | None = (1500.0, 12_000.0),
         drive: tuple[float, float] | None = (0.2, 1.0),
-        reverb: tuple[float, float] | None = (0.15, 1.3),
+        reverb: tuple[float, float] | None = (0.15, 0.8),
         odds: float = 0.5,
         batch_size: int = 16,
         workers: int = 1,
@@ -159,8 +159,9 @@ class Windows(Dataset[Item]):
         self.synthesizer, self.seed, self.split = synthesizer, seed, split
 
     def __getitem__(self, position: int) -> Item:
-        audio, notes, *_ = self.window(position)
-        return Item(np.rint(audio * 32767).astype(np.int16), f"{self.split}-{position}", notes)
+        window = self.window(position)
+        audio = np.rint(window.audio * 32767).astype(np.int16)
+        return Item(audio, f"{self.split}-{position}", window.notes)
 
     def window(self, position: int) -> Window:
         """The window with each note's own signal, which `pitch_labels` needs."""
@@ -212,11 +213,10 @@ class Synthesizer:
         for tone, voice in zip(tones, voices):
             audio[tone.onset : tone.onset + tone.length] += voice
         if self.reverb is not None and rng.random() < self.odds:
-            audio = reverb(audio, rng, rate, self.reverb)
-
-        gain = LOUDEST / max(LOUDEST, float(np.abs(audio).max()))
-        if gain < 1:
-            audio, voices = audio * np.float32(gain), [voice * np.float32(gain) for voice in voices]
+            audio = _in_room(audio, rng, rate, _log_uniform(rng, self.reverb))
+        gain = LOUDEST / max(LOUDEST, audio.max(), -audio.min())
+        for signal in (audio, *voices):
+            signal *= np.float32(gain)
         notes = [
             (
                 tone.onset / rate,
@@ -321,6 +321,14 @@ def render(tones: Sequence[Tone], sample_rate: int) -> list[Audio]:
                 signal += gain[:n]
         signals.append(signal)
     return signals
+
+
+def _in_room(audio: Audio, rng: Generator, sample_rate: int, seconds: float) -> Audio:
+    """Audio `(N,)` with a reverberation of so many seconds."""
+    # Up to one of few sizes, whatever the room: the FFT keeps its tables, which cost as much as a transform.
+    size = len(audio) + int(seconds * sample_rate)
+    step = 1 << (size.bit_length() - 4)
+    return reverb(np.pad(audio, (0, -size % step)), rng, sample_rate, (seconds, seconds))[: len(audio)]
 
 
 def pitch_labels(
