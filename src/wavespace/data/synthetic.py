@@ -292,8 +292,9 @@ def render(tones: Sequence[Tone], sample_rate: int) -> list[Audio]:
     time = np.arange(blocks * BLOCK, dtype=np.float32)
     wave, gain, bend = np.empty((3, blocks * BLOCK), dtype=np.float32)  # for all tones: fresh memory is slow
 
+    slopes = np.diff([tone.envelope for tone in tones]) / np.diff([tone.knots for tone in tones])  # (K, 6)
     signals, last = [], 0
-    for tone in tones:
+    for tone, rises in zip(tones, slopes):
         first, last = last, last + len(tone.frequencies)
         high = first + int(np.argmax(np.append(tone.frequencies >= sample_rate / 6, True)))
         driven = tone.drive > 0 and high > first
@@ -304,8 +305,7 @@ def render(tones: Sequence[Tone], sample_rate: int) -> list[Audio]:
             np.matmul(starts[:rows, part], along[:, part].T, out=wave[: rows * BLOCK].reshape(rows, BLOCK))
             return wave[:n]
 
-        slopes = np.diff(tone.envelope) / np.diff(tone.knots)
-        for begin, end, value, slope in zip(tone.knots, tone.knots[1:], tone.envelope, slopes):
+        for begin, end, value, slope in zip(tone.knots, tone.knots[1:], tone.envelope, rises):
             np.multiply(time[: end - begin], np.float32(slope), out=gain[begin:end])
             gain[begin:end] += np.float32(value)
 
@@ -367,19 +367,17 @@ def pitch_labels(
         np.maximum.at(labels, near, weight[..., None] * np.maximum(0, end - begin)[:, None])
         return labels
     centre, half = time / frame_rate * window.sample_rate, POWER_SPAN / 2 * window.sample_rate
-    edges = np.rint([centre - half, centre + half]).astype(np.int64)  # (2, T) samples
-    power = np.stack([_energy(voice, edges - first) for voice, first in zip(window.voices, window.onsets)])  # (K, T)
-    np.add.at(labels, near, weight[..., None] * (power / (edges[1] - edges[0]))[:, None])
+    bounds = np.rint([centre - half, centre + half]).astype(np.int64)  # (2, T) samples
+    edges, (begins, ends) = np.unique(bounds, return_inverse=True)  # (E,), (2, T)
+    energy = np.zeros((len(pitch), len(edges)))  # (K, E) before each edge
+    for row, voice, first in zip(energy, window.voices, window.onsets):
+        inside = slice(np.searchsorted(edges, first, "right"), np.searchsorted(edges, first + len(voice)))
+        sums = np.add.reduceat(np.square(voice), np.append(0, edges[inside] - first))
+        row[inside.start :] = sums.sum(dtype=np.float64)
+        row[inside] = np.cumsum(sums[:-1], dtype=np.float64)
+    power = (energy[:, ends] - energy[:, begins]) / (bounds[1] - bounds[0])  # (K, T)
+    np.add.at(labels, near, weight[..., None] * power[:, None])
     return labels
-
-
-def _energy(signal: Audio, edges: NDArray[np.int64]) -> Float:
-    """Sums of squares `(T,)` between edges `(2, T)`, which may lie outside the signal."""
-    edges, place = np.unique(np.clip(edges, 0, len(signal)), return_inverse=True)
-    inner = edges[edges < len(signal)]
-    sums = np.add.reduceat(np.square(signal), inner)  # from each edge to the next, the last to the end
-    before = np.cumsum(np.append(0.0, sums))  # up to each edge, from the first one
-    return before[place[1]] - before[place[0]]
 
 
 def _rotations(start: NDArray[np.complex128] | complex, angle: Float, count: int) -> Audio:
