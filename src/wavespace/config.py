@@ -67,6 +67,7 @@ ConfigStore.instance().store(name="schema", node=TrainConfig)
 _RUNTIME = {
     "": {"name", "fresh", "runs", "logger", "compile", "save_every"},
     "data": {"workers", "root", "stores"},
+    "frontend": {"weights"},
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "enable_model_summary",
         "log_every_n_steps", "detect_anomaly", "profiler", "barebones",

@@ -41,7 +41,7 @@ class FeatureSpec:
         channels: size of the second axis.
         frequencies: centre frequency of each bin in Hz, ascending.
         frame_rate: frames a second.
-        unit: what a value is: "dB" or "logit".
+        unit: what a value is: "dB", "latent" or "logit".
         low: smallest value that can occur (for dB: the floor).
         high: largest value expected of audio at full scale; louder input may exceed it.
     """
@@ -67,10 +67,8 @@ class FeatureSpec:
         return asdict(self) | {"frequencies": list(self.frequencies)}
 
     def __str__(self) -> str:
-        return (
-            f"{self.channels} x {self.bins} bins ({self.frequencies[0]:.0f}-{self.frequencies[-1]:.0f} Hz), "
-            f"{self.frame_rate:.1f} frames/s, {self.unit}"
-        )
+        span = f" ({self.frequencies[0]:.0f}-{self.frequencies[-1]:.0f} Hz)" if self.bins > 1 else ""
+        return f"{self.channels} x {self.bins} bins{span}, {self.frame_rate:.1f} frames/s, {self.unit}"
 
 
 PIANO_PITCHES = tuple(range(21, 109))

@@ -323,7 +323,7 @@ def _window_ends(store: Store, recordings: NDArray[np.int64], samples: int) -> N
 
 
 class _Shard(NamedTuple):
-    """A part of a build: what one process reads and writes."""
+    """A part of a build, done or not."""
 
     number: int
     recordings: list[Recording]
@@ -476,16 +476,16 @@ def _check_space(folder: Path, need: int) -> None:
 def _build(
     partial: Path, shards: list[_Shard], sample_rate: int, processes: int, advance: Callable[[int], None]
 ) -> None:
-    """Build shards side by side, each in a process of its own; the first failure ends them all."""
-    waiting, running = shards[::-1], dict[Any, multiprocessing.Process]()
+    """Build shards in processes side by side; the first failure ends them all."""
+    running: dict[Any, multiprocessing.Process] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                receive, send = multiprocessing.Pipe(duplex=False)
-                job = (send, partial, waiting.pop(), sample_rate)
-                running[receive] = multiprocessing.Process(target=_work, args=job, daemon=True)
-                running[receive].start()
-                send.close()  # so that the end of the process is the end of the pipe
+        for first in range(min(processes, len(shards))):
+            receive, send = multiprocessing.Pipe(duplex=False)
+            job = (send, partial, shards[first::processes], sample_rate)
+            running[receive] = multiprocessing.Process(target=_work, args=job, daemon=True)
+            running[receive].start()
+            send.close()  # so that the end of the process is the end of the pipe
+        while running:
             for receive in cast(list[Connection], wait(list(running))):
                 try:
                     message = receive.recv()
@@ -507,7 +507,7 @@ def _build(
             process.join()
 
 
-def _work(send: Connection, partial: Path, shard: _Shard, sample_rate: int) -> None:
+def _work(send: Connection, partial: Path, shards: list[_Shard], sample_rate: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
     builder = multiprocessing.parent_process()
 
@@ -518,7 +518,8 @@ def _work(send: Connection, partial: Path, shard: _Shard, sample_rate: int) -> N
 
     try:
         with _explained(partial):
-            _build_shard(partial, shard, sample_rate, written)
+            for shard in shards:
+                _build_shard(partial, shard, sample_rate, written)
     except UserError as error:
         send.send(error)
 

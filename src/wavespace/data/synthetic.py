@@ -15,7 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 
-from wavespace.data.augment import LOUDEST, Audio, reverb
+from wavespace.data.augment import LOUDEST, Audio
 from wavespace.data.base import DataModule, Item, Notes, rng_for
 from wavespace.spec import AudioSpec
 
@@ -213,7 +213,7 @@ class Synthesizer:
         for tone, voice in zip(tones, voices):
             audio[tone.onset : tone.onset + tone.length] += voice
         if self.reverb is not None and rng.random() < self.odds:
-            audio = _in_room(audio, rng, rate, _log_uniform(rng, self.reverb))
+            audio = room(audio, rng, rate, _log_uniform(rng, self.reverb))
         gain = LOUDEST / max(LOUDEST, audio.max(), -audio.min())
         for signal in (audio, *voices):
             signal *= np.float32(gain)
@@ -323,12 +323,31 @@ def render(tones: Sequence[Tone], sample_rate: int) -> list[Audio]:
     return signals
 
 
-def _in_room(audio: Audio, rng: Generator, sample_rate: int, seconds: float) -> Audio:
-    """Audio `(N,)` with a reverberation of so many seconds."""
-    # Up to one of few sizes, whatever the room: the FFT keeps its tables, which cost as much as a transform.
-    size = len(audio) + int(seconds * sample_rate)
-    step = 1 << (size.bit_length() - 4)
-    return reverb(np.pad(audio, (0, -size % step)), rng, sample_rate, (seconds, seconds))[: len(audio)]
+def room(audio: Audio, rng: Generator, sample_rate: int, seconds: float) -> Audio:
+    """Audio `(N,)` with reverberation that falls by 60 dB in so many seconds and is 6 to 24 dB below the sound itself.
+
+    Four combs side by side and two all-passes after them [Schroeder, "Natural sounding artificial reverberation", JAES
+    10, 1962]: half the time of `augment.reverb`, whose Fourier transforms would cost more than all the rest.
+    """
+    wet = np.zeros_like(audio)
+    for delay in rng.uniform(0.030, 0.045, 4).tolist():
+        wet += _echoes(audio, round(delay * sample_rate), 10 ** (-3 * delay / seconds))
+    for delay in (0.0050, 0.0017):
+        samples = round(delay * sample_rate)
+        echoes = _echoes(wet, samples, 0.7)
+        wet = -0.7 * echoes
+        wet[samples:] += echoes[:-samples]
+    energy = np.dot(audio, audio) / (np.dot(wet, wet) + 1e-12)
+    return audio + np.float32(10 ** (rng.uniform(-24, -6) / 20) * np.sqrt(energy)) * wet
+
+
+def _echoes(audio: Audio, delay: int, gain: float) -> Audio:
+    """`y[n] = audio[n] + gain * y[n - delay]`, by `1 / (1 - z) = (1 + z) (1 + z**2) (1 + z**4) ...`."""
+    echoes = audio.copy()
+    while gain > 1e-7 and delay < len(audio):
+        echoes[delay:] += gain * echoes[:-delay]
+        delay, gain = 2 * delay, gain * gain
+    return echoes
 
 
 def pitch_labels(

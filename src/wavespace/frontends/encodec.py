@@ -66,7 +66,8 @@ class EnCodec(FrontEnd):
             encoder: Any = SEANetEncoder(dimension=CHANNELS, norm="none", causal=True)
         if not on_meta:
             place = Path(weights or FOLDER)
-            read(place if place.is_file() or place.suffix else place / OFFICIAL, encoder)
+            is_folder = place.is_dir() or not (place.suffix or place.exists())
+            read(place / OFFICIAL if is_folder else place, encoder)
         for module in encoder.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 delattr(module, name)

@@ -154,13 +154,14 @@ class PianoRoll(Task):
         target = torch.maximum(0.5 * roll.frame[index], roll.onset[index]).cpu().numpy()[:, :frames]
         shown = np.maximum(0.5 * heads[1], heads[0])
         sound = scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()  # (N,)
+        pictures = [
+            Picture("input", level, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit),
+            Picture("target", target, out.frequencies, out.frame_rate, 0, 1, "frame 0.5, onset 1"),
+            Picture("prediction", shown, out.frequencies, out.frame_rate, 0, 1, "probability"),
+        ]
         return Sample(
             name=batch.names[index],
-            pictures=[
-                Picture("input", level, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit),
-                Picture("target", target, out.frequencies, out.frame_rate, 0, 1, "frame 0.5, onset 1"),
-                Picture("prediction", shown, out.frequencies, out.frame_rate, 0, 1, "probability"),
-            ],
+            pictures=pictures[1:] if spec.bins == 1 else pictures,  # latents have no axis to draw
             sounds={"input": sound},
             reference=notes,
             estimate=self.decode(heads),
