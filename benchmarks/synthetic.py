@@ -18,7 +18,7 @@ FRAMES = 1 + int(RATE * SECONDS) // 512
 
 
 def loop(tones: Sequence[Tone]) -> Audio:
-    """davidmoser/wavespace, datasets/poly_utils.py: `additive_harmonic` and `random_env`, at partials that are given."""
+    """`additive_harmonic` and `random_env` of davidmoser/wavespace, datasets/poly_utils.py, at given partials."""
     mix = np.zeros(int(RATE * SECONDS), dtype=np.float32)
     for tone in tones:
         n = tone.length
@@ -41,16 +41,16 @@ def ours(tones: Sequence[Tone]) -> Audio:
 
 
 def rows(items: int = 8) -> Iterator[Row]:
-    """2 s at 44.1 kHz: six notes of ten partials that last, and windows as they are drawn by default.
+    """2 s at 44.1 kHz: six notes of ten partials that last, each with all effects; and windows as drawn by default.
 
-    "all of it" is drawing, synthesis, filter and drive in every voice, a room in every window, and power labels in 256
-    bins and 173 frames; the loop has none of these, and the same partials.
+    "all of it" is drawing, synthesis, filter, drive, room and power labels in 256 bins and 173 frames; the loop has the
+    same partials and nothing else.
     """
     settings = {"voices": (6, 6), "partials": (10, 10), "pitch": (50.0, 2000.0), "duration": (SECONDS, SECONDS)}
     with threadpool_limits(1):
         for name, data in (
             ("6 x 10 partials", Synthetic(sample_rate=RATE, seconds=SECONDS, odds=1.0, **settings)),
-            ("default windows", Synthetic(sample_rate=RATE, seconds=SECONDS, odds=1.0)),
+            ("windows as drawn", Synthetic(sample_rate=RATE, seconds=SECONDS)),
         ):
             data.setup()
             windows = data.train_set

@@ -75,6 +75,9 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     task.seed = cfg.seed
     if cfg.compile:
         task.model.compile()
+    if "OMP_NUM_THREADS" not in os.environ:
+        # A core for each loader process: threads that wait for one that shares its core take several times as long.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - data.workers))
     _quiet()
     if _rank() == 0:
         folder.update(monitor=task.monitor, table=list(task.table))

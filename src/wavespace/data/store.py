@@ -545,7 +545,7 @@ def _build_shard(partial: Path, shard: _Shard, sample_rate: int, written: Callab
             key=shard.key,
             frames=np.array(frames),
             clipped=np.array(clipped),
-            notes=np.concatenate(notes),
+            notes=np.concatenate([NO_NOTES, *notes]),
             notes_each=np.array([len(rows) for rows in notes]),
             sha256=digest.hexdigest(),
         )

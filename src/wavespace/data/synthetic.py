@@ -277,8 +277,8 @@ class Synthesizer:
 def render(tones: Sequence[Tone], sample_rate: int) -> list[Audio]:
     """The signal `(length,)` float32 of each tone alone, from its onset, within 1e-6 of float64.
 
-    `x = envelope * sum(amplitude * sin(2 pi frequency time + phase))`. A driven tone is `x - drive * u**3 / (3 peak**2)`,
-    where `u`, which has this peak, is `x` without the partials from a third of the Nyquist frequency up, so that its
+    `x = envelope * sum(amplitude * sin(2 pi frequency time + phase))`, with drive `x - drive * u**3 / (3 peak**2)`,
+    where `u`, whose peak that is, is `x` without the partials from a third of the Nyquist frequency up, so that its
     cube stays below the Nyquist frequency.
 
     Phases are made in float64 at the start of each block and along one block; the angle-addition theorem joins them
@@ -327,7 +327,7 @@ def room(audio: Audio, rng: Generator, sample_rate: int, seconds: float) -> Audi
     """Audio `(N,)` with reverberation that falls by 60 dB in so many seconds and is 6 to 24 dB below the sound itself.
 
     Four combs side by side and two all-passes after them [Schroeder, "Natural sounding artificial reverberation", JAES
-    10, 1962]: half the time of `augment.reverb`, whose Fourier transforms would cost more than all the rest.
+    10, 1962]: a quarter of the time of `augment.reverb`, whose transforms would cost more than the rest of a window.
     """
     wet = np.zeros_like(audio)
     for delay in rng.uniform(0.030, 0.045, 4).tolist():
@@ -359,10 +359,10 @@ def pitch_labels(
 ) -> NDArray[np.float32]:
     """What sounds in each pitch bin and frame, `(F, T)` float32; frame `t` is centred on `t / frame_rate` seconds.
 
-    A note is shared between the two bins around its pitch, linearly in log frequency; beyond the outermost bins it fades
-    out over one more. "activation" is the share of the frame `(t +- 1/2) / frame_rate` that a note covers, of the notes
-    that meet the largest. "power" is the mean square of the note's own signal over `POWER_SPAN` about the frame, summed
-    over notes; before and after the window is silence.
+    A note is shared between the two bins around its pitch, linearly in log frequency; beyond the outermost bins it
+    fades out over one more. "activation" is the share of the frame `(t +- 1/2) / frame_rate` that a note covers, the
+    largest where notes meet. "power" is the mean square of the note's own signal over `POWER_SPAN` about the frame,
+    summed over notes; before and after the window is silence.
 
     Args:
         window: from `Windows.window`.
@@ -387,7 +387,8 @@ def pitch_labels(
         return labels
     centre, half = time / frame_rate * window.sample_rate, POWER_SPAN / 2 * window.sample_rate
     bounds = np.rint([centre - half, centre + half]).astype(np.int64)  # (2, T) samples
-    edges, (begins, ends) = np.unique(bounds, return_inverse=True)  # (E,), (2, T)
+    edges, place = np.unique(bounds, return_inverse=True)  # (E,)
+    begins, ends = place.reshape(bounds.shape)  # (T,) each
     energy = np.zeros((len(pitch), len(edges)))  # (K, E) before each edge
     for row, voice, first in zip(energy, window.voices, window.onsets):
         inside = slice(np.searchsorted(edges, first, "right"), np.searchsorted(edges, first + len(voice)))
@@ -412,4 +413,3 @@ def _rotations(start: NDArray[np.complex128] | complex, angle: Float, count: int
 
 def _log_uniform(rng: Generator, limits: tuple[float, float]) -> float:
     return limits[0] * (limits[1] / limits[0]) ** rng.random()
-
