@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -43,7 +45,7 @@ def rows(rounds: int = 5) -> Iterator[Row]:
                 rounds,
             )
             for name, both in (("CQT", partial(ours, audio)), ("HCQT", partial(harmonic, audio[:1]))):
-                yield compare(f"{name}, two threads", on(2, both), on(1, both), "one thread", 1.0, 4 * rounds)
+                yield two_threads(name, both, 4 * rounds)
     finally:
         torch.set_num_threads(threads)
 
@@ -61,11 +63,13 @@ def by_nnaudio(peer: type[nn.Module], fmin: float, bins: int, octave: int, hop: 
     return peer(sr=RATE, hop_length=hop, fmin=fmin, n_bins=bins, bins_per_octave=octave, verbose=False)
 
 
-def on(threads: int, function: Callable[[], object]) -> Callable[[], object]:
-    """A function on that many threads."""
-
-    def run() -> object:
-        torch.set_num_threads(threads)
-        return function()
-
-    return run
+def two_threads(name: str, function: Callable[[], object], rounds: int) -> Row:
+    """Two threads against one, the fastest of each: where another process takes a core, two wait for it."""
+    fastest = {1: math.inf, 2: math.inf}
+    for _ in range(rounds):
+        for threads in fastest:
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            function()
+            fastest[threads] = min(fastest[threads], time.perf_counter() - start)
+    return Row(f"{name}, two threads", fastest[2], fastest[1], "one thread", 1.0)

@@ -89,14 +89,15 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
 
 
 def _name(node: DictConfig) -> str:
-    """How a person calls a part: the choice whose file names the same target, else the target itself."""
+    """How a person calls a part: the choice whose file is most like it, else its target."""
     target = str(node.get("_target_"))
+    alike: dict[str, int] = {}
     for group in config.GROUPS:
         for choice in config.choices(group):
-            file = config.conf_dir() / group / f"{choice}.yaml"
-            if f"_target_: {target}\n" in file.read_text():
-                return choice
-    return target
+            stored = OmegaConf.to_container(OmegaConf.load(config.conf_dir() / group / f"{choice}.yaml"))
+            if isinstance(stored, dict) and stored.get("_target_") == target:
+                alike[choice] = sum(node.get(str(key)) == value for key, value in stored.items())
+    return max(alike, key=lambda choice: alike[choice]) if alike else target
 
 
 def _data_with(labels: tuple[str, ...]) -> list[str]:

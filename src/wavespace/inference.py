@@ -12,7 +12,9 @@ from torch import Tensor
 from wavespace.tasks.base import Task
 
 WINDOW, CONTEXT = 448, 64
-"""Frames kept of each window, and of context on each side: multiples of every pooling factor up to 64."""
+"""Frames kept of each window, and least frames of context on each side: multiples of every pooling factor up to 64."""
+MODEL_CONTEXT = 32
+"""Frames on each side that a model is given beside those that its front-end hears."""
 
 
 @torch.inference_mode()
@@ -23,18 +25,19 @@ def stream(task: Task, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Tensor
     """
     spec, rate = task.frontend.out_spec, task.frontend.in_spec.sample_rate
     hop = round(rate / spec.frame_rate)
-    buffer = np.zeros(CONTEXT * hop, dtype=np.float32)  # starts CONTEXT frames before the next frame to give
+    context = CONTEXT * -(-(task.frontend.context + MODEL_CONTEXT) // CONTEXT)
+    buffer = np.zeros(context * hop, dtype=np.float32)  # starts `context` frames before the next frame to give
     total = given = 0
 
     def frames(count: int) -> Tensor:
-        wanted = (count + 2 * CONTEXT) * hop
+        wanted = (count + 2 * context) * hop
         audio = np.pad(buffer[:wanted], (0, max(0, wanted - len(buffer))))
-        output = task(torch.from_numpy(audio).view(1, 1, -1).to(task.device))  # (1, C', F', count + 2 CONTEXT + 1)
-        return output[0, :, :, CONTEXT : CONTEXT + count]
+        output = task(torch.from_numpy(audio).view(1, 1, -1).to(task.device))  # (1, C', F', count + 2 context + 1)
+        return output[0, :, :, context : context + count]
 
     for block in blocks:
         buffer, total = np.concatenate([buffer, block]), total + len(block)
-        while len(buffer) >= (WINDOW + 2 * CONTEXT) * hop:
+        while len(buffer) >= (WINDOW + 2 * context) * hop:
             yield frames(WINDOW)
             buffer, given = buffer[WINDOW * hop :], given + WINDOW
     left = spec.frames(total, rate) - given if total else 0

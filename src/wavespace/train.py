@@ -110,6 +110,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
 
     best = folder.best if folder.best.is_file() else folder.last  # without validation there is no best
     task.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    task.to(trainer.strategy.root_device)  # Lightning has left it on the CPU
     figures = checkpoints.best | {"best_step": checkpoints.best_step} | _figures("test", task, data)
     if cfg.baseline is not None:
         figures |= _figures("baseline", _baseline(cfg, parts), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import shutil
 from pathlib import Path
@@ -61,7 +62,8 @@ class Checkpoints(Callback):
         figures = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         if self.monitor not in figures:
             raise RuntimeError(f"validation gave no {self.monitor}; it gave {', '.join(sorted(figures)) or 'nothing'}")
-        better = not self.best or self.sign * figures[self.monitor] > self.sign * self.best[self.monitor]
+        best = self.best.get(self.monitor, math.nan)
+        better = math.isnan(best) or self.sign * figures[self.monitor] > self.sign * best
         if better:
             self.best, self.best_step, self.waited = figures, trainer.global_step, 0
         else:

@@ -178,7 +178,9 @@ class Store:
         """The notes `(K, 4)` that sound between two times in seconds, counted from the first of them."""
         first = self._notes_end[recording - 1] if recording else 0
         notes = self._notes[first : self._notes_end[recording]]
-        return sounding(notes[: notes[:, 0].searchsorted(stop)], start, stop)
+        # Sorted by onset, and none is longer than the longest: a few of thousands can sound in a window.
+        first, last = notes[:, 0].searchsorted((start - self.manifest["longest_note"], stop))
+        return sounding(notes[first:last], start, stop)
 
     def item(self, recording: int, start: int, samples: int) -> Item:
         """A window with its notes and labels, named for the recording and the second at which it starts."""
@@ -219,8 +221,6 @@ class Store:
                 return self._maps[shard][place : place + samples].copy()
             if shard not in self._files:
                 self._files[shard] = os.open(self.folder / _shard_file(shard), os.O_RDONLY)
-                if hasattr(os, "posix_fadvise"):  # a window is read whole; no guess of what follows it is right
-                    os.posix_fadvise(self._files[shard], 0, 0, os.POSIX_FADV_RANDOM)
             audio = np.empty(samples, PCM)
             rest, at = audio.data.cast("B"), place * PCM.itemsize
             while len(rest):  # one call gives at most 2 GiB
@@ -571,8 +571,9 @@ def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
     split = np.array([splits.index(recording.split) for recording in recordings], np.uint8)
     labels = list(recordings[0].labels)
 
+    notes = np.concatenate([record["notes"] for record in records])
     with _written_whole(partial / NOTES) as file:
-        np.save(file, np.concatenate([record["notes"] for record in records]))
+        np.save(file, notes)
     index: dict[str, Any] = {
         "shard": np.repeat(np.arange(len(shards)), [len(shard.recordings) for shard in shards]),
         "offset": np.concatenate([np.cumsum(record["frames"]) - record["frames"] for record in records]),
@@ -599,7 +600,8 @@ def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
             }
             for code, name in enumerate(splits)
         },
-        "notes": int(notes_each.sum()),
+        "notes": len(notes),
+        "longest_note": float((notes[:, 1] - notes[:, 0]).max(initial=0.0)),
         "clipped": int(sum(record["clipped"].sum() for record in records)),
         "files": {name: {"bytes": (partial / name).stat().st_size, "sha256": hash} for name, hash in hashes.items()},
     }

@@ -23,6 +23,8 @@ class FrontEnd(nn.Module):
     """
 
     invertible: bool = False
+    context: int = 16
+    """Frames of audio on either side that a frame hears, at most."""
 
     def __init__(self, in_spec: AudioSpec, out_spec: FeatureSpec) -> None:
         super().__init__()

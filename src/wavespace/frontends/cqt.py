@@ -70,6 +70,7 @@ class CQT(FrontEnd):
             )
         super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db))
         self.filters = Filters(frequencies, bandwidths, in_spec.sample_rate, hop)
+        self.context = self.filters.context
 
     def features(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
@@ -124,6 +125,7 @@ class HarmonicCQT(FrontEnd):
         all_frequencies = fmin * 2 ** (unique / bins_per_octave)
         bandwidths = (2 ** (1 / bins_per_octave) - 1) * all_frequencies
         self.filters = Filters(all_frequencies, bandwidths, in_spec.sample_rate, hop)
+        self.context = self.filters.context
 
     def features(self, audio: Tensor) -> Tensor:
         """Levels `(B, H, F, T)` in dB of audio `(B, N)`."""

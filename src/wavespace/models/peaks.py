@@ -14,7 +14,8 @@ from wavespace.spec import FeatureSpec
 class Peaks(nn.Module):
     """Harmonic sum over the input's own bins; a pitch sounds where it is a local peak, and starts where it rises.
 
-    No parameter is learned; the onset threshold that validation chooses is the only thing fitted.
+    A peak an octave or a twelfth above a stronger one is taken for its partial. No parameter is learned; the onset
+    threshold that validation chooses is the only thing fitted.
 
     Args:
         in_spec: features in dB; channel 0 is read.
@@ -47,6 +48,8 @@ class Peaks(nn.Module):
         around = F.max_pool2d(salience[:, None], (3, 1), 1, (1, 0))[:, 0]  # the loudest of a pitch and its neighbours
         background = F.avg_pool2d(salience[:, None], (25, 1), 1, (12, 0), count_include_pad=False)[:, 0]
         peak = (salience >= around) * (salience - background).clamp(min=0)  # (B, F', T)
+        below = torch.maximum(F.pad(peak, (0, 0, 12, 0))[:, :-12], F.pad(peak, (0, 0, 19, 0))[:, :-19])
+        peak = peak * (peak >= below)
         before = F.pad(peak, (2, 0))[..., :-2]
         rise = (peak - before).clamp(min=0)
         velocity = (x[:, 0].amax(1, keepdim=True) - self.low) / (self.high - self.low)  # (B, 1, T)
