@@ -66,15 +66,16 @@ class Stream(Protocol):
 
 def collate(items: Sequence[Item]) -> Batch:
     """Items to a batch; shorter ones are zero-padded at the end."""
-    longest = max(len(item.audio) for item in items)
-    audio = np.zeros((len(items), 1, longest), dtype=items[0].audio.dtype)
-    for row, item in zip(audio, items):
-        row[0, : len(item.audio)] = item.audio
-    notes = [np.column_stack([np.full(len(item.notes), i), item.notes]) for i, item in enumerate(items)]
+    lengths = [len(item.audio) for item in items]
+    audio = np.empty((len(items), 1, max(lengths)), dtype=items[0].audio.dtype)
+    for row, item in zip(audio[:, 0], items):
+        row[: len(item.audio)] = item.audio
+        row[len(item.audio) :] = 0
+    rows = np.repeat(np.arange(len(items)), [len(item.notes) for item in items])  # (K,)
     return Batch(
         audio=torch.from_numpy(audio),
-        lengths=torch.tensor([len(item.audio) for item in items]),
-        notes=torch.from_numpy(np.concatenate(notes)).float(),
+        lengths=torch.tensor(lengths),
+        notes=torch.from_numpy(np.column_stack([rows, np.concatenate([item.notes for item in items])])).float(),
         labels={key: torch.tensor([item.labels[key] for item in items]) for key in items[0].labels},
         names=[item.name for item in items],
     )
