@@ -24,7 +24,7 @@ def main() -> None:
             rows.append(row)
             shown = (f"{row.ours:.4g} s", f"{row.peer:.4g} s", row.peer_name, f"{row.ratio:.3f}", f"<= {row.goal:g}")
             table.add_row(row.name, *shown, "met" if row.met else "NOT MET")
-    Console().print(table)
+    Console(width=120).print(table)
     file = Path(__file__).parent / "results" / f"{datetime.date.today()}-{platform.node()}.json"
     file.parent.mkdir(exist_ok=True)
     listed = [row._asdict() | {"ratio": row.ratio, "met": row.met} for row in rows]
