@@ -27,8 +27,9 @@ train.main()
 
 
 def python(code: str, *, cwd: str | None = None) -> None:
-    """Run code in a fresh interpreter."""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=cwd)
+    """Run code in a fresh interpreter; without pipes, which a loader would keep open after the end of its parent."""
+    quiet = subprocess.DEVNULL
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=quiet, stderr=quiet, cwd=cwd)
 
 
 def wavespace(*arguments: str) -> None:
