@@ -98,14 +98,16 @@ def test_a_killed_multirun_goes_on_and_a_finished_one_returns_at_once(tmp_path: 
     assert "is finished; its result is returned" in single.stdout
 
 
-def test_wandb_offline_is_one_run_with_the_identity_of_its_folder(tmp_path: Path) -> None:
-    overrides = [*make_medley(tmp_path / "medley"), *TRAINER]
-    found = wavespace("train", *overrides, "logger=wandb", "logger.offline=true", cwd=tmp_path)
+def test_wandb_offline_has_a_run_for_each_folder_with_its_identity(tmp_path: Path) -> None:
+    overrides = [*make_medley(tmp_path / "medley"), *TRAINER, "seed=0,1"]
+    found = wavespace("train", "-m", *overrides, "logger=wandb", "logger.offline=true", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    folder = next((tmp_path / "runs" / "run").iterdir())
-    status = json.loads((folder / "status.json").read_text())
-    assert status["wandb"]["id"] == f"run-{folder.name}"
-    assert list(folder.rglob(f"run-{status['wandb']['id']}.wandb"))
+    folders = [path.parent for path in tmp_path.rglob("status.json")]
+    assert len(folders) == 2
+    for folder in folders:
+        status = json.loads((folder / "status.json").read_text())
+        assert status["wandb"]["id"] == f"run-{folder.name}"
+        assert list(folder.rglob(f"run-{status['wandb']['id']}.wandb"))
 
 
 def test_a_wheel_works_elsewhere_with_a_users_own_configuration_and_model(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from wavespace import config
+from wavespace.terminal import hydra_arguments
 
 USAGE = """\
 usage: wavespace check [overrides] [--config-dir DIR] [--data]
@@ -24,8 +25,6 @@ def main(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(USAGE, end="")
         return
-    from wavespace.cli import hydra_arguments
-
     overrides, folder = hydra_arguments([word for word in arguments if word != "--data"])
     cfg = config.compose(overrides, folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wavespace import config
+from wavespace.terminal import hydra_arguments
 
 USAGE = """\
 usage: wavespace prepare data=CHOICE [overrides] [--config-dir DIR]
@@ -20,8 +21,6 @@ def main(arguments: list[str]) -> None:
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(USAGE, end="")
         return
-    from wavespace.cli import hydra_arguments
-
     cfg = config.compose(*hydra_arguments(arguments))
 
     from wavespace.build import make

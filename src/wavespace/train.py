@@ -17,15 +17,14 @@ from omegaconf import DictConfig
 
 from wavespace.config import check, command_line, compose, conf_dir, resolved
 from wavespace.runfolder import RunFolder
+from wavespace.terminal import guarded
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
 
 
 def main() -> None:
-    """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `wavespace.cli` prints them."""
-    from wavespace.cli import guarded
-
+    """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
@@ -33,8 +32,6 @@ def main() -> None:
 
 def job(cfg: DictConfig) -> float | None:
     """One job of Hydra's. A single run ends here with its own sentence; in a multirun the others go on."""
-    from wavespace.cli import guarded
-
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run(cfg)
     return guarded(lambda: run(cfg))
@@ -56,7 +53,11 @@ def run(cfg: DictConfig) -> float | None:
         fit(cfg, parts, folder)
         return None
     with folder.writing(cfg):
-        fit(cfg, parts, folder)
+        try:
+            fit(cfg, parts, folder)
+        finally:
+            if wandb := sys.modules.get("wandb"):
+                wandb.finish()  # the next member of a multirun is a run of its own
     return _close(folder)
 
 
@@ -180,8 +181,6 @@ class Sweep(Callback):
     members: list[tuple[str, DictConfig]]
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        from wavespace.cli import guarded
-
         self.members = []
         if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # others decide as they go
             # Hydra would turn an error here into a warning.

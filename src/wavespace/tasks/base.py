@@ -167,9 +167,3 @@ class Task(LightningModule):
     def _log(self, figures: dict[str, float], step: int) -> None:
         for logger in self.loggers:
             logger.log_metrics(figures, step=step)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the checkpoint stand alone."""
-        from wavespace.checkpoint import contents
-
-        checkpoint.update(contents(self))
