@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from wavespace.build import build_task
-from wavespace.checkpoint import contents
 from wavespace.config import compose
 from wavespace.data.base import Notes
 from wavespace.spec import AudioSpec, midi_to_hz
@@ -49,7 +48,9 @@ def small_task(frontend: str, model: str, task: str, *overrides: str) -> Task:
 
 def save(task: Task, path: Path) -> Path:
     """A checkpoint as training writes it, without what only training needs."""
-    torch.save({"state_dict": task.state_dict(), **contents(task)}, path)
+    checkpoint = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
     return path
 
 

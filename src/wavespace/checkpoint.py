@@ -6,8 +6,6 @@ It is Lightning's own dictionary (so training goes on from it) with `config`, `s
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +17,6 @@ from wavespace.build import build_task
 from wavespace.errors import BadCheckpoint, UserError
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
-
-
-def contents(task: Task) -> dict[str, Any]:
-    """What makes a checkpoint stand alone."""
-    return {
-        "config": task.config_text,
-        "specs": {
-            "audio": {**vars(task.frontend.in_spec), "labels": list(task.frontend.in_spec.labels)},
-            "features": task.frontend.out_spec.to_dict(),
-            "output": task.out_spec.to_dict(),
-        },
-        "versions": {
-            "wavespace": wavespace.__version__,
-            "torch": str(torch.__version__),
-            "pytorch-lightning": version("pytorch-lightning"),
-            "python": platform.python_version(),
-        },
-    }
 
 
 def read(path: str | Path) -> dict[str, Any]:

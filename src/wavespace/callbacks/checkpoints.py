@@ -13,9 +13,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
 
-from wavespace.checkpoint import contents
 from wavespace.runfolder import RunFolder, write_atomic
-from wavespace.tasks.base import Task
 
 
 class Checkpoints(Callback):
@@ -47,11 +45,6 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the checkpoint stand alone."""
-        assert isinstance(pl_module, Task)
-        checkpoint.update(contents(pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save between validations; the last step asks Lightning for a closing validation."""

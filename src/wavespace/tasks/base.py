@@ -6,6 +6,8 @@ A task is a few named steps. A subclass says what it `needs` and its `out_spec`,
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+import wavespace
 from wavespace.data.base import NO_NOTES, Batch, Notes
 from wavespace.frontends.base import FrontEnd
 from wavespace.optim import AdamW
@@ -167,3 +170,19 @@ class Task(LightningModule):
     def _log(self, figures: dict[str, float], step: int) -> None:
         for logger in self.loggers:
             logger.log_metrics(figures, step=step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what makes the checkpoint stand alone; plain data, so that torch's weights-only loading takes it."""
+        audio = vars(self.frontend.in_spec)
+        checkpoint["config"] = self.config_text
+        checkpoint["specs"] = {
+            "audio": audio | {"labels": list(audio["labels"])},
+            "features": self.frontend.out_spec.to_dict(),
+            "output": self.out_spec.to_dict(),
+        }
+        checkpoint["versions"] = {
+            "wavespace": wavespace.__version__,
+            "torch": str(torch.__version__),
+            "pytorch-lightning": version("pytorch-lightning"),
+            "python": platform.python_version(),
+        }
