@@ -265,3 +265,4 @@ def test_a_model_that_gives_no_numbers_is_still_drawn(tmp_path: Path) -> None:
     values = np.full((4, 20), np.nan, np.float32)
     figure, _ = draw(Sample("x", [Picture("p", values, (100.0, 200.0, 400.0, 800.0), 10.0, 0, 1, "dB")], {}))
     figure.savefig(tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
