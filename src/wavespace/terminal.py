@@ -1,10 +1,12 @@
-"""What the verbs share at the terminal: errors as sentences, and overrides among arguments."""
+"""What the verbs share at the terminal: errors as sentences, overrides among arguments, a bar for bytes."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from wavespace.errors import UserError
@@ -50,3 +52,32 @@ def hydra_arguments(arguments: list[str]) -> tuple[list[str], str | None]:
         elif not word.startswith("-"):
             overrides.append(word)
     return overrides, folder
+
+
+@contextmanager
+def byte_progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar with MB/s and the time that is left, on a terminal; yields what to call with the bytes that were done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    # No thread redraws it: a process that forks has none.
+    with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as progress:
+        task, drawn = progress.add_task(title, total=total, completed=done), 0.0
+
+        def advance(size: int) -> None:
+            nonlocal drawn
+            progress.advance(task, size)
+            if time.monotonic() > drawn + 0.1:
+                drawn = time.monotonic()
+                progress.refresh()
+
+        yield advance
+        progress.refresh()

@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from wavespace.data.audio import Audio, read_blocks, seconds_of
 from wavespace.data.base import NO_NOTES, Item, Notes, rng_for, shuffled
 from wavespace.data.notes import window as sounding
 from wavespace.errors import BadInput, UserError
+from wavespace.terminal import byte_progress
 
 Mode = Literal["pread", "memmap"]
 
@@ -199,7 +199,7 @@ class Store:
         """
         files = self.manifest["files"]
         bad = []
-        with _progress("verifying", sum(file["bytes"] for file in files.values())) as advance:
+        with byte_progress("verifying", sum(file["bytes"] for file in files.values())) as advance:
             for name, file in files.items():
                 try:
                     if _hash(self.folder / name, advance) != file["sha256"]:
@@ -376,7 +376,7 @@ def build_store(
                 _clear(partial, done)
                 kept, need = sum(shard.size for shard in done), sum(shard.size for shard in todo)
                 _check_space(folder, need)
-                with _progress(f"preparing {folder.name}", kept + need, kept) as advance:
+                with byte_progress(f"preparing {folder.name}", kept + need, kept) as advance:
                     _build(partial, todo, sample_rate, processes or os.cpu_count() or 1, advance)
                 facts = {"made_by": made_by, "licence": licence, "citation": citation, "sample_rate": sample_rate}
                 _finish(partial, shards, facts)
@@ -648,32 +648,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with MB/s and the time that is left, on a terminal; yields what to call with the bytes that were done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    # No thread redraws it: a process that forks has none.
-    with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as progress:
-        task, drawn = progress.add_task(title, total=total, completed=done), 0.0
-
-        def advance(size: int) -> None:
-            nonlocal drawn
-            progress.advance(task, size)
-            if time.monotonic() > drawn + 0.1:
-                drawn = time.monotonic()
-                progress.refresh()
-
-        yield advance
-        progress.refresh()
