@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Normalization = Literal["none", "frame", "dataset"]
+"""What a front-end's values are relative to: nothing, their own frame, or the training audio."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,11 @@ class FeatureSpec:
         channels: size of the second axis.
         frequencies: centre frequency of each bin in Hz, ascending.
         frame_rate: frames a second.
-        unit: what a value is: "dB", "latent" or "logit".
-        low: smallest value that can occur (for dB: the floor).
+        unit: what a value is: "dB", "latent", "logit", or "sd" (standard deviations from the mean).
+        low: smallest value that can occur (for dB: the floor); of latents and sd the smallest to expect.
         high: largest value expected of audio at full scale; louder input may exceed it.
+        normalization: "none"; "frame": dB below the loudest value of each frame, or latents over the frame's RMS;
+            "dataset": each channel and bin over the training audio. `unit`, `low` and `high` are those after it.
     """
 
     channels: int
@@ -52,6 +57,7 @@ class FeatureSpec:
     unit: str
     low: float
     high: float
+    normalization: Normalization = "none"
 
     @property
     def bins(self) -> int:
@@ -68,7 +74,8 @@ class FeatureSpec:
 
     def __str__(self) -> str:
         span = f" ({self.frequencies[0]:.0f}-{self.frequencies[-1]:.0f} Hz)" if self.bins > 1 else ""
-        return f"{self.channels} x {self.bins} bins{span}, {self.frame_rate:.1f} frames/s, {self.unit}"
+        relative = "" if self.normalization == "none" else f", normalised by {self.normalization}"
+        return f"{self.channels} x {self.bins} bins{span}, {self.frame_rate:.1f} frames/s, {self.unit}{relative}"
 
 
 PIANO_PITCHES = tuple(range(21, 109))

@@ -22,6 +22,9 @@ from wavespace.terminal import guarded
 if TYPE_CHECKING:
     from wavespace.build import Parts
 
+MEASURED = 256
+"""Windows of training audio over which a front-end with normalize=dataset is measured; a multiple of 8."""
+
 
 def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
@@ -66,6 +69,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     import torch
     from omegaconf import OmegaConf
     from pytorch_lightning import Trainer
+    from pytorch_lightning.callbacks import LambdaCallback
 
     from wavespace.build import make
     from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger
@@ -88,10 +92,13 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         print(f"going on from step {step} of {folder.path}")
     loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)] if _rank() == 0 else []
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
+    measures = task.frontend.normalize == "dataset" and not goes_on  # a checkpoint holds what was measured
     trainer: Trainer = make(
         _with_precision(cfg.trainer),
         "trainer",
-        callbacks=[checkpoints] + [TrainingProgress(task.monitor)] * (_rank() == 0),
+        callbacks=[checkpoints]
+        + [LambdaCallback(on_fit_start=_measure)] * measures
+        + [TrainingProgress(task.monitor)] * (_rank() == 0),
         logger=loggers,
         default_root_dir=str(folder.path),
         max_epochs=-1,
@@ -119,6 +126,18 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     save_samples(task, data, folder.path / "samples")
 
 
+def _measure(trainer: Any, task: Any) -> None:
+    """Measure the front-end on the training device; each rank takes the same windows, whatever workers and batches."""
+    from wavespace.data.base import collate
+    from wavespace.tasks.base import scaled
+
+    if trainer.is_global_zero:
+        print(f"measuring the front-end on {MEASURED} windows of training audio")
+    stream = trainer.datamodule.train_set
+    batches = (collate([stream[p] for p in range(start, start + 8)]) for start in range(0, MEASURED, 8))
+    task.frontend.measure(scaled(batch.audio.to(task.device)) for batch in batches)
+
+
 def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
     from wavespace.evaluate import score
 
@@ -133,6 +152,8 @@ def _baseline(cfg: DictConfig, parts: Parts) -> Any:
     changed = cfg.copy()
     changed.model = cfg.baseline
     task = build_task(changed, parts.data.spec)
+    measured = {key: value for key, value in parts.task.frontend.state_dict().items() if key in ("mean", "std")}
+    task.frontend.load_state_dict(measured, strict=False)  # kernels that have learned stay out of it
     score(task, parts.data, "val", tune=True)
     return task
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wavespace.frontends.base import FrontEnd
 from wavespace.frontends.stft import CPU_GROUP, GPU_GROUP, Array, decibel_spec, decibels
-from wavespace.spec import AudioSpec
+from wavespace.spec import AudioSpec, Normalization
 
 LOBES = 16
 """Bandwidths above its frequency that a bin hears; further out a Hann window lets through less than -82 dB."""
@@ -44,6 +44,7 @@ class CQT(FrontEnd):
         gamma: added to every bandwidth, in Hz; `228.7 * (2^(1 / bins_per_octave) - 1)` makes bandwidths proportional
             to those of hearing (ERB).
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -59,6 +60,7 @@ class CQT(FrontEnd):
         hop: int = 512,
         gamma: float = 0.0,
         floor_db: float = -80.0,
+        normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
         check(hop, floor_db)
@@ -68,13 +70,13 @@ class CQT(FrontEnd):
                 f"gamma is {gamma:g} Hz, and the widest band {bandwidths[-1]:g} Hz; "
                 f"gamma must be at least 0 and no band wider than {in_spec.sample_rate / 2:g} Hz"
             )
-        super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db))
+        super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         self.filters = Filters(frequencies, bandwidths, in_spec.sample_rate, hop)
         self.context = self.filters.context
 
     def features(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
-        return decibels(self.filters(audio), self.out_spec.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(self.filters(audio), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
 
 
 class HarmonicCQT(FrontEnd):
@@ -91,6 +93,7 @@ class HarmonicCQT(FrontEnd):
         fmin: the lowest bin of harmonic 1 in Hz.
         hop: samples from frame to frame.
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -108,12 +111,13 @@ class HarmonicCQT(FrontEnd):
         fmin: float = 32.7,
         hop: int = 256,
         floor_db: float = -80.0,
+        normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
         check(hop, floor_db)
         if not harmonics or min(harmonics) <= 0:
             raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
-        super().__init__(in_spec, decibel_spec(in_spec, len(harmonics), frequencies, hop, floor_db))
+        super().__init__(in_spec, decibel_spec(in_spec, len(harmonics), frequencies, hop, floor_db), normalize)
 
         # Rounded, so that steps which are equal but for the error of log2 are one row.
         steps = np.round(bins_per_octave * np.log2(harmonics)[:, None] + np.arange(bins), 6)  # (H, F)
@@ -129,8 +133,8 @@ class HarmonicCQT(FrontEnd):
 
     def features(self, audio: Tensor) -> Tensor:
         """Levels `(B, H, F, T)` in dB of audio `(B, N)`."""
-        levels = decibels(self.filters(audio), self.out_spec.low)  # (B, rows, T)
-        return F.pad(levels, (0, 0, 0, 1), value=self.out_spec.low)[:, self.rows]  # (B, H, F, T)
+        levels = decibels(self.filters(audio), self.plain.low)  # (B, rows, T)
+        return F.pad(levels, (0, 0, 0, 1), value=self.plain.low)[:, self.rows]  # (B, H, F, T)
 
 
 class Filters(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends.base import FrontEnd
-from wavespace.spec import AudioSpec, FeatureSpec
+from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 
 RATE, HOP, CHANNELS = 24_000, 320, 128
 OFFICIAL = "encodec_24khz-d7cc33bc.th"
@@ -45,20 +45,24 @@ class EnCodec(FrontEnd):
         in_spec: the audio that comes in, at 24 kHz.
         weights: the official `encodec_24khz-d7cc33bc.th`, or the folder it lies in; None is `data/encodec`. Any
             `state_dict` of `encodec.EncodecModel` will do. Where a name ends in a hash, the file must have it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         Incompatible: the audio has another sample rate.
         BadInput: there are no weights, or they are damaged or of another model.
     """
 
-    def __init__(self, in_spec: AudioSpec, *, weights: str | None = None) -> None:
+    unbounded = True
+
+    def __init__(self, in_spec: AudioSpec, *, weights: str | None = None, normalize: Normalization = "none") -> None:
         if in_spec.sample_rate != RATE:
             raise Incompatible(
                 f"frontend=encodec reads {RATE} Hz audio, and the data has {in_spec.sample_rate} Hz; set "
                 f"data.sample_rate={RATE}, or use a front-end for any rate, such as frontend=log_frequency or cqt"
             )
         # One bin, from 0 to the Nyquist frequency.
-        super().__init__(in_spec, FeatureSpec(CHANNELS, (RATE / 4,), RATE / HOP, unit="latent", low=-10.0, high=10.0))
+        plain = FeatureSpec(CHANNELS, (RATE / 4,), RATE / HOP, unit="latent", low=-10.0, high=10.0)
+        super().__init__(in_spec, plain, normalize)
         on_meta = torch.empty(0).is_meta
         from encodec.modules import SEANetEncoder
 

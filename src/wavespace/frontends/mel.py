@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wavespace.frontends.stft import Array, BandSpectrogram, check_range, check_stft, triangles
-from wavespace.spec import AudioSpec
+from wavespace.spec import AudioSpec, Normalization
 
 
 class Mel(BandSpectrogram):
@@ -23,6 +23,7 @@ class Mel(BandSpectrogram):
         n_fft: length of the Hann window and the FFT in samples, even.
         hop: samples from frame to frame, at most half of `n_fft`.
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range, or a band is so narrow that no FFT bin lies in it.
@@ -38,6 +39,7 @@ class Mel(BandSpectrogram):
         n_fft: int = 4096,
         hop: int = 512,
         floor_db: float = -80.0,
+        normalize: Normalization = "none",
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=False)
         check_stft(n_fft, hop, floor_db)
@@ -53,7 +55,7 @@ class Mel(BandSpectrogram):
                 f"a bin of n_fft {n_fft}; raise n_fft or lower bins"
             )
         weights *= (2 / (right - left))[:, None] * in_spec.sample_rate / n_fft
-        super().__init__(in_spec, centre, weights, hop, floor_db)
+        super().__init__(in_spec, centre, weights, hop, floor_db, normalize)
 
 
 # Slaney's mel scale (Auditory Toolbox, 1998): linear up to 1 kHz, logarithmic above.

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from wavespace.frontends.base import FrontEnd
 from wavespace.frontends.cqt import check, octaves
 from wavespace.frontends.stft import check_range, check_stft, decibel_spec, decibels
-from wavespace.spec import AudioSpec
+from wavespace.spec import AudioSpec, Normalization
 
 
 class NnAudioCQT(FrontEnd):
@@ -28,6 +28,7 @@ class NnAudioCQT(FrontEnd):
         hop: samples from frame to frame.
         trainable: kernels are parameters (and part of a checkpoint), and learn within the length they start with.
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -43,10 +44,11 @@ class NnAudioCQT(FrontEnd):
         hop: int = 512,
         trainable: bool = False,
         floor_db: float = -80.0,
+        normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
         check(hop, floor_db)
-        super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db))
+        super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         from nnAudio.features.cqt import CQT1992v2  # costs as much time as torch
 
         self.layer = CQT1992v2(
@@ -68,7 +70,7 @@ class NnAudioCQT(FrontEnd):
     def features(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
         parts = self.layer(audio, normalization_type="wrap")  # (B, F, T, 2)
-        return decibels(parts.square().sum(-1), self.out_spec.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(parts.square().sum(-1), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
 
 
 class NnAudioSTFT(FrontEnd):
@@ -87,6 +89,7 @@ class NnAudioSTFT(FrontEnd):
         hop: samples from frame to frame, at most half of `n_fft`.
         trainable: kernels are parameters (and part of a checkpoint), and learn.
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -103,12 +106,13 @@ class NnAudioSTFT(FrontEnd):
         hop: int = 512,
         trainable: bool = False,
         floor_db: float = -80.0,
+        normalize: Normalization = "none",
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=True)
         check_stft(n_fft, hop, floor_db)
         if bins < 2:
             raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
-        super().__init__(in_spec, decibel_spec(in_spec, 1, np.geomspace(fmin, top, bins), hop, floor_db))
+        super().__init__(in_spec, decibel_spec(in_spec, 1, np.geomspace(fmin, top, bins), hop, floor_db), normalize)
         from nnAudio.features.stft import STFT  # costs as much time as torch
 
         self.layer = STFT(
@@ -130,7 +134,7 @@ class NnAudioSTFT(FrontEnd):
     def features(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
         parts = self.gain * self.layer(audio)  # (B, F, T, 2)
-        return decibels(parts.square().sum(-1), self.out_spec.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(parts.square().sum(-1), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
 
 
 class Windowed(nn.Module):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wavespace.frontends.base import FrontEnd
-from wavespace.spec import AudioSpec, FeatureSpec
+from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 
 Array = NDArray[np.float64]
 
@@ -35,21 +35,30 @@ class BandSpectrogram(FrontEnd):
         weights: `(bins, n_fft / 2 + 1)`, what each FFT bin gives to each band.
         hop: samples from frame to frame.
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
     """
 
     invertible = True
 
-    def __init__(self, in_spec: AudioSpec, frequencies: Array, weights: Array, hop: int, floor_db: float) -> None:
-        super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db))
+    def __init__(
+        self,
+        in_spec: AudioSpec,
+        frequencies: Array,
+        weights: Array,
+        hop: int,
+        floor_db: float,
+        normalize: Normalization,
+    ) -> None:
+        super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         self.bands = Bands(weights, hop)
 
     def features(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
-        return decibels(self.bands(audio), self.out_spec.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(self.bands(audio), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
 
     def waveform(self, features: Tensor, samples: int) -> Tensor:
         """Audio `(B, samples)` of levels `(B, 1, F, T)`: bands to FFT bins, then phases by Griffin-Lim."""
-        levels = 10 ** (features.squeeze(1) / 10) - 10 ** (self.out_spec.low / 10)  # (B, F, T); the floor is silence
+        levels = 10 ** (features.squeeze(1) / 10) - 10 ** (self.plain.low / 10)  # (B, F, T); the floor is silence
         power = self.bands.invert(levels.clamp_min(0))  # (B, n_fft / 2 + 1, T)
         return griffin_lim(power.sqrt(), self.bands.hop, samples)  # (B, N)
 
@@ -68,6 +77,7 @@ class LogFrequency(BandSpectrogram):
         n_fft: length of the Hann window and the FFT in samples, even.
         hop: samples from frame to frame, at most half of `n_fft`.
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -83,6 +93,7 @@ class LogFrequency(BandSpectrogram):
         n_fft: int = 4096,
         hop: int = 512,
         floor_db: float = -80.0,
+        normalize: Normalization = "none",
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=True)
         check_stft(n_fft, hop, floor_db)
@@ -90,7 +101,7 @@ class LogFrequency(BandSpectrogram):
             raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
         frequencies = np.geomspace(fmin, top, bins)
         weights = log_bands(frequencies, (top / fmin) ** (1 / (bins - 1)), n_fft, in_spec.sample_rate)
-        super().__init__(in_spec, frequencies, weights, hop, floor_db)
+        super().__init__(in_spec, frequencies, weights, hop, floor_db, normalize)
 
 
 class MultiResolution(FrontEnd):
@@ -111,6 +122,7 @@ class MultiResolution(FrontEnd):
         attack_n_fft: length of the Hann window of channel 1 in samples, even.
         hop: samples from frame to frame, at most half of the shortest window.
         floor_db: values below this are raised to it.
+        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -130,6 +142,7 @@ class MultiResolution(FrontEnd):
         attack_n_fft: int = 1024,
         hop: int = 512,
         floor_db: float = -80.0,
+        normalize: Normalization = "none",
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=True)
         for n_fft in (*n_ffts, attack_n_fft):
@@ -147,7 +160,7 @@ class MultiResolution(FrontEnd):
         if len(steps) < 2:
             raise ValueError(f"there are {len(steps)} bins from {fmin:g} to {top:g} Hz; the axis needs at least 2")
         frequencies = 440 * 2 ** (steps / bins_per_octave)
-        super().__init__(in_spec, decibel_spec(in_spec, 2, frequencies, hop, floor_db))
+        super().__init__(in_spec, decibel_spec(in_spec, 2, frequencies, hop, floor_db), normalize)
 
         window_of_bin = np.searchsorted(crossovers, frequencies, side="right")
         self.tonal = nn.ModuleList(
@@ -165,7 +178,7 @@ class MultiResolution(FrontEnd):
         """Levels `(B, 2, F, T)` in dB of audio `(B, N)`."""
         tonal = torch.cat([bands(audio) for bands in self.tonal], dim=1)  # (B, F, T)
         attack = self.attack(audio)[:, self.semitone_of_bin]  # (B, F, T)
-        return decibels(torch.stack([tonal, attack], dim=1), self.out_spec.low)  # (B, 2, F, T)
+        return decibels(torch.stack([tonal, attack], dim=1), self.plain.low)  # (B, 2, F, T)
 
 
 class Bands(nn.Module):
