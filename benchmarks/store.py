@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ import numpy as np
 import soundfile
 import soxr
 import torch
+import zstandard
 from harness import Row, compare
 
 from wavespace.data.base import Notes, collate
-from wavespace.data.store import INDEX, MANIFEST, Recording, Store, StoreWindows, build_store
+from wavespace.data.store import INDEX, MANIFEST, Recording, Samples, Store, StoreWindows, build_store
 
 RATE, MINUTES, RECORDINGS = 44_100, 3, 3
 WINDOW = 10 * RATE
@@ -31,7 +33,9 @@ def rows(rounds: int = 15) -> Iterator[Row]:
         folder = Path(temporary)
         recordings = [_recording(folder / f"{number}.wav", number) for number in range(RECORDINGS)]
         # A shard a recording, so that places in the one are places in the other.
-        build_store(folder / "store", recordings, RATE, {}, licence="", citation="", processes=1, shard_bytes=2)
+        build_store(
+            folder / "store", recordings, Samples(RATE), {}, licence="", citation="", processes=1, shard_bytes=2
+        )
         yield from _reading(folder / "store", rounds)
         yield _preparing(recordings)
         yield _opening(folder / "store", rounds)
@@ -41,7 +45,7 @@ def _reading(folder: Path, rounds: int) -> Iterator[Row]:
     pread, memmap = Store.open(folder), Store.open(folder, "memmap")
     rng = np.random.default_rng(0)
     places = [(int(rng.integers(RECORDINGS)), int(rng.integers(RATE * 60 * MINUTES - WINDOW))) for _ in range(160)]
-    raw = [np.memmap(path, np.int16, "r") for path in sorted(folder.glob("*.pcm"))]
+    raw = [np.memmap(path, np.int16, "r") for path in sorted(folder.glob("*.rows"))]
 
     def each(read: Callable[[int, int], object], at: list[tuple[int, int]]) -> Callable[[], None]:
         def all_of_them() -> None:
@@ -63,7 +67,18 @@ def _reading(folder: Path, rounds: int) -> Iterator[Row]:
         ours = each(partial(_window, store), places)
         goal = 1.11 if store is memmap else 1.67
         yield compare(f"10 s windows, {store.mode}", ours, bare, "np.memmap copy", goal, rounds)
+    short = each(lambda shard, start: np.array(raw[shard][start : start + 2 * RATE]), places)
+    for store, goal in ((memmap, 1.8), (pread, 1.8)):
+        ours = each(partial(_window, store, samples=2 * RATE), places)
+        yield compare(f"2 s windows, {store.mode}", ours, short, "np.memmap copy", goal, rounds)
     few = places[:8]
+    frames = _compressed(pread)
+
+    def original(recording: int, start: int) -> None:
+        torch.load(io.BytesIO(zstandard.decompress(frames[start % len(frames)])))
+
+    ours = each(partial(_window, pread), few)
+    yield compare("10 s windows, pread", ours, each(original, few), "zstd of torch.save", 1 / 20, 3)
     yield compare("10 s windows, pread", each(partial(_window, pread), few), each(flac, few), "FLAC, seek", 1 / 40, 3)
 
     windows, position = StoreWindows(pread, pread.split("train"), WINDOW, seed=0), iter(range(2**62))
@@ -80,8 +95,18 @@ def _reading(folder: Path, rounds: int) -> Iterator[Row]:
     yield compare("batches of 16 with notes", batches, stacks, "windows and torch.stack", 1.43, rounds)
 
 
-def _window(store: Store, recording: int, start: int) -> object:
-    return store.window(recording, start, WINDOW)
+def _window(store: Store, recording: int, start: int, samples: int = WINDOW) -> object:
+    return store.window(recording, start, samples)
+
+
+def _compressed(store: Store) -> list[bytes]:
+    """Windows as the project that this one follows keeps them: each a zstd frame of a float32 tensor's torch.save."""
+    frames = []
+    for start in range(0, int(store.frames[0]) - WINDOW, WINDOW):
+        file = io.BytesIO()
+        torch.save(torch.from_numpy(store.window(0, start, WINDOW)).float() / 32768, file)
+        frames.append(zstandard.compress(file.getvalue(), 3))
+    return frames
 
 
 def _preparing(recordings: list[Recording]) -> Row:
@@ -90,7 +115,7 @@ def _preparing(recordings: list[Recording]) -> Row:
 
     def ours() -> None:
         with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-            build_store(Path(folder) / "made", recordings, RATE // 2, {}, licence="", citation="", processes=1)
+            build_store(Path(folder) / "made", recordings, Samples(RATE // 2), {}, licence="", citation="", processes=1)
 
     def decode_and_resample() -> None:
         for recording in recordings:

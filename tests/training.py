@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import wave
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +22,27 @@ TRAINER = [
     "trainer.accelerator=cpu", "trainer.precision=32-true",
 ]  # fmt: skip
 
+FLOAT_WAV = struct.pack(
+    *("<4sI4s4sIHHIIHH4sI", b"RIFF", 524_324, b"WAVE", b"fmt ", 16, 3, 1, 44_100, 176_400, 4, 32, b"data", 524_288)
+)
+"""Header of a clip: mono, 32-bit float, 131,072 frames; 44 bytes."""
+
 
 def make_medley(root: Path, clips: int = 3) -> list[str]:
-    """A folder in Medley-solos-DB's own layout, with tones for clips; returns the overrides that name it."""
+    """A folder in Medley-solos-DB's own layout and format, with tones for clips; returns the overrides that name it."""
     rng = np.random.default_rng(0)
     lines = ["subset,instrument,instrument_id,song_id,uuid4"]
     (root / "annotation").mkdir(parents=True)
     (root / "audio").mkdir()
-    for subset in ("training", "validation", "test"):
+    for number, subset in enumerate(("training", "validation", "test")):
         for i in range(clips):
             instrument, uuid = i % 8, f"{subset}{i:08d}"
-            lines.append(f"{subset},x,{instrument},{subset[:2]}{i:02d},{uuid}")
+            lines.append(f"{subset},x,{instrument},{100 * number + i:03d},{uuid}")
             time = np.arange(131_072) / 44_100
             tone = 0.3 * np.sin(2 * np.pi * 220 * 2 ** (rng.integers(0, 24) / 12) * time)
             tone += 0.01 * rng.normal(size=131_072)
-            with wave.open(str(root / "audio" / f"Medley-solos-DB_{subset}-{instrument}_{uuid}.wav"), "wb") as file:
-                file.setparams((1, 2, 44_100, 0, "NONE", ""))
-                file.writeframes((tone * 32767).astype("<i2").tobytes())
+            clip = root / "audio" / f"Medley-solos-DB_{subset}-{instrument}_{uuid}.wav"
+            clip.write_bytes(FLOAT_WAV + tone.astype("<f4").tobytes())
     lines.append("training,x,0,999,absent")
     (root / "annotation" / "Medley-solos-DB_metadata.csv").write_text("\n".join(lines) + "\n")
-    return [*MEDLEY, f"data.root={root}"]
+    return [*MEDLEY, f"data.root={root}", f"data.stores={root / 'stores'}"]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from wavespace import config
 from wavespace.data.base import DataModule
+from wavespace.data.recordings import Recordings
 from wavespace.errors import ConfigError, Incompatible, UserError
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
@@ -35,7 +36,24 @@ def build(cfg: DictConfig) -> Parts:
     data = make(cfg.data, "data")
     probe(cfg, data.spec)
     torch.manual_seed(cfg.seed)  # initial weights
-    return Parts(data, build_task(cfg, data.spec))
+    task = build_task(cfg, data.spec)
+    if cfg.cache:
+        _read_features(cfg, data, task)
+    return Parts(data, task)
+
+
+def _read_features(cfg: DictConfig, data: DataModule, task: Task) -> None:
+    if not isinstance(data, Recordings):
+        raise Incompatible(
+            f"cache=true keeps features of recordings, and data={_name(cfg.data)} makes its audio as it goes; "
+            "set cache=false, or use data=maestro, medley_solos or audio_folder"
+        )
+    if any(parameter.requires_grad for parameter in task.frontend.parameters()):
+        raise Incompatible(
+            f"cache=true keeps what a frozen front-end gives, and frontend={_name(cfg.frontend)} learns; "
+            "set cache=false, or frontend.trainable=false"
+        )
+    data.use_features(task.frontend, config.identity(cfg)["frontend"])
 
 
 def probe(cfg: DictConfig, audio: AudioSpec) -> Task:

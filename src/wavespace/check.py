@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wavespace import config
+from wavespace.errors import BadInput
 from wavespace.terminal import hydra_arguments
 
+if TYPE_CHECKING:
+    from wavespace.data.base import DataModule
+
 USAGE = """\
-usage: wavespace check [overrides] [--config-dir DIR] [--data]
+usage: wavespace check [overrides] [--data] [--verify] [--config-dir DIR]
 
 Hold a configuration against the code, as `wavespace train` does before it starts: every key, every type, and the shapes
-from audio to output. Prints the parts, parameters, FLOPs, and the folder of the run. --data also opens the data
-and prints what is in each split.
+from audio to output. Prints the parts, parameters, FLOPs, and the folder of the run; and what is in each split, where
+the data is prepared.
+
+  --data     prepare the data first, whatever it takes
+  --verify   read every byte of its store, and hold it against the hashes of when it was made
 
   wavespace check experiment=demo
   wavespace check data=medley_solos model=unet task=reconstruction model.depth=3
@@ -25,7 +32,8 @@ def main(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(USAGE, end="")
         return
-    overrides, folder = hydra_arguments([word for word in arguments if word != "--data"])
+    flags = {"--data", "--verify"} & set(arguments)
+    overrides, folder = hydra_arguments([word for word in arguments if word not in flags])
     cfg = config.compose(overrides, folder)
 
     from rich.console import Console
@@ -51,11 +59,40 @@ def main(arguments: list[str]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(soft_wrap=True).print(table)
-    if "--data" in arguments:
-        data.prepare_data()
-        data.setup()
-        for key, value in data.describe().items():
-            print(f"{key}: {value}")
+    try:
+        if "--data" in flags or data.is_prepared():
+            data.prepare_data()
+            data.setup()
+            print()
+            show(data)
+        else:
+            print("\nThe data is not prepared: wavespace prepare does that, and so does training.")
+    except BadInput as reason:
+        if flags:
+            raise
+        print(f"\nThe data is not there: {reason}.")
+        return
+    if "--verify" in flags:
+        data.verify()
+        print("every byte is as it was written")
+
+
+def show(data: DataModule) -> None:
+    """Print what is in each split, and the other facts of a datamodule after `setup`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = data.describe()
+    splits = {name: counts for name, counts in facts.items() if isinstance(counts, dict)}
+    if splits:
+        columns = list(dict.fromkeys(column for counts in splits.values() for column in counts))
+        table = Table("", *splits, box=None, pad_edge=False)
+        for column in columns:
+            table.add_row(column, *(f"{counts.get(column, 0):,}" for counts in splits.values()))
+        Console(soft_wrap=True).print(table)
+    for name, fact in facts.items():
+        if name not in splits:
+            print(f"{name}: {fact}")
 
 
 def _flops(task: Any, seconds: float) -> str:

@@ -56,6 +56,8 @@ class TrainConfig:
     """Steps between checkpoints; one is also written after each validation."""
     patience: int | None = None
     """Stop after this many validations without a better one."""
+    cache: bool = False
+    """Compute the features of a frozen front-end once for the whole store of recordings, and read them from then on."""
     compile: bool = False
     """Compile the model with torch.compile."""
     baseline: Any = None
@@ -66,7 +68,7 @@ ConfigStore.instance().store(name="schema", node=TrainConfig)
 
 _RUNTIME = {
     "": {"name", "fresh", "runs", "logger", "compile", "save_every"},
-    "data": {"workers", "root", "stores"},
+    "data": {"workers", "root", "stores", "url"},
     "frontend": {"weights"},
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "enable_model_summary",
@@ -296,11 +298,16 @@ def signature(cfg: DictConfig) -> str:
     The whole resolved configuration is hashed, without what can't change the result (paths of named datasets,
     logger, workers, device): single runs, members of a multirun and remote jobs of one configuration share it.
     """
+    return hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration without what can't change the result of a run."""
     plain = {key: value for key, value in resolved(cfg).items() if key not in _RUNTIME[""]}
     for section, keys in _RUNTIME.items():
         if section and isinstance(plain.get(section), dict):
             plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    return plain
 
 
 def command_line(hydra: DictConfig | None = None) -> tuple[list[str], str | None]:

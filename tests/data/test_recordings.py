@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from wavespace.data.notes import write_midi
-from wavespace.data.recordings import AudioFolder, Maestro
-from wavespace.errors import BadInput
-
-RATE = 8_000
-
-
-def record(path: Path, onset: float, seconds: float = 3.0, rate: int = RATE) -> None:
-    """A tone of MIDI pitch 69 from `onset` on for a second, and its score."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time = np.arange(round(seconds * rate)) / rate
-    soundfile.write(path, np.where((time >= onset) & (time < onset + 1), 0.5 * np.sin(2 * np.pi * 440 * time), 0), rate)
-    write_midi(path.with_suffix(".mid"), np.array([[onset, onset + 1.0, 69.0, 80.0]]))
+from datasets import PIECES, RATE, maestro, record
+from wavespace.data.audio_folder import AudioFolder
+from wavespace.data.maestro import Maestro, metadata
+from wavespace.errors import BadInput, Incompatible
 
 
 @pytest.fixture
@@ -31,10 +24,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "music"
 
 
-def ready(folder: Path, **options: object) -> AudioFolder:
-    data = AudioFolder(
-        folder=str(folder), sample_rate=RATE, seconds=0.5, stores=str(folder.parent / "stores"), **options
-    )  # type: ignore[arg-type]
+def ready(place: Path, **options: object) -> AudioFolder:
+    defaults = {"folder": str(place), "sample_rate": RATE, "seconds": 0.5, "stores": str(place.parent / "stores")}
+    data = AudioFolder(**(defaults | options))  # type: ignore[arg-type]
     data.prepare_data()
     data.setup()
     return data
@@ -87,21 +79,114 @@ def test_folders_without_anything_to_use_are_told(tmp_path: Path) -> None:
         Maestro(root=str(tmp_path)).prepare_data()
 
 
-def test_maestro_keeps_its_splits_and_counts_what_is_absent(tmp_path: Path) -> None:
-    rows = ["split,midi_filename,audio_filename,duration"]
-    for name, split in (("a", "train"), ("b", "validation"), ("c", "test")):
-        record(tmp_path / "2004" / f"{name}.wav", onset=0.5)
-        rows.append(f"{split},2004/{name}.mid,2004/{name}.wav,3.0")
-    rows.append("train,2004/gone.mid,2004/gone.wav,3.0")
-    (tmp_path / "maestro-v3.0.0.csv").write_text("\n".join(rows) + "\n")
-    data = Maestro(root=str(tmp_path), sample_rate=RATE, stores=str(tmp_path / "stores"))
+def opened(root: Path, **options: object) -> Maestro:
+    stores = str(root.parent / "stores")
+    data = Maestro(root=str(root), **({"sample_rate": RATE, "seconds": 0.5, "stores": stores} | options))  # type: ignore[arg-type]
     data.prepare_data()
     data.setup()
+    return data
+
+
+def test_maestro_keeps_its_splits_and_counts_what_is_absent(tmp_path: Path) -> None:
+    root = maestro(tmp_path / "m", [("a", "A", "train"), ("b", "B", "validation"), ("c", "C", "test")])
+    data = opened(root)
     assert data.test_set[0].name == "2004/c.wav"
     facts = data.describe()
     assert facts["rows of the metadata without their files"] == 1
-    assert all(facts[split]["recordings"] == 1 for split in ("train", "val", "test"))
+    assert all(facts[split]["recordings"] == facts[split]["notes"] == 1 for split in ("train", "val", "test"))
     assert "NC" in data.store.manifest["licence"]
+
+
+def test_a_piece_on_both_sides_leaves_the_side_that_is_not_held_out(tmp_path: Path) -> None:
+    root = maestro(tmp_path / "m", PIECES)
+    record(root / "2004" / "d.wav", onset=0.05 * 6)  # the audio of g, under another name and title
+    data = opened(root)
+    left = {split: [data.store.names[row][5] for row in rows] for split, rows in data.in_split.items()}
+    assert left == {"train": ["a"], "val": ["e", "g"], "test": ["h", "i", "j"]}
+    facts = data.describe()
+    assert facts["train recordings left out, whose piece or audio is also held out"] == (
+        "3 (2004/b.wav, 2004/c.wav, 2004/d.wav)"
+    )
+    assert facts["val recordings left out, whose piece or audio is also held out"] == "1 (2004/f.wav)"
+    assert {item.name.split(" at ")[0] for item in map(data.train_set.__getitem__, range(20))} == {"2004/a.wav"}
+
+    kept = opened(root, leaks="keep")
+    assert [len(rows) for rows in kept.in_split.values()] == [4, 3, 3]
+    assert kept.store.folder == data.store.folder
+    assert "train recordings kept, whose piece or audio is also held out" in kept.describe()
+
+
+def test_the_official_splits_leak_five_pieces_and_no_more(shared_data: Path) -> None:
+    rows = metadata(shared_data / "real" / "maestro-v3.0.0" / "maestro-v3.0.0.csv")
+    assert Counter(row.split for row in rows) == {"train": 962, "validation": 137, "test": 177}
+    splits: dict[str, set[str]] = {}
+    for row in rows:
+        splits.setdefault(row.piece, set()).add(row.split)
+    assert sum(len(found) > 1 for found in splits.values()) == 5
+
+
+def test_a_share_is_a_part_of_a_larger_share_and_of_every_split(shared_data: Path, tmp_path: Path) -> None:
+    table = shared_data / "real" / "maestro-v3.0.0" / "maestro-v3.0.0.csv"
+    (tmp_path / table.name).write_bytes(table.read_bytes())
+
+    def names(**options: object) -> dict[str, str]:
+        return {row.audio: row.split for row in Maestro(root=str(tmp_path), **options).wanted()}  # type: ignore[arg-type]
+
+    tenth, half = names(share=0.1), names(share=0.5)
+    assert Counter(tenth.values()) == {"train": 97, "validation": 14, "test": 18}
+    assert tenth.items() <= half.items()
+    assert Counter(names(only=("test",)).values()) == {"test": 177}
+    assert len(names()) == 1276
+    for bad in ({"only": ()}, {"share": 0.0}, {"share": 1.5}):
+        with pytest.raises(ValueError, match="one split at least, and a share"):
+            Maestro(**bad)  # type: ignore[arg-type]
+
+
+def test_a_recording_shorter_than_the_metadata_says_is_told(tmp_path: Path) -> None:
+    root = maestro(tmp_path / "m", PIECES[:1] + PIECES[-1:])
+    table = root / "maestro-v3.0.0.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("j.wav,3.0", "j.wav,13.5"), encoding="utf-8")
+    assert opened(root).describe()["shorter by more than 10 s than the metadata says"] == "1 (2004/j.wav)"
+
+
+def test_a_store_alone_is_enough_and_another_one_is_refused(folder: Path, tmp_path: Path) -> None:
+    root = maestro(tmp_path / "m", PIECES)
+    store = opened(root).store.folder
+    shutil.rmtree(root)
+    assert len(opened(store).in_split["test"]) == 3
+    with pytest.raises(Incompatible, match=r"a store at 8000 Hz.*; set data.sample_rate=8000"):
+        opened(store, sample_rate=22_050)
+    with pytest.raises(BadInput, match="is a store of data=maestro, not of data=audio_folder"):
+        ready(store)
+
+
+def test_validation_is_whole_recordings_or_so_many_windows(folder: Path) -> None:
+    assert len(ready(folder, splits=(0.5, 0.4, 0.1)).val_set[0].audio) == 3 * RATE
+    data = ready(folder, splits=(0.5, 0.4, 0.1), val_windows=6)
+    items = [data.val_set[i] for i in range(6)]
+    assert [len(item.audio) for item in items] == [RATE // 2] * 6
+    assert len({item.name for item in items}) == 6
+    assert len(data.test_set[0].audio) == 3 * RATE
+    with pytest.raises(ValueError, match="val_windows is 0; it must be at least 1"):
+        ready(folder, val_windows=0)
+
+
+def test_another_seed_is_another_split(folder: Path) -> None:
+    halves = [ready(folder, splits=(0.5, 0.0, 0.5), split_seed=seed).in_split["train"].tolist() for seed in (0, 0, 1)]
+    assert halves[0] == halves[1] != halves[2]
+
+
+def test_balance_is_by_time_or_by_recording(folder: Path) -> None:
+    record(folder / "long.wav", onset=0.5, seconds=60.0)
+
+    def share(balance: str) -> float:
+        data = ready(folder, splits=(1.0, 0.0, 0.0), balance=balance)
+        return float(np.mean(["long" in data.train_set[position].name for position in range(300)]))
+
+    assert share("recording") == pytest.approx(1 / 11, abs=0.01)
+    assert share("time") == pytest.approx(59.5 / (59.5 + 10 * 2.5), abs=0.08)
+    with pytest.raises(ValueError, match="balance is notes; it can be time, recording"):
+        ready(folder, balance="notes")
 
 
 def test_the_real_maestro_excerpt_is_read(shared_data: Path, tmp_path: Path) -> None:
@@ -109,4 +194,6 @@ def test_the_real_maestro_excerpt_is_read(shared_data: Path, tmp_path: Path) -> 
     data.prepare_data()
     data.setup()
     assert data.store.frames.tolist() == [2 * 22_050]  # the one WAV, cut to two seconds: the file counts, not the CSV
-    assert data.describe()["rows of the metadata without their files"] == 1_275
+    facts = data.describe()
+    assert facts["rows of the metadata without their files"] == 1_275
+    assert facts["shorter by more than 10 s than the metadata says"].startswith("1 (2018/")

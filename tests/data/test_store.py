@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from wavespace.data import store as module
 from wavespace.data.audio import Audio, read_audio, read_blocks
 from wavespace.data.base import Item, Notes, collate
-from wavespace.data.store import Recording, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.data.store import Recording, Samples, Store, StoreItems, StoreWindows, build_store, store_name
 from wavespace.errors import BadInput, UserError
 
 RATE = 8_000
@@ -62,7 +62,7 @@ def recordings_in(folder: Path, lengths: tuple[int, ...] = LENGTHS) -> list[Reco
 def put(folder: Path, recordings: list[Recording], rate: int = RATE, **options: int) -> Store:
     """Build with shards of 12,000 bytes and two processes."""
     options = {"shard_bytes": 12_000, "processes": 2} | options
-    return build_store(folder, recordings, RATE, {"rate": rate}, licence="CC0", citation="nobody", **options)
+    return build_store(folder, recordings, Samples(RATE), {"rate": rate}, licence="CC0", citation="nobody", **options)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Six recordings in several shards."""
     folder = tmp_path_factory.mktemp("stored")
     store = put(folder / "store", recordings_in(folder / "audio"))
-    assert len(list(store.folder.glob("*.pcm"))) > 2
+    assert len(list(store.folder.glob("*.rows"))) > 2
     return store
 
 
@@ -168,7 +168,7 @@ def test_the_files_are_the_payload_and_little_else(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in store.folder.rglob("*"))
     assert 1 < size / (2 * store.frames.sum()) < 1.001
     assert {path.name for path in store.folder.iterdir()} == {
-        "shard-00000.pcm", "index.npz", "notes.npy", "manifest.json",
+        "shard-00000.rows", "index.npz", "notes.npy", "manifest.json",
     }  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_opening_asks_nothing_of_each_recording(tmp_path: Path, monkeypatch: pyt
 
 def test_a_cold_window_reads_little_more_than_itself(tmp_path: Path) -> None:
     store = put(tmp_path / "store", recordings_in(tmp_path / "audio", (8_000_000,)), shard_bytes=2**30)
-    shard = os.open(next(store.folder.glob("*.pcm")), os.O_RDONLY)
+    shard = os.open(next(store.folder.glob("*.rows")), os.O_RDONLY)
     rng, samples, read = np.random.default_rng(0), 220_500, 0
     for start in rng.integers(0, 8_000_000 - samples, 10).tolist():
         os.posix_fadvise(shard, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -221,7 +221,7 @@ def test_windows_are_a_function_of_position(stored: Store, balance: Any) -> None
 def starts(windows: StoreWindows, count: int) -> NDArray[np.int64]:
     """Recording and first sample of windows, `(count, 2)`, without reading them."""
     seen: list[tuple[int, int]] = []
-    windows.store = SimpleNamespace(item=lambda recording, start, samples: seen.append((recording, start)))  # type: ignore[assignment]
+    windows.store = SimpleNamespace(hop=1, item=lambda recording, start, samples: seen.append((recording, start)))  # type: ignore[assignment]
     for position in range(count):
         windows[position]
     return np.array(seen)
@@ -368,7 +368,7 @@ def killed_at(point: str, folder: Path, recordings: list[Recording]) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        "block 0 of 0.wav", "block 7 of 3.wav", "shard-00001.pcm", "2.npz", "notes.npy", "index.npz", "manifest.json",
+        "block 0 of 0.wav", "block 7 of 3.wav", "shard-00001.rows", "2.npz", "notes.npy", "index.npz", "manifest.json",
         "the store", "after the store",
     ],
 )  # fmt: skip
@@ -378,7 +378,7 @@ def test_a_killed_build_goes_on_to_the_same_store(point: str, stored: Store, tmp
     assert folder.exists() == (point == "after the store")
     place = folder if folder.exists() else tmp_path / ".store.partial"
     finished = {path.stem for path in (place / module.WORK).glob("?.npz")}
-    before = {stem: (place / f"shard-0000{stem}.pcm").stat().st_mtime_ns for stem in finished}
+    before = {stem: (place / f"shard-0000{stem}.rows").stat().st_mtime_ns for stem in finished}
     if point in ("2.npz", "the store"):
         assert finished
     store = put(folder, recordings)
@@ -387,7 +387,7 @@ def test_a_killed_build_goes_on_to_the_same_store(point: str, stored: Store, tmp
         {name for name in content(folder) if name.startswith(module.WORK)} if point == "after the store" else set()
     )
     assert {name: data for name, data in content(folder).items() if name not in leftover} == content(stored.folder)
-    assert {stem: (folder / f"shard-0000{stem}.pcm").stat().st_mtime_ns for stem in finished} == before
+    assert {stem: (folder / f"shard-0000{stem}.rows").stat().st_mtime_ns for stem in finished} == before
     assert not (tmp_path / ".store.partial").exists()
 
 
@@ -500,7 +500,7 @@ def test_a_disk_that_fills_up_is_told_and_what_is_finished_is_kept(stored: Store
             put(folder, recordings, processes=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    kept = tmp_path / ".store.partial" / "shard-00000.pcm"
+    kept = tmp_path / ".store.partial" / "shard-00000.rows"
     assert not folder.exists()
     before = kept.stat().st_mtime_ns
     assert content(put(folder, recordings).folder) == content(stored.folder)
@@ -558,10 +558,10 @@ def test_memory_is_the_same_however_long_the_file(tmp_path: Path) -> None:
         (tmp_path / str(tens) / module.WORK).mkdir(parents=True)
         shard = module._Shard(0, [Recording("long", path, "train")], 0, "")
         tracemalloc.start()
-        module._build_shard(tmp_path / str(tens), shard, RATE, lambda size: None)
+        module._build_shard(tmp_path / str(tens), shard, Samples(RATE), lambda size: None)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert (tmp_path / str(tens) / "shard-00000.pcm").stat().st_size == 2 * tens * len(noise)
+        assert (tmp_path / str(tens) / "shard-00000.rows").stat().st_size == 2 * tens * len(noise)
     assert peaks[1] < 1.1 * peaks[0]
 
 
@@ -596,7 +596,7 @@ def test_a_read_only_store_is_read(stored: Store, copied: Path) -> None:
         copied.chmod(0o755)
 
 
-@pytest.mark.parametrize("name", ["shard-00001.pcm", "notes.npy", "index.npz"])
+@pytest.mark.parametrize("name", ["shard-00001.rows", "notes.npy", "index.npz"])
 def test_one_changed_bit_is_found(name: str, copied: Path) -> None:
     store = Store.open(copied)
     store.verify()
@@ -607,7 +607,7 @@ def test_one_changed_bit_is_found(name: str, copied: Path) -> None:
         store.verify()
 
 
-@pytest.mark.parametrize("name", ["shard-00000.pcm", "shard-00002.pcm", "notes.npy", "index.npz"])
+@pytest.mark.parametrize("name", ["shard-00000.rows", "shard-00002.rows", "notes.npy", "index.npz"])
 def test_a_file_that_is_cut_off_or_missing_is_found_on_opening(name: str, copied: Path) -> None:
     with (copied / name).open("r+b") as file:
         file.truncate((copied / name).stat().st_size - 1)
@@ -620,9 +620,9 @@ def test_a_file_that_is_cut_off_or_missing_is_found_on_opening(name: str, copied
 
 def test_a_shard_that_is_cut_off_later_is_a_sentence(copied: Path) -> None:
     store = Store.open(copied)
-    for shard in copied.glob("*.pcm"):
+    for shard in copied.glob("*.rows"):
         os.truncate(shard, 100)
-    with pytest.raises(BadInput, match=r"shard-\d+\.pcm: can't be read \(ends at byte"):
+    with pytest.raises(BadInput, match=r"shard-\d+\.rows: can't be read \(ends at byte"):
         store.window(2, 0, 5_000)
 
 

@@ -69,7 +69,7 @@ def _samples(task: Task, data: DataModule, count: int) -> Iterator[Sample]:
     for index in range(min(count, len(items))):
         item = items[index]
         audio = item.audio[: round(SECONDS * data.spec.sample_rate)]
-        batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, SECONDS))])
+        batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, SECONDS), features=None)])
         batch = task.transfer_batch_to_device(batch, task.device, 0)
         features = task.features(batch.audio)  # (1, C, F, T)
         yield task.sample(task.apply_model(features), features, batch, 0)

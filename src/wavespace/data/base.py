@@ -31,13 +31,15 @@ class Item(NamedTuple):
     """One window or recording.
 
     `audio` is `(N,)`, float32 in -1..1 or int16; `notes` count their seconds from the start of `audio`
-    (a note that was already sounding has a negative onset); `labels` are class indices by name.
+    (a note that was already sounding has a negative onset); `labels` are class indices by name; `features`, where
+    they were made beforehand, are `(T, C * F)` float16 of the same stretch.
     """
 
     audio: NDArray[Any]
     name: str
     notes: Notes = NO_NOTES
     labels: Mapping[str, int] = MappingProxyType({})
+    features: NDArray[np.float16] | None = None
 
 
 class Batch(NamedTuple):
@@ -49,6 +51,7 @@ class Batch(NamedTuple):
         notes: `(K, 5)` float32 rows of item index, onset, offset (seconds), MIDI pitch, velocity.
         labels: class indices `(B,)` int64 by name.
         names: one a row; stable from run to run.
+        features: `(B, T, C * F)` float16, where they were made beforehand.
     """
 
     audio: Tensor
@@ -56,6 +59,7 @@ class Batch(NamedTuple):
     notes: Tensor
     labels: dict[str, Tensor]
     names: list[str]
+    features: Tensor | None = None
 
 
 class Stream(Protocol):
@@ -78,7 +82,17 @@ def collate(items: Sequence[Item]) -> Batch:
         notes=torch.from_numpy(np.column_stack([rows, np.concatenate([item.notes for item in items])])).float(),
         labels={key: torch.tensor([item.labels[key] for item in items]) for key in items[0].labels},
         names=[item.name for item in items],
+        features=_collate_features(items),
     )
+
+
+def _collate_features(items: Sequence[Item]) -> Tensor | None:
+    """`(B, T, C * F)`; after the end of shorter items the last frame goes on."""
+    features = [item.features for item in items if item.features is not None]
+    if not features:
+        return None
+    longest = max(map(len, features))
+    return torch.from_numpy(np.stack([np.pad(f, ((0, longest - len(f)), (0, 0)), "edge") for f in features]))
 
 
 def rng_for(*key: int | str) -> np.random.Generator:
@@ -88,7 +102,7 @@ def rng_for(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(words)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return rng_for(seed, "order", epoch).permutation(n)
 
@@ -141,6 +155,27 @@ class DataModule(LightningDataModule):
         self.train_set: Stream
         self.val_set: Dataset[Item]
         self.test_set: Dataset[Item]
+
+    def download(self, verify: bool = False) -> None:
+        """Fetch or unpack what `prepare_data` needs and what is not there; `wavespace prepare` alone does this.
+
+        Args:
+            verify: hash what is taken over, too.
+        """
+
+    def terms(self) -> str:
+        """Licence and citation, if it is somebody's data."""
+        return ""
+
+    def is_prepared(self) -> bool:
+        """Whether `prepare_data` has next to nothing to do. May raise `BadInput` where the data is not there."""
+        return True
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the splits, after `prepare_data`."""
+
+    def verify(self) -> None:
+        """Hold what is kept on the disk against the hashes of when it was made; `BadInput` where it differs."""
 
     def describe(self) -> dict[str, Any]:
         """Facts for a person: items, hours and what was left out, by split. Call after `setup`."""

@@ -7,144 +7,147 @@ from __future__ import annotations
 
 import csv
 import os
-from collections import Counter
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from torch.utils.data import Dataset
+import numpy as np
+from numpy.typing import NDArray
 
-from wavespace.data.audio import read_audio
-from wavespace.data.base import DataModule, Item, rng_for, shuffled
+from wavespace.data.base import rng_for
+from wavespace.data.download import extract, fetch
+from wavespace.data.download import verify as hold_against
+from wavespace.data.recordings import SPLITS, Recordings, Rows
+from wavespace.data.store import MANIFEST, Recording, StoreItems
 from wavespace.errors import BadInput
 from wavespace.spec import AudioSpec
 
 INSTRUMENTS = (
     "clarinet", "distorted electric guitar", "female singer", "flute", "piano", "tenor saxophone", "trumpet", "violin",
 )  # fmt: skip
-SPLITS = {"training": "train", "validation": "val", "test": "test"}
+SUBSETS = {"training": "train", "validation": "val", "test": "test"}
 CLIP_SECONDS = 131_072 / 44_100
-METADATA = "Medley-solos-DB_metadata.csv"
+CLIP_BYTES = 524_332
+METADATA, ARCHIVE = "Medley-solos-DB_metadata.csv", "Medley-solos-DB.tar.gz"
+DIGESTS = {METADATA: "md5:fda6a589c56785f2195c9227809c521a", ARCHIVE: "md5:f5facf398793ef5c1f80c013afdf3e5f"}
 
 
-class Clip(NamedTuple):
-    """A row of the metadata whose file is there."""
-
-    path: Path
-    instrument: int
-    song: str
-    split: str
-
-
-class Clips(Dataset[Item]):
-    """Windows of clips: the middle of each, or random ones as a function of position (`seed` given)."""
-
-    def __init__(self, clips: list[Clip], spec: AudioSpec, seed: int | None = None) -> None:
-        self.clips, self.spec, self.seed = clips, spec, seed
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, position: int) -> Item:
-        if self.seed is None:
-            clip, share = self.clips[position], 0.5
-        else:
-            clip = self.clips[shuffled(self.seed, position, len(self.clips))]
-            share = float(rng_for(self.seed, "window", position).random())
-        start = share * max(0.0, CLIP_SECONDS - self.spec.seconds)
-        audio = read_audio(clip.path, self.spec.sample_rate, start=start, seconds=self.spec.seconds)
-        return Item(audio[: self.spec.samples], clip.path.stem, labels={"instrument": clip.instrument})
-
-
-class MedleySolos(DataModule):
-    """Single instruments, one a clip.
+class MedleySolos(Recordings):
+    """Single instruments, one a clip; a training window lies anywhere in its clip, the others in the middle.
 
     Args:
-        root: folder that holds, at any depth, the metadata CSV and the clips (`annotation/` and `audio/`, or flat).
+        root: folder that holds, at any depth, the metadata CSV and the clips (`annotation/` and `audio/`, or flat) or
+            their tar.gz; or a store made of them.
+        url: of the folder from which `wavespace prepare` fetches both.
         sample_rate: in Hz; the files' own is 44,100.
         seconds: length of a window, at most 2.97.
         splits: "official" (training and validation from MedleyDB, test from solosDB: another domain), or "songs":
             the clips at hand by song, 60/20/20, for folders that hold a part of the data.
+        balance: of training windows: "recording" (each clip once an epoch), or "instrument" (each class as often;
+            piano and violin are three quarters of the clips).
+        leaks: "drop" or "keep" what is on both sides of a split.
         batch_size: windows a batch.
-        workers: loader processes.
+        workers: loader processes; a store is fastest with none.
         seed: of the order and the windows; the split by songs is the same whatever the seed.
+        stores: folder in which stores are kept.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
+
+    licence = "CC BY 4.0"
+    citation = (
+        "Lostanlen and Cella, Deep convolutional networks on the pitch spiral for music instrument recognition, "
+        "ISMIR 2016"
+    )
 
     def __init__(
         self,
         *,
         root: str = "data/medley-solos-db",
+        url: str = "https://zenodo.org/record/3464194/files",
         sample_rate: int = 44_100,
         seconds: float = 2.0,
         splits: Literal["official", "songs"] = "official",
+        balance: Literal["recording", "instrument"] = "recording",
+        leaks: Literal["drop", "keep"] = "drop",
         batch_size: int = 16,
         workers: int = 0,
         seed: int = 0,
+        stores: str = "data/stores",
     ) -> None:
         if not 0 < seconds <= CLIP_SECONDS:
             raise ValueError(f"seconds is {seconds}; the clips are {CLIP_SECONDS:.2f} s long")
-        super().__init__(AudioSpec(sample_rate, seconds, ("instrument",)), batch_size, workers)
-        self.root, self.splits, self.seed = Path(root), splits, seed
+        super().__init__(
+            AudioSpec(sample_rate, seconds, ("instrument",)),
+            place=root,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            stores=stores,
+            balance=balance,
+            leaks=leaks,
+        )
+        self.eval_batch_size = batch_size
+        self.url, self.splits = url, splits
 
-    def prepare_data(self) -> None:
-        """Check that the data is there, before anything is built on it."""
-        self._find_metadata()
+    def download(self, verify: bool = False) -> None:
+        """Take the clips out of the tar.gz that is at hand; or fetch it, and the metadata."""
+        archives = self.archives()
+        if (self.place / MANIFEST).is_file() or not (archives or self.is_ours()):
+            return
+        if not any(self.place.rglob(METADATA)):
+            self._fetch(METADATA, "annotation")
+        there = {entry.name for entry in _walk(self.place)}
+        if all(f"{clip}.wav" in there for clip, _, _ in self.clips()):
+            return
+        for archive in archives if verify else ():
+            if digest := DIGESTS.get(archive.name):
+                hold_against(archive, digest)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Join the metadata with the files that are there."""
-        clips, self.absent = self._clips()
-        by_split = {split: [clip for clip in clips if clip.split == split] for split in SPLITS.values()}
-        for split, found in by_split.items():
-            if not found:
-                way_out = (
-                    "an instrument needs three songs to be in every split"
-                    if self.splits == "songs"
-                    else "with a part of the data, data.splits=songs splits what is there by song"
-                )
-                raise BadInput(
-                    f"{self.root}: no clips for the {split} split ({len(clips)} clips, {self.absent} rows of the "
-                    f"metadata without their file); {way_out}"
-                )
-        self.by_split = by_split
-        self.train_set = Clips(by_split["train"], self.spec, self.seed)
-        self.val_set, self.test_set = Clips(by_split["val"], self.spec), Clips(by_split["test"], self.spec)
+        def target(name: str) -> Path | None:
+            name = name.rpartition("/")[2]
+            return Path("audio", name) if fnmatch(name, "Medley-solos-DB_*.wav") and name not in there else None
 
-    def describe(self) -> dict[str, Any]:
-        """Clips, songs and minutes by split; metadata rows whose file is absent."""
-        facts: dict[str, Any] = {
-            split: {
-                "clips": len(clips),
-                "songs": len({c.song for c in clips}),
-                "minutes": round(len(clips) * CLIP_SECONDS / 60, 1),
-            }
-            | {INSTRUMENTS[i]: n for i, n in sorted(Counter(c.instrument for c in clips).items())}
-            for split, clips in self.by_split.items()
-        }
-        return facts | {"rows of the metadata without their file": self.absent}
+        for archive in archives or [self._fetch(ARCHIVE, ".")]:
+            extract(archive, self.place, target, limit=21_571 * CLIP_BYTES)
+            if archive.parent == self.place and self.is_ours():
+                archive.unlink()
 
-    def _find_metadata(self) -> Path:
-        found = sorted(self.root.rglob(METADATA)) if self.root.is_dir() else []
-        if not found:
+    def _fetch(self, name: str, folder: str) -> Path:
+        target = self.place / folder / name
+        fetch(f"{self.url}/{name}?download=1", target, digest=DIGESTS[name])
+        return target
+
+    def found(self) -> list[Recording]:
+        """The clips that are there, in the metadata's order."""
+        files = {entry.name: entry for entry in _walk(self.place)} if self.place.is_dir() else {}
+        recordings, self.absent = [], 0
+        for name, split, labels in self.clips():
+            entry = files.get(f"{name}.wav")
+            if entry is None:
+                self.absent += 1
+                continue
+            if (size := entry.stat().st_size) != CLIP_BYTES:
+                raise BadInput(f"{entry.path}: has {size} bytes, and every clip has {CLIP_BYTES}; get the file anew")
+            recordings.append(Recording(name, Path(entry.path), split, labels=labels, piece=f"song {labels['song']}"))
+        if not recordings:
             raise BadInput(
-                f"{self.root}: there is no {METADATA} in it; set data.root to the folder of Medley-solos-DB "
-                "(zenodo record 3464194: its CSV, and the clips of its tar.gz)"
+                f"{self.place}: there is none of the {self.absent} clips of {METADATA}; set data.root to a folder that "
+                "holds them, or fetch them with wavespace prepare data=medley_solos"
             )
-        return found[0]
+        return recordings
 
-    def _clips(self) -> tuple[list[Clip], int]:
-        files = {
-            name: Path(folder) / name
-            for folder, _, names in os.walk(self.root)
-            for name in names
-            if name.endswith(".wav")
-        }
-        metadata = self._find_metadata()
-        clips, absent = [], 0
+    def clips(self) -> Iterator[tuple[str, str, dict[str, int]]]:
+        """Name, split and labels of each row of the metadata."""
+        metadata = self.metadata()
         for row in _rows(metadata):
             try:
                 instrument, subset = int(row["instrument_id"]), row["subset"]
-                song = row.get("song_id") or row["track_id"]
-                path = files.get(f"Medley-solos-DB_{subset}-{instrument}_{row['uuid4']}.wav")
-                split, known = SPLITS[subset], instrument in range(len(INSTRUMENTS))
+                song = int(row.get("song_id") or row["track_id"])
+                name = f"Medley-solos-DB_{subset}-{instrument}_{row['uuid4']}"
+                split, known = SUBSETS[subset], instrument in range(len(INSTRUMENTS))
             except (KeyError, TypeError, ValueError):
                 known = False
             if not known:
@@ -152,24 +155,68 @@ class MedleySolos(DataModule):
                     f"{metadata}: a row is {dict(row)}; expected columns subset, instrument, instrument_id (0-7), "
                     "song_id, uuid4"
                 )
-            if path is None:
-                absent += 1
-            else:
-                clips.append(Clip(path, instrument, song, split))
-        if self.splits == "songs":
-            clips = self._by_song(clips)
-        return clips, absent
+            yield name, split, {"instrument": instrument, "song": song}
 
-    def _by_song(self, clips: list[Clip]) -> list[Clip]:
-        """Within each instrument songs go 60/20/20 to the splits; an instrument of one or two songs trains alone."""
-        split_of: dict[str, str] = {}
+    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
+        names = [recording.name for recording in recordings]
+        return {"data": "medley_solos", "sample_rate": self.spec.sample_rate, "clips": names}
+
+    def rows(self) -> Rows:
+        if self.splits == "official":
+            return super().rows()
+        # Within each instrument songs go 60/20/20 to the splits; an instrument of one or two songs trains alone.
+        instruments, songs = self.store.labels["instrument"], self.store.labels["song"]
+        part = np.zeros(len(self.store), np.int64)  # of SPLITS
         for instrument in range(len(INSTRUMENTS)):
-            songs = sorted({clip.song for clip in clips if clip.instrument == instrument})
-            order = rng_for("songs", instrument).permutation(len(songs))
-            held = max(1, round(0.2 * len(songs))) if len(songs) > 2 else 0
-            for place, index in enumerate(order):
-                split_of[songs[index]] = "val" if place < held else "test" if place < 2 * held else "train"
-        return [clip._replace(split=split_of[clip.song]) for clip in clips]
+            own = np.unique(songs[instruments == instrument])
+            held = max(1, round(0.2 * len(own))) if len(own) > 2 else 0
+            order = rng_for("songs", instrument).permutation(len(own))
+            for number, chosen in ((1, order[:held]), (2, order[held : 2 * held])):
+                part[np.isin(songs, own[chosen]) & (instruments == instrument)] = number
+        return {split: np.flatnonzero(part == number) for number, split in enumerate(SPLITS)}
+
+    def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        return self.test_items(rows)
+
+    def test_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        return StoreItems.middle(self.store, rows, self.spec.samples)
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        for split, rows in self.in_split.items():
+            if len(rows) == 0:
+                raise BadInput(
+                    f"{self.place}: there are no clips for the {split} split, of {len(self.store)} in all; a folder "
+                    "that holds a part of the data needs data.splits=songs, which needs three songs of an instrument"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Also songs and clips of each instrument by split; metadata rows whose file is absent."""
+        facts = super().describe()
+        for split, rows in self.in_split.items():
+            instruments, songs = self.store.labels["instrument"][rows], self.store.labels["song"][rows]
+            counts = np.bincount(instruments, minlength=len(INSTRUMENTS)).tolist()
+            facts[split] |= {"songs": len(np.unique(songs))} | {n: c for n, c in zip(INSTRUMENTS, counts) if c}
+        if hasattr(self, "absent"):  # the store was made, or found, by the files
+            facts["rows of the metadata without their file"] = self.absent
+        return facts
+
+    def metadata(self) -> Path:
+        """The CSV."""
+        found = sorted(self.place.rglob(METADATA)) if self.place.is_dir() else []
+        if not found:
+            raise BadInput(
+                f"{self.place}: there is no {METADATA} in it; set data.root to the folder of Medley-solos-DB, or to a "
+                "store of it, or fetch it with wavespace prepare data=medley_solos"
+            )
+        return found[0]
+
+
+def _walk(folder: Path) -> list[os.DirEntry[str]]:
+    found = []
+    for entry in os.scandir(folder):
+        found += _walk(Path(entry.path)) if entry.is_dir() else [entry]
+    return found
 
 
 def _rows(metadata: Path) -> list[dict[str, str]]:

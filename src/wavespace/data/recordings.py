@@ -1,25 +1,30 @@
-"""Recordings on disk, through a store: a folder of anybody's audio, and MAESTRO."""
+"""Recordings on disk, through a store: what all datasets of audio files share."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from wavespace.data.base import Batch, DataModule, Notes
+from wavespace.data.features import FeatureCache
 from wavespace.data.notes import apply_pedal, read_midi
-from wavespace.data.store import Recording, StoreItems, StoreWindows, build_store, store_name
-from wavespace.errors import BadInput
+from wavespace.data.store import MANIFEST, Recording, Samples, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.errors import BadInput, Incompatible
+from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
 
-AUDIO = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
-MIDI = (".mid", ".midi")
+SPLITS = ("train", "val", "test")
+ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
+FETCHED = ".fetched"
+"""Lies in a folder that `wavespace prepare` made: what is missing there is fetched, and elsewhere it is not."""
+Rows = dict[str, NDArray[np.int64]]
+"""Recordings of a store by split."""
 
 
 def sounding_notes(path: Path) -> Notes:
@@ -31,16 +36,51 @@ def sounding_notes(path: Path) -> Notes:
 class Recordings(DataModule):
     """Recordings that are read once into a store, and from there at any place.
 
-    Training windows lie at random places, every second of music as likely as any other; validation and test are whole
-    recordings. A subclass gives `found`, `made_by`, and the licence and citation that are kept beside the store.
+    A subclass gives `found` and `made_by`, `rows` where splits are not the store's own, `download` where there is
+    something to download, and the licence and citation that are kept in the store's manifest.
+
+    Args:
+        place: folder of the dataset; or its archive; or a store of it, which is then all that is needed.
+        seed: of the training windows.
+        stores: folder in which stores are kept.
+        balance: "time": every second of music is as likely as any other in training; "recording": every recording as
+            likely; or the name of a label: every class of it as likely.
+        leaks: "drop": a training recording of a piece that is also held out, or with the same audio, is left out, and
+            a validation recording of what is in test; "keep": splits stay as they are.
+        val_windows: windows at equal distances that are validated on; None: whole recordings, as in test.
     """
 
-    licence = "unknown"
-    citation = "none"
+    licence = ""
+    citation = ""
 
-    def __init__(self, spec: AudioSpec, batch_size: int, workers: int, seed: int, stores: str) -> None:
+    def __init__(
+        self,
+        spec: AudioSpec,
+        *,
+        place: str,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        stores: str,
+        balance: str = "time",
+        leaks: Literal["drop", "keep"] = "drop",
+        val_windows: int | None = None,
+    ) -> None:
         super().__init__(spec, batch_size, workers, eval_batch_size=1)
-        self.seed, self.stores = seed, Path(stores)
+        if val_windows is not None and val_windows < 1:
+            raise ValueError(f"val_windows is {val_windows}; it must be at least 1, or null for whole recordings")
+        if balance not in ("time", "recording", *spec.labels) or balance == "notes":
+            classes = [label for label in spec.labels if label != "notes"]
+            raise ValueError(f"balance is {balance}; it can be {', '.join(['time', 'recording', *classes])}")
+        given = Path(place).expanduser()
+        suffix = next((suffix for suffix in ARCHIVES if given.name.endswith(suffix)), "")
+        self.archive = given if suffix else None
+        self.place = given.with_name(given.name.removesuffix(suffix))  # an archive is unpacked beside itself
+        self.stores, self.seed = Path(stores), seed
+        self.balance, self.leaks, self.val_windows = balance, leaks, val_windows
+        self.cache: FeatureCache | None = None
+
+    # --- A subclass's own ---------------------------------------------------------------------------------
 
     @abstractmethod
     def found(self) -> list[Recording]:
@@ -48,31 +88,93 @@ class Recordings(DataModule):
 
     @abstractmethod
     def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        """All that decides what the store holds."""
+        """All that decides what the store holds; `data` names the dataset."""
+
+    def rows(self) -> Rows:
+        """Which recordings of the store are in which split."""
+        return {split: self.store.split(split) for split in SPLITS}
+
+    def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        """What is validated on."""
+        if self.val_windows is None:
+            return self.test_items(rows)
+        return StoreItems.spread(self.store, rows, self.spec.samples, self.val_windows)
+
+    def test_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        """What is tested on: whole recordings."""
+        return StoreItems.whole(self.store, rows)
+
+    # --- Shared -------------------------------------------------------------------------------------------
+
+    def use_features(self, frontend: FrontEnd, settings: dict[str, Any]) -> None:
+        """Read features of a frozen front-end from a store of them, which `prepare_data` makes; and audio beside.
+
+        Args:
+            frontend: gives the features.
+            settings: from which it was built; they name the store.
+        """
+        self.cache = FeatureCache(frontend, settings)
+
+    def archives(self) -> list[Path]:
+        """The archive that was given, or those that lie in the folder."""
+        inside = self.place.iterdir() if self.place.is_dir() else ()
+        return [self.archive] if self.archive else sorted(path for path in inside if path.name.endswith(ARCHIVES))
+
+    def is_ours(self) -> bool:
+        """Whether what is missing in the folder is to be fetched: it is one that `wavespace prepare` made, or makes."""
+        if not self.place.is_dir() or not any(self.place.iterdir()):
+            self.place.mkdir(parents=True, exist_ok=True)
+            (self.place / FETCHED).touch()
+        return (self.place / FETCHED).is_file()
+
+    def terms(self) -> str:
+        """Licence and citation; a store's manifest keeps them."""
+        return f"Licence: {self.licence}\nPlease cite: {self.citation}" if self.licence else ""
+
+    def is_prepared(self) -> bool:
+        """Whether there is a store."""
+        return (self.place / MANIFEST).is_file() or (self.stores / store_name(self.made_by(self.found()))).exists()
+
+    def verify(self) -> None:
+        """Read every byte of the store, and of the store of features."""
+        self.store.verify()
+        if self.store.features is not None:
+            self.store.features.verify()
 
     def prepare_data(self) -> None:
-        """Build the store, or find it built."""
-        recordings = self.found()
-        self.store = build_store(
-            self.stores / store_name(self.made_by(recordings)),
-            recordings,
-            self.spec.sample_rate,
-            self.made_by(recordings),
-            licence=self.licence,
-            citation=self.citation,
-        )
+        """Build the store, or find it built; the same for features."""
+        if (self.place / MANIFEST).is_file():
+            self.store = self._checked(Store.open(self.place))
+        else:
+            recordings = self.found()
+            made_by = self.made_by(recordings)
+            self.store = build_store(
+                self.stores / store_name(made_by),
+                recordings,
+                Samples(self.spec.sample_rate),
+                made_by,
+                licence=self.licence,
+                citation=self.citation,
+            )
+        if self.cache is not None:
+            self.store.with_features(self.cache.store_for(self.store, self.stores))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that have recordings."""
         if not hasattr(self, "store"):
             self.prepare_data()
-        rows = {split: self.store.split(split) for split in ("train", "val", "test")}
-        if len(rows["train"]):
-            self.train_set = StoreWindows(self.store, rows["train"], self.spec.samples, self.seed)
-        if len(rows["val"]):
-            self.val_set = StoreItems.whole(self.store, rows["val"])
-        if len(rows["test"]):
-            self.test_set = StoreItems.whole(self.store, rows["test"])
+        self.in_split = self.rows()
+        self.leaking = leaking(self.store, self.in_split)
+        if self.leaks == "drop":
+            self.in_split = {split: np.setdiff1d(rows, self.leaking[split]) for split, rows in self.in_split.items()}
+        train, val, test = (self.in_split[split] for split in SPLITS)
+        if len(train):
+            balance: Any = self.store.labels[self.balance][train] if self.balance in self.store.labels else self.balance
+            self.train_set = StoreWindows(self.store, train, self.spec.samples, self.seed, balance)
+        if len(val):
+            self.val_set = self.val_items(val)
+        if len(test):
+            self.test_set = self.test_items(test)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         self._need("train")
@@ -87,150 +189,48 @@ class Recordings(DataModule):
         return super().test_dataloader()
 
     def describe(self) -> dict[str, Any]:
-        """Recordings, hours and notes by split; samples that were clipped."""
-        manifest = self.store.manifest
-        return {**manifest["splits"], "clipped samples": manifest["clipped"], "store": str(self.store.folder)}
+        """Recordings, hours and notes by split; what leaks; samples that were clipped; where the store is."""
+        facts: dict[str, Any] = {}
+        for split, rows in self.in_split.items():
+            hours = int(self.store.frames[rows].sum()) / self.store.sample_rate / 3600
+            facts[split] = {"recordings": len(rows), "hours": round(hours, 4)}
+            if "notes" in self.spec.labels:
+                facts[split]["notes"] = self.store.notes_in(rows)
+        verb = "left out" if self.leaks == "drop" else "kept"
+        for split, rows in self.leaking.items():
+            if len(rows):
+                names = ", ".join(self.store.names[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+                facts[f"{split} recordings {verb}, whose piece or audio is also held out"] = f"{len(rows)} ({names})"
+        return facts | {"clipped samples": self.store.manifest["clipped"], "store": str(self.store.folder)}
 
     def _need(self, split: str) -> None:
         if not hasattr(self, f"{split}_set"):
             raise BadInput(f"{self.store.folder}: its {split} split has no recordings; it holds {self.describe()}")
 
+    def _checked(self, store: Store) -> Store:
+        """A store that somebody made elsewhere, if it is of this dataset and rate."""
+        wanted = self.made_by([])
+        held = store.manifest["made_by"]
+        if held.get("data") != wanted["data"]:
+            raise BadInput(f"{store.folder}: is a store of data={held.get('data')}, not of data={wanted['data']}")
+        if store.sample_rate != self.spec.sample_rate:
+            raise Incompatible(
+                f"{store.folder}: is a store at {store.sample_rate} Hz, and data.sample_rate is "
+                f"{self.spec.sample_rate}; set data.sample_rate={store.sample_rate}"
+            )
+        return store
 
-class AudioFolder(Recordings):
-    """Anybody's recordings, with the notes of a MIDI file of the same stem beside each.
 
-    Args:
-        folder: folder of audio files, at any depth.
-        notes: take recordings that have a MIDI file alone, with its notes as labels; false: all audio, without labels.
-        splits: shares of recordings for training, validation and test; which goes where follows from their names.
-        sample_rate: in Hz; other rates are resampled.
-        seconds: length of a training window.
-        batch_size: windows a batch.
-        workers: loader processes; a store is fastest with none.
-        seed: of the training windows.
-        stores: folder in which stores are kept.
+def leaking(store: Store, rows: Rows) -> Rows:
+    """Recordings of each split that are also, as a piece or as identical audio, in a split that is held out from it.
 
-    Raises:
-        ValueError: the shares are not shares.
+    Validation is held out from training, and test from both.
     """
-
-    def __init__(
-        self,
-        *,
-        folder: str,
-        notes: bool = True,
-        splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        sample_rate: int = 22_050,
-        seconds: float = 3.7,
-        batch_size: int = 6,
-        workers: int = 0,
-        seed: int = 0,
-        stores: str = "data/stores",
-    ) -> None:
-        if min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
-            raise ValueError(
-                f"splits is {list(splits)}; it takes three shares, of training, validation and test, that sum to 1"
-            )
-        spec = AudioSpec(sample_rate, seconds, ("notes",) if notes else ())
-        super().__init__(spec, batch_size, workers, seed, stores)
-        self.folder, self.notes, self.splits = Path(folder).expanduser(), notes, splits
-
-    def found(self) -> list[Recording]:
-        paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
-        scores = {
-            path: next((path.with_suffix(s) for s in MIDI if path.with_suffix(s).is_file()), None) for path in paths
-        }
-        if self.notes:
-            paths = [path for path in paths if scores[path]]
-        if not paths:
-            what = "audio files with a MIDI file of the same stem" if self.notes else "audio files"
-            raise BadInput(f"{self.folder}: there are no {what} in it; set data.folder to a folder of them")
-        names = [path.relative_to(self.folder).as_posix() for path in paths]
-        order = sorted(range(len(paths)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
-        train = round(self.splits[0] * len(paths))
-        val = round((self.splits[0] + self.splits[1]) * len(paths))
-        split = {
-            place: "train" if rank < train else "val" if rank < val else "test" for rank, place in enumerate(order)
-        }
-        return [
-            Recording(
-                name, path, split[i], partial(sounding_notes, score) if self.notes and (score := scores[path]) else None
-            )
-            for i, (name, path) in enumerate(zip(names, paths))
-        ]
-
-    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        files = [[r.name, r.split, r.audio.stat().st_size, r.audio.stat().st_mtime_ns] for r in recordings]
-        return {"data": "audio_folder", "sample_rate": self.spec.sample_rate, "notes": self.notes, "files": files}
-
-
-class Maestro(Recordings):
-    """MAESTRO, any version: piano recordings with the notes that a Disklavier wrote (Hawthorne et al., ICLR 2019).
-
-    Official splits. Notes are as long as they are heard (sustain pedal resolved). Known and left in: five
-    (composer, title) pairs occur in two splits.
-
-    Args:
-        root: folder of `maestro-v*.csv` and the years' folders.
-        sample_rate: in Hz; the files have 44,100 or 48,000.
-        seconds: length of a training window.
-        batch_size: windows a batch.
-        workers: loader processes; a store is fastest with none.
-        seed: of the training windows.
-        stores: folder in which stores are kept.
-    """
-
-    licence = "CC BY-NC-SA 4.0, Google LLC"
-    citation = (
-        "Hawthorne et al., Enabling factorized piano music modeling and generation with the MAESTRO dataset, ICLR 2019"
-    )
-
-    def __init__(
-        self,
-        *,
-        root: str = "data/maestro-v3.0.0",
-        sample_rate: int = 22_050,
-        seconds: float = 3.7,
-        batch_size: int = 6,
-        workers: int = 0,
-        seed: int = 0,
-        stores: str = "data/stores",
-    ) -> None:
-        super().__init__(AudioSpec(sample_rate, seconds, ("notes",)), batch_size, workers, seed, stores)
-        self.root = Path(root).expanduser()
-
-    def found(self) -> list[Recording]:
-        tables = sorted(self.root.glob("maestro-v*.csv"))
-        if not tables:
-            raise BadInput(
-                f"{self.root}: there is no maestro-v*.csv in it; set data.root to the unzipped MAESTRO folder"
-            )
-        splits = {"train": "train", "validation": "val", "test": "test"}
-        recordings = []
-        self.absent = 0
-        with tables[-1].open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                try:
-                    audio, midi, split = (
-                        self.root / row["audio_filename"],
-                        self.root / row["midi_filename"],
-                        splits[row["split"]],
-                    )
-                except KeyError as fault:
-                    raise BadInput(f"{tables[-1]}: is not MAESTRO's metadata ({fault} is missing or unknown)") from None
-                if audio.is_file() and midi.is_file():
-                    recordings.append(Recording(row["audio_filename"], audio, split, partial(sounding_notes, midi)))
-                else:
-                    self.absent += 1
-        if not recordings:
-            raise BadInput(
-                f"{self.root}: none of the {self.absent} recordings of {tables[-1].name} has both its files here"
-            )
-        return recordings
-
-    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        files = [[r.name, r.split, r.audio.stat().st_size] for r in recordings]
-        return {"data": "maestro", "sample_rate": self.spec.sample_rate, "files": files}
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"rows of the metadata without their files": self.absent}
+    audio = store.digests.view("V16")[:, 0]  # (R,)
+    found = {"test": rows["test"][:0]}
+    for split, held_out in (("val", ["test"]), ("train", ["val", "test"])):
+        held = np.concatenate([rows[other] for other in held_out])
+        own = rows[split]
+        same_piece = (store.pieces[own] >= 0) & np.isin(store.pieces[own], store.pieces[held])
+        found[split] = own[same_piece | np.isin(audio[own], audio[held])]
+    return found

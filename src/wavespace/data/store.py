@@ -1,10 +1,11 @@
-"""The store: recordings as flat 16-bit PCM in a few large files, read at any sample with one system call.
+"""The store: recordings as flat rows in a few large files, of which any stretch is read with one system call.
 
-A store is a folder, whole or absent, that nothing writes to once it is there:
+A row is a sample of 16-bit mono PCM; in a store of features (`wavespace.data.features`) it is a frame. A store is a
+folder, whole or absent, that nothing writes to once it is there:
 
-- `shard-00000.pcm` ...: little-endian int16 mono samples, recording after recording;
+- `shard-00000.rows` ...: little-endian rows, recording after recording;
 - `notes.npy`: `(K, 4)` float64 rows of onset, offset (seconds), MIDI pitch, velocity, recording after recording;
-- `index.npz`: arrays with a row a recording: shard, offset, frames, split, notes, labels, name;
+- `index.npz`: arrays with an entry a recording: shard, offset, frames, split, piece, digest, notes, labels, name;
 - `manifest.json`: sample rate, counts, licence, what made it, and size and SHA-256 of the files above.
 
 It is built in a hidden folder beside its own, a shard at a time, and renamed when all of it is on the disk. A build
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,12 @@ from wavespace.terminal import byte_progress
 
 Mode = Literal["pread", "memmap"]
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a store of before can't be read any more; part of every store's name."""
 
 PCM = np.dtype("<i2")
+Rows = NDArray[Any]
+"""`(n,)` samples int16, or `(n, width)` frames of features."""
 MANIFEST, INDEX, NOTES = "manifest.json", "index.npz", "notes.npy"
 WORK = ".building"
 """Folder within an unfinished store: the lock, and a record of each finished shard."""
@@ -59,7 +62,7 @@ class Recording:
     Attributes:
         name: unique in its store, without line breaks.
         audio: a file that soundfile reads.
-        split: "train", "val" or "test".
+        split: "train", "val" or "test", or "" where the datamodule decides.
         notes: called once, in the process that reads the audio, such as `partial(read_notes, path)`; None: it has none.
         labels: class indices by name; all recordings of a store have the same names.
     """
@@ -69,6 +72,8 @@ class Recording:
     split: str
     notes: Callable[[], Notes] | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
+    piece: str = ""
+    """The music that is played; recordings of one piece on both sides of a split are a leak. "": unknown."""
 
 
 def store_name(made_by: Mapping[str, Any]) -> str:
@@ -88,23 +93,33 @@ class Store:
     Attributes:
         folder: where it is.
         manifest: what manifest.json says.
-        sample_rate: in Hz.
-        frames: `(R,)` int64, samples of each recording.
+        sample_rate: rows a second.
+        frames: `(R,)` int64, rows of each recording.
         clipped: `(R,)` int64, samples of each recording that were beyond full scale.
+        pieces: `(R,)` int64, equal where the same piece is played; -1 where it is unknown.
+        digests: `(R, 16)` uint8, equal where the rows are.
         labels: `(R,)` int64 class indices by name.
+        features: a store of the same recordings' features, one frame each `hop` samples; None: there is none.
+        hop: 1 without features; with them windows start at its multiples.
     """
+
+    features: Store | None = None
+    hop = 1
 
     def __init__(self, folder: Path, manifest: dict[str, Any], index: dict[str, NDArray[Any]], mode: Mode) -> None:
         self.folder, self.manifest, self.mode = folder, manifest, mode
         self.sample_rate: int = manifest["sample_rate"]
         self.frames, self.clipped = index["frames"], index["clipped"]
+        self.pieces, self.digests = index["piece"], index["digest"]
+        self._dtype, self._width = np.dtype(manifest["dtype"]), manifest["width"]
+        self._outside = index["outside"]
         self.labels = {name: index[f"label_{name}"] for name in manifest["labels"]}
         self._names, self._split = index["names"], index["split"]
         self._shard, self._offset, self._notes_end = index["shard"], index["offset"], index["notes_end"]
         self._notes: Notes = np.asarray(np.load(folder / NOTES, mmap_mode="r"))
         self._process = os.getpid()
         self._files: dict[int, int] = {}
-        self._maps: dict[int, NDArray[np.int16]] = {}
+        self._maps: dict[int, Rows] = {}
 
     @classmethod
     def open(cls, folder: str | Path, mode: Mode = "pread") -> Store:
@@ -140,7 +155,7 @@ class Store:
             raise BadInput(f"{folder}: its manifest or index is damaged ({error}); {anew}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store.open, (self.folder, self.mode)
+        return _reopen, (self.folder, self.mode, self.features)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -159,8 +174,17 @@ class Store:
         splits = list(self.manifest["splits"])
         return np.flatnonzero(self._split == splits.index(name)) if name in splits else np.zeros(0, np.int64)
 
-    def window(self, recording: int, start: int, samples: int) -> NDArray[np.int16]:
-        """Samples `(samples,)` int16 of a recording from sample `start` on, a fresh array; zeros outside of it.
+    def with_features(self, features: Store) -> Store:
+        """This store, whose items come with their features from now on."""
+        self.features, self.hop = features, round(self.sample_rate / features.sample_rate)
+        return self
+
+    def notes_in(self, recordings: NDArray[np.int64]) -> int:
+        """How many notes some recordings have together."""
+        return int(np.diff(self._notes_end, prepend=0)[recordings].sum())
+
+    def window(self, recording: int, start: int, samples: int) -> Rows:
+        """`samples` rows of a recording from row `start` on, a fresh array; outside of it silence.
 
         Raises:
             BadInput: the disk does not give what the index says is there.
@@ -169,10 +193,11 @@ class Store:
         shard, place = int(self._shard[recording]), int(self._offset[recording]) + first
         if last - first == samples:
             return self._read(shard, place, samples)
-        audio = np.zeros(samples, PCM)
+        rows = self._empty(samples)
+        rows[:] = self._outside
         if first < last:
-            audio[first - start : last - start] = self._read(shard, place, last - first)
-        return audio
+            rows[first - start : last - start] = self._read(shard, place, last - first)
+        return rows
 
     def notes(self, recording: int, start: float = 0.0, stop: float = math.inf) -> Notes:
         """The notes `(K, 4)` that sound between two times in seconds, counted from the first of them."""
@@ -189,7 +214,11 @@ class Store:
             name = f"{name} at {seconds:.2f} s"
         audio = self.window(recording, start, samples)
         notes = self.notes(recording, seconds, seconds + samples / self.sample_rate)
-        return Item(audio, name, notes, {label: int(values[recording]) for label, values in self.labels.items()})
+        labels = {label: int(values[recording]) for label, values in self.labels.items()}
+        if self.features is None:
+            return Item(audio, name, notes, labels)
+        frames = self.features.window(recording, start // self.hop, 1 + samples // self.hop)
+        return Item(audio, name, notes, labels, frames)
 
     def verify(self) -> None:
         """Read every byte and hold it against the manifest.
@@ -211,18 +240,22 @@ class Store:
                 f"{self.folder}: not as it was written: {', '.join(bad)}; delete the folder and prepare it anew"
             )
 
-    def _read(self, shard: int, place: int, samples: int) -> NDArray[np.int16]:
+    def _empty(self, count: int) -> Rows:
+        return np.empty(count if self._width == 1 else (count, self._width), self._dtype)
+
+    def _read(self, shard: int, place: int, count: int) -> Rows:
         if self._process != os.getpid():  # descriptors of the parent are left alone
             self._process, self._files, self._maps = os.getpid(), {}, {}
         try:
             if self.mode == "memmap":
                 if shard not in self._maps:
-                    self._maps[shard] = np.asarray(np.memmap(self.folder / _shard_file(shard), PCM, "r"))
-                return self._maps[shard][place : place + samples].copy()
+                    rows = np.asarray(np.memmap(self.folder / _shard_file(shard), self._dtype, "r"))
+                    self._maps[shard] = rows if self._width == 1 else rows.reshape(-1, self._width)
+                return self._maps[shard][place : place + count].copy()
             if shard not in self._files:
                 self._files[shard] = os.open(self.folder / _shard_file(shard), os.O_RDONLY)
-            audio = np.empty(samples, PCM)
-            rest, at = audio.data.cast("B"), place * PCM.itemsize
+            found = self._empty(count)
+            rest, at = found.data.cast("B"), place * self._width * self._dtype.itemsize
             while len(rest):  # one call gives at most 2 GiB
                 got = os.preadv(self._files[shard], [rest], at)
                 if got == 0:
@@ -231,7 +264,12 @@ class Store:
         except OSError as error:
             path = self.folder / _shard_file(shard)
             raise BadInput(f"{path}: can't be read ({error.strerror}); prepare the store anew") from None
-        return audio
+        return found
+
+
+def _reopen(folder: Path, mode: Mode, features: Store | None) -> Store:
+    store = Store.open(folder, mode)
+    return store if features is None else store.with_features(features)
 
 
 class StoreWindows:
@@ -245,7 +283,8 @@ class StoreWindows:
         samples: length of a window.
         seed: of the order and the places.
         balance: "time": every place of every recording is as likely; "recording": each recording comes once in
-            every `len(recordings)` windows, in a new order each time.
+            every `len(recordings)` windows, in a new order each time; or classes `(len(recordings),)`: each class
+            comes once in as many windows as there are classes, and within a class its recordings take turns.
     """
 
     def __init__(
@@ -254,22 +293,26 @@ class StoreWindows:
         recordings: NDArray[np.int64],
         samples: int,
         seed: int,
-        balance: Literal["time", "recording"] = "time",
+        balance: Literal["time", "recording"] | NDArray[np.int64] = "time",
     ) -> None:
         self.store, self.recordings, self.samples = store, recordings, samples
-        self.seed, self.balance = seed, balance
+        self.seed = seed
         self._ends = _window_ends(store, recordings, samples)
+        self._by_time = isinstance(balance, str) and balance == "time"
+        classes = np.zeros(len(recordings)) if isinstance(balance, str) else balance
+        self._classes = [np.flatnonzero(classes == one) for one in np.unique(classes)]
 
     def __getitem__(self, position: int) -> Item:
         share = _share(self.seed, position)
-        if self.balance == "recording":
-            row = shuffled(self.seed, position, len(self.recordings))
-            start = int(share * (self._ends[row] - (self._ends[row - 1] if row else 0)))
-        else:
+        if self._by_time:
             place = int(share * self._ends[-1])
             row = int(np.searchsorted(self._ends, place, side="right"))
             start = place - int(self._ends[row - 1] if row else 0)
-        return self.store.item(int(self.recordings[row]), start, self.samples)
+        else:
+            rows = self._classes[shuffled(self.seed, position, len(self._classes))]
+            row = int(rows[shuffled(self.seed, position // len(self._classes), len(rows))])
+            start = int(share * (self._ends[row] - (self._ends[row - 1] if row else 0)))
+        return self.store.item(int(self.recordings[row]), start - start % self.store.hop, self.samples)
 
 
 class StoreItems(Dataset[Item]):
@@ -285,7 +328,15 @@ class StoreItems(Dataset[Item]):
         places = (2 * np.arange(count) + 1) * int(ends[-1]) // (2 * count)
         rows = np.searchsorted(ends, places, side="right")
         starts = places - np.append(0, ends)[rows]
+        starts -= starts % store.hop
         return cls(store, np.column_stack([recordings[rows], starts, np.full(count, samples)]))
+
+    @classmethod
+    def middle(cls, store: Store, recordings: NDArray[np.int64], samples: int) -> StoreItems:
+        """The middle of each recording."""
+        starts = np.maximum(store.frames[recordings] - samples, 0) // 2
+        starts -= starts % store.hop
+        return cls(store, np.column_stack([recordings, starts, np.full(len(recordings), samples)]))
 
     @classmethod
     def whole(cls, store: Store, recordings: NDArray[np.int64]) -> StoreItems:
@@ -322,6 +373,48 @@ def _window_ends(store: Store, recordings: NDArray[np.int64], samples: int) -> N
     return np.cumsum(np.maximum(store.frames[recordings] - samples, 0) + 1)
 
 
+class Source(Protocol):
+    """Where the rows of a store come from. It is sent to other processes, so it must pickle."""
+
+    @property
+    def rate(self) -> float:
+        """Rows a second."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a value; little-endian."""
+
+    @property
+    def width(self) -> int:
+        """Values in a row."""
+
+    @property
+    def outside(self) -> NDArray[Any]:
+        """The row of silence, `(width,)`."""
+
+    def count(self, recording: Recording) -> int:
+        """About how many rows a recording will have, from what its header says."""
+
+    def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
+        """The rows of a recording in blocks, and how many of each block's values had to be clipped."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Audio files as 16-bit mono samples: channels are averaged, other sample rates resampled (soxr HQ)."""
+
+    rate: int
+    dtype = PCM
+    width = 1
+    outside = np.zeros(1, PCM)
+
+    def count(self, recording: Recording) -> int:
+        return math.ceil(seconds_of(recording.audio) * self.rate)
+
+    def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
+        return map(to_int16, read_blocks(recording.audio, self.rate))
+
+
 class _Shard(NamedTuple):
     """A part of a build, done or not."""
 
@@ -336,7 +429,7 @@ class _Shard(NamedTuple):
 def build_store(
     folder: Path,
     recordings: Sequence[Recording],
-    sample_rate: int,
+    source: Source,
     made_by: Mapping[str, Any],
     *,
     licence: str,
@@ -344,19 +437,19 @@ def build_store(
     processes: int | None = None,
     shard_bytes: int = 2**29,
 ) -> Store:
-    """Read audio and notes of all recordings into a store, or open the store if it is there.
+    """Read rows and notes of all recordings into a store, or open the store if it is there.
 
-    Channels are averaged and other sample rates resampled (soxr HQ); samples beyond full scale are clipped and counted.
-    What takes memory is a block of audio in each process, however long the files are.
+    Samples beyond full scale are clipped and counted. What takes memory is a block of rows in each process, however
+    long the files are.
 
     Args:
         folder: where the store will be; by convention `.../store_name(made_by)`.
         recordings: in the order in which they are kept.
-        sample_rate: in Hz.
+        source: of the rows.
         made_by: the settings that decide what is in it; kept in its manifest.
         licence: of the data, kept in the manifest.
         citation: of the data, kept in the manifest.
-        processes: that read and write side by side; None: one a core.
+        processes: that read and write side by side; None: one a core; 0: this one.
         shard_bytes: size at which a new file is begun; a recording is never divided. Small stores have smaller
             files, so that there is work for all processes.
 
@@ -365,21 +458,25 @@ def build_store(
         UserError: the disk has no room, another process is at it, or the folder holds a store of other settings.
     """
     if not folder.exists():
-        shards = _plan(recordings, sample_rate, shard_bytes)
+        shards = _plan(recordings, source, shard_bytes)
         partial = folder.with_name(f".{folder.name}.partial")
         with _explained(folder), _sole_builder(folder, partial):
             if folder.exists():  # another process was quicker
                 shutil.rmtree(partial, ignore_errors=True)
             else:
-                done = [shard for shard in shards if _is_done(partial, shard)]
+                done = [shard for shard in shards if _is_done(partial, shard, _row_bytes(source))]
                 todo = [shard for shard in shards if shard not in done]
                 _clear(partial, done)
                 kept, need = sum(shard.size for shard in done), sum(shard.size for shard in todo)
                 _check_space(folder, need)
                 with byte_progress(f"preparing {folder.name}", kept + need, kept) as advance:
-                    _build(partial, todo, sample_rate, processes or os.cpu_count() or 1, advance)
-                facts = {"made_by": made_by, "licence": licence, "citation": citation, "sample_rate": sample_rate}
-                _finish(partial, shards, facts)
+                    if processes == 0:
+                        for shard in todo:
+                            _build_shard(partial, shard, source, advance)
+                    else:
+                        _build(partial, todo, source, processes or os.cpu_count() or 1, advance)
+                facts = {"made_by": made_by, "licence": licence, "citation": citation}
+                _finish(partial, shards, source, facts)
                 os.rename(partial, folder)
                 _sync_folder(folder.parent)
                 shutil.rmtree(folder / WORK)
@@ -417,7 +514,11 @@ def _sole_builder(folder: Path, partial: Path) -> Iterator[None]:
         yield
 
 
-def _plan(recordings: Sequence[Recording], sample_rate: int, shard_bytes: int) -> list[_Shard]:
+def _row_bytes(source: Source) -> int:
+    return source.width * source.dtype.itemsize
+
+
+def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> list[_Shard]:
     """Which recordings go into which shard; the same for the same recordings, so that a build can go on."""
     names = [recording.name for recording in recordings]
     if not recordings:
@@ -427,8 +528,7 @@ def _plan(recordings: Sequence[Recording], sample_rate: int, shard_bytes: int) -
     if any(set(recording.labels) != set(recordings[0].labels) for recording in recordings):
         raise ValueError("all recordings must have the same labels")
     with ThreadPoolExecutor(8) as threads:  # a network volume answers slowly, to many at a time
-        seconds = list(threads.map(seconds_of, [recording.audio for recording in recordings]))
-    sizes = [math.ceil(length * sample_rate) * PCM.itemsize for length in seconds]
+        sizes = [count * _row_bytes(source) for count in threads.map(source.count, recordings)]
     limit = min(shard_bytes, max(sum(sizes) // 32, 2**24))
 
     groups: list[list[int]] = [[]]
@@ -442,16 +542,16 @@ def _plan(recordings: Sequence[Recording], sample_rate: int, shard_bytes: int) -
     shards = []
     for number, group in enumerate(groups):
         members = [recordings[place] for place in group]
-        content = [[r.name, r.split, dict(r.labels), sizes[place]] for r, place in zip(members, group)]
-        shards.append(_Shard(number, members, sum(sizes[i] for i in group), _digest([FORMAT, sample_rate, content])))
+        content = [[r.name, r.split, r.piece, dict(r.labels), sizes[place]] for r, place in zip(members, group)]
+        shards.append(_Shard(number, members, sum(sizes[i] for i in group), _digest([FORMAT, source.rate, content])))
     return shards
 
 
-def _is_done(partial: Path, shard: _Shard) -> bool:
+def _is_done(partial: Path, shard: _Shard, row_bytes: int) -> bool:
     try:
         with np.load(partial / WORK / f"{shard.number}.npz") as record:
             size = (partial / _shard_file(shard.number)).stat().st_size
-            return str(record["key"]) == shard.key and size == record["frames"].sum() * PCM.itemsize
+            return str(record["key"]) == shard.key and size == record["frames"].sum() * row_bytes
     except FileNotFoundError:
         return False
 
@@ -473,15 +573,13 @@ def _check_space(folder: Path, need: int) -> None:
         )
 
 
-def _build(
-    partial: Path, shards: list[_Shard], sample_rate: int, processes: int, advance: Callable[[int], None]
-) -> None:
+def _build(partial: Path, shards: list[_Shard], source: Source, processes: int, advance: Callable[[int], None]) -> None:
     """Build shards in processes side by side; the first failure ends them all."""
     running: dict[Any, multiprocessing.Process] = {}
     try:
         for first in range(min(processes, len(shards))):
             receive, send = multiprocessing.Pipe(duplex=False)
-            job = (send, partial, shards[first::processes], sample_rate)
+            job = (send, partial, shards[first::processes], source)
             running[receive] = multiprocessing.Process(target=_work, args=job, daemon=True)
             running[receive].start()
             send.close()  # so that the end of the process is the end of the pipe
@@ -507,7 +605,7 @@ def _build(
             process.join()
 
 
-def _work(send: Connection, partial: Path, shards: list[_Shard], sample_rate: int) -> None:
+def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
     builder = multiprocessing.parent_process()
 
@@ -519,25 +617,28 @@ def _work(send: Connection, partial: Path, shards: list[_Shard], sample_rate: in
     try:
         with _explained(partial):
             for shard in shards:
-                _build_shard(partial, shard, sample_rate, written)
+                _build_shard(partial, shard, source, written)
     except UserError as error:
         send.send(error)
 
 
-def _build_shard(partial: Path, shard: _Shard, sample_rate: int, written: Callable[[int], None]) -> None:
+def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable[[int], None]) -> None:
     """Write a shard, and when it is on the disk, the record that says so."""
-    digest, frames, clipped, notes = hashlib.sha256(), [], [], []
+    digest, frames, clipped, notes, digests = hashlib.sha256(), [], [], [], []
     with _written_whole(partial / _shard_file(shard.number)) as file:
         for recording in shard.recordings:
+            own = hashlib.sha256()
             frames.append(0)
             clipped.append(0)
-            for block in read_blocks(recording.audio, sample_rate):
-                samples, beyond = to_int16(block)
-                file.write(samples.data)
-                digest.update(samples.data)
-                frames[-1] += len(samples)
+            for block, beyond in source.rows(recording):
+                data = block.astype(source.dtype, order="C", copy=False).data
+                file.write(data)
+                digest.update(data)
+                own.update(data)
+                frames[-1] += len(block)
                 clipped[-1] += beyond
-                written(samples.nbytes)
+                written(block.nbytes)
+            digests.append(np.frombuffer(own.digest()[:16], np.uint8))
             notes.append(NO_NOTES if recording.notes is None else recording.notes())
     with _written_whole(partial / WORK / f"{shard.number}.npz") as file:
         np.savez(
@@ -545,6 +646,7 @@ def _build_shard(partial: Path, shard: _Shard, sample_rate: int, written: Callab
             key=shard.key,
             frames=np.array(frames),
             clipped=np.array(clipped),
+            digest=np.stack(digests),
             notes=np.concatenate([NO_NOTES, *notes]),
             notes_each=np.array([len(rows) for rows in notes]),
             sha256=digest.hexdigest(),
@@ -558,7 +660,7 @@ def to_int16(audio: Audio) -> tuple[NDArray[np.int16], int]:
     return kept.astype(PCM), int(np.count_nonzero(kept != scaled))
 
 
-def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
+def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str, Any]) -> None:
     """Join the records of all shards to index and notes, and state it all in the manifest."""
     records = []
     for shard in shards:
@@ -569,6 +671,8 @@ def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
     notes_each = np.concatenate([record["notes_each"] for record in records])
     splits = list(dict.fromkeys(recording.split for recording in recordings))
     split = np.array([splits.index(recording.split) for recording in recordings], np.uint8)
+    pieces = list(dict.fromkeys(recording.piece for recording in recordings if recording.piece))
+    code = {piece: number for number, piece in enumerate(pieces)}
     labels = list(recordings[0].labels)
 
     notes = np.concatenate([record["notes"] for record in records])
@@ -580,6 +684,9 @@ def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
         "frames": frames,
         "clipped": np.concatenate([record["clipped"] for record in records]),
         "split": split,
+        "piece": np.array([code.get(recording.piece, -1) for recording in recordings], np.int64),
+        "digest": np.concatenate([record["digest"] for record in records]),
+        "outside": source.outside,
         "notes_end": np.cumsum(notes_each),
         "names": np.frombuffer("\n".join(recording.name for recording in recordings).encode(), np.uint8),
     }
@@ -591,14 +698,17 @@ def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
     manifest = {
         "format": FORMAT,
         **facts,
+        "sample_rate": source.rate,
+        "dtype": source.dtype.str,
+        "width": source.width,
         "labels": labels,
         "splits": {
             name: {
-                "recordings": int((split == code).sum()),
-                "hours": round(int(frames[split == code].sum()) / facts["sample_rate"] / 3600, 4),
-                "notes": int(notes_each[split == code].sum()),
+                "recordings": int((split == number).sum()),
+                "hours": round(int(frames[split == number].sum()) / source.rate / 3600, 4),
+                "notes": int(notes_each[split == number].sum()),
             }
-            for code, name in enumerate(splits)
+            for number, name in enumerate(splits)
         },
         "notes": len(notes),
         "longest_note": float((notes[:, 1] - notes[:, 0]).max(initial=0.0)),
@@ -611,7 +721,7 @@ def _finish(partial: Path, shards: list[_Shard], facts: dict[str, Any]) -> None:
 
 
 def _shard_file(number: int) -> str:
-    return f"shard-{number:05}.pcm"
+    return f"shard-{number:05}.rows"
 
 
 def _digest(content: Any) -> str:

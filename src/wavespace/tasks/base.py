@@ -106,6 +106,14 @@ class Task(LightningModule):
         """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` float32 or int16."""
         return self.frontend(scaled(audio))
 
+    def features_of(self, batch: Batch) -> Tensor:
+        """Features `(B, C, F, T)` float32 of a batch: those that came with it, or those of its audio."""
+        if batch.features is None:
+            return self.features(batch.audio)
+        spec = self.frontend.out_spec
+        kept = batch.features.transpose(1, 2).unflatten(1, (spec.channels, spec.bins))  # (B, C, F, T)
+        return self.frontend.normalized(kept.float())
+
     def apply_model(self, features: Tensor) -> Tensor:
         """Model output in float32; channels last, in which convolutions run fastest on CPU and GPU alike."""
         return self.model(features.contiguous(memory_format=torch.channels_last)).float()
@@ -140,7 +148,7 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; losses go to the loggers every `log_every_n_steps`, so the device is not waited for in between."""
-        features = self.features(batch.audio)  # (B, C, F, T)
+        features = self.features_of(batch)  # (B, C, F, T)
         losses = self.loss(self.apply_model(features), features, batch)
         self.train_loss = losses["loss"].detach()
         trainer: Any = self.trainer
@@ -153,7 +161,7 @@ class Task(LightningModule):
     def observe_batch(self, batch: Batch) -> list[Any]:
         """What `summarize` needs of each item of a batch, which may still be on the CPU."""
         moved = self.transfer_batch_to_device(batch, self.device, 0)
-        features = self.features(moved.audio)
+        features = self.features_of(moved)
         return self.observe(self.apply_model(features), features, moved)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
