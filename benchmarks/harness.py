@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One comparison. `ours` and `peer` are seconds (medians); `goal` bounds `ratio` = ours / peer from above."""
+    """One comparison, in seconds (medians) unless told; `goal` bounds `ratio` = ours / peer from above."""
 
     name: str
     ours: float
     peer: float
     peer_name: str
     goal: float
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
