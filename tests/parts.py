@@ -27,8 +27,14 @@ MODELS = {
     "peaks": ["model=peaks"],
     "unet": ["model=unet", "model.width=2", "model.depth=2"],
     "unet both": ["model=unet", "model.width=2", "model.depth=3", "model.pool=both", "model.skips=gated"],
+    "unet1d": ["model=unet1d", "model.width=2", "model.depth=2"],
+    "conv1d": ["model=conv1d", "model.width=2", "model.depth=2", "model.latent=4"],
     "conv2d": ["model=conv2d", "model.width=2", "model.depth=2"],
     "conv2d both": ["model=conv2d", "model.width=2", "model.depth=3", "model.pool_time=true"],
+    "tcn": ["model=tcn", "model.width=8", "model.layers=3"],
+    "local_mlp": ["model=local_mlp", "model.width=8"],
+    "transformer": ["model=transformer", "model.width=8", "model.heads=2", "model.hidden=8", "model.window=7"],
+    "crnn": ["model=crnn", "model.width=2", "model.depth=2", "model.hidden=4"],
 }
 
 

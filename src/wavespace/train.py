@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from wavespace.build import Parts
 
 MEASURED = 256
-"""Windows of training audio over which a front-end with normalize=dataset is measured; a multiple of 8."""
+"""Windows of training audio on which a front-end with normalize=dataset is measured, and a baseline is fitted."""
 
 
 def main() -> None:
@@ -128,14 +129,18 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
 
 def _measure(trainer: Any, task: Any) -> None:
     """Measure the front-end on the training device; each rank takes the same windows, whatever workers and batches."""
+    if trainer.is_global_zero:
+        print(f"measuring the front-end on {MEASURED} windows of training audio")
+    task.frontend.measure(audio.to(task.device) for audio in _training_audio(trainer.datamodule))
+
+
+def _training_audio(data: Any) -> Iterator[Any]:
+    """Audio `(8, 1, N)` float32 of the first `MEASURED` training windows."""
     from wavespace.data.base import collate
     from wavespace.tasks.base import scaled
 
-    if trainer.is_global_zero:
-        print(f"measuring the front-end on {MEASURED} windows of training audio")
-    stream = trainer.datamodule.train_set
-    batches = (collate([stream[p] for p in range(start, start + 8)]) for start in range(0, MEASURED, 8))
-    task.frontend.measure(scaled(batch.audio.to(task.device)) for batch in batches)
+    for start in range(0, MEASURED, 8):
+        yield scaled(collate([data.train_set[position] for position in range(start, start + 8)]).audio)
 
 
 def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
@@ -145,7 +150,7 @@ def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
 
 
 def _baseline(cfg: DictConfig, parts: Parts) -> Any:
-    """The task with a model that learns nothing; its threshold is chosen on validation, as the trained one's was."""
+    """The task with a model that no gradient teaches; its threshold, too, is chosen on validation."""
     from wavespace.build import build_task
     from wavespace.evaluate import score
 
@@ -154,6 +159,9 @@ def _baseline(cfg: DictConfig, parts: Parts) -> Any:
     task = build_task(changed, parts.data.spec)
     measured = {key: value for key, value in parts.task.frontend.state_dict().items() if key in ("mean", "std")}
     task.frontend.load_state_dict(measured, strict=False)  # kernels that have learned stay out of it
+    model: Any = task.model
+    if hasattr(model, "fit"):
+        model.fit(task.features(audio) for audio in _training_audio(parts.data))
     score(task, parts.data, "val", tune=True)
     return task
 

@@ -1,9 +1,9 @@
-"""What models share: scaling by the spec, padding to a multiple, a change of frequency axis, a convolution block."""
+"""What models share: scaling by the spec, a change of frequency axis, convolutions, a bottleneck, how far they hear."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from wavespace.spec import FeatureSpec
 
 Norm = Literal["batch", "group"]
+
+UNBOUNDED_CONTEXT = 64
+"""Frames on each side that count as heard by a layer that nothing bounds: a recurrent one, attention to all."""
 
 
 class Scale(nn.Module):
@@ -64,8 +67,21 @@ def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, frames, 0, rows)) if rows or frames else x
 
 
+def as_frames(x: Tensor) -> Tensor:
+    """`(B, C, F, T)` to one vector a frame, `(B, C * F, 1, T)`."""
+    return x.flatten(1, 2).unsqueeze(2)
+
+
+def from_frames(x: Tensor, channels: int, bins: int) -> Tensor:
+    """Undo `as_frames`: `(B, channels * bins, 1, T)` to `(B, channels, bins, T)`."""
+    return x.unflatten(1, (channels, bins)).squeeze(3)
+
+
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
-    """Batch norm (equal for windows and whole files at inference), or group norm (independent of the batch)."""
+    """Batch norm (equal for windows and whole files at inference), or group norm (independent of the batch).
+
+    Group norm takes its statistics over all frames that it is given, so each frame depends a little on all others.
+    """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(max(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
@@ -84,3 +100,80 @@ class ConvBlock(nn.Sequential):
             norm_layer(norm, channels_out),
             nn.GELU(),
         )
+
+
+class Bottleneck(nn.Module):
+    """The middle of an autoencoder `(B, W, rows, T)` to codes `(B, numbers, 1, T)` and back, each frame alone.
+
+    Both ways are linear and learned; without `numbers` the middle itself is the code, and nothing is learned. With
+    batch norm each number of a code has about mean 0 and variance 1: such nets learn in a fraction of the steps.
+    """
+
+    def __init__(self, channels: int, rows: int, numbers: int | None, norm: Norm) -> None:
+        super().__init__()
+        self.channels, self.rows = channels, rows
+        self.narrow: nn.Module = nn.Identity()
+        self.widen: nn.Module = nn.Identity()
+        if numbers:
+            self.narrow = nn.Conv2d(channels * rows, numbers, 1)
+            if norm == "batch":  # group norm would take the level of a whole window out of its codes
+                self.narrow = nn.Sequential(self.narrow, nn.BatchNorm2d(numbers, affine=False))
+            self.widen = nn.Conv2d(numbers, channels * rows, 1)
+
+    def into(self, x: Tensor) -> Tensor:
+        """`(B, W, rows, T)` to codes."""
+        return self.narrow(as_frames(x))
+
+    def out(self, code: Tensor) -> Tensor:
+        """Codes to `(B, W, rows, T)`."""
+        return from_frames(self.widen(code), self.channels, self.rows)
+
+
+class Autoencoder(Protocol):
+    """A model whose output depends on its input through a code alone; `decode(encode(x))[..., :T]` is its output."""
+
+    step: int
+    """Frames that share a code: 1 unless time is pooled."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` to codes `(B, numbers, 1, ceil(T / step))`."""
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Codes `(B, numbers, 1, t)` to `(B, C', F', t * step)`."""
+
+
+def widths_of(width: int, max_width: int, depth: int, growth: int) -> list[int]:
+    """Channels at each of `depth + 1` levels, from full resolution down."""
+    return [min(width * growth**level, max_width) for level in range(depth + 1)]
+
+
+def bottleneck_of(
+    in_spec: FeatureSpec, widths: list[int], stride: tuple[int, int], latent: int | None, norm: Norm
+) -> Bottleneck:
+    """The bottleneck of `latent` numbers a frame for a net that shrinks frequency and time by `stride` at each level.
+
+    Raises:
+        ValueError: the features or a level hold fewer numbers a frame, so that it would be none.
+    """
+    depth = len(widths) - 1
+    top = in_spec.bins + -in_spec.bins % stride[0] ** depth  # rows after padding
+    held = [wide * (top // stride[0] ** level) // stride[1] ** level for level, wide in enumerate(widths)]
+    most = min(in_spec.channels * in_spec.bins, *held)
+    if latent is not None and not 1 <= latent <= most:
+        raise ValueError(f"latent is {latent}; it takes 1 to {most} numbers a frame: no more pass the rest of the net")
+    return Bottleneck(widths[-1], top // stride[0] ** depth, latent and latent * stride[1] ** depth, norm)
+
+
+def precise(x: Tensor) -> Tensor:
+    """At least float32: a value in dB needs more digits than half precision has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def pooled_context(stem: int, block: int, stride: int, depth: int) -> int:
+    """Frames on each side that can change a frame of a net that shrinks time by `stride` at each of `depth` levels.
+
+    `stem` and `block` are the frames that the stem and each further block see on each side at their own resolution;
+    a frame also sees all frames that it was pooled with.
+    """
+    steps = [stride**level for level in range(depth + 1)]
+    return stem + block * (sum(steps[1:]) + sum(steps[:-1])) + steps[-1] - 1

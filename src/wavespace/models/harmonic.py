@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
-from wavespace.models.blocks import Scale
+from wavespace.models.blocks import Scale, precise
 from wavespace.spec import FeatureSpec
 
 
@@ -71,8 +71,11 @@ class Harmonic(nn.Module):
         dilations: (pitch, time) dilation of each residual layer. With 12 bins an octave 12, 7 and 12 reach the octave,
             the fifth (with the octave: the twelfth), and the double octave.
 
+    Attributes:
+        context: frames on each side that can change an output frame.
+
     Raises:
-        Incompatible: the features have no frequency axis in dB.
+        Incompatible: the features have no frequency axis of levels, in dB or normalised.
         ValueError: a setting is out of range.
     """
 
@@ -87,7 +90,7 @@ class Harmonic(nn.Module):
         dilations: tuple[tuple[int, int], ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
     ) -> None:
         super().__init__()
-        if in_spec.unit != "dB" or in_spec.bins < 2:
+        if in_spec.unit not in ("dB", "sd") or in_spec.bins < 2:
             raise Incompatible(
                 f"model=harmonic stacks the rows at harmonics of a pitch, in dB, and features of {in_spec} have none; "
                 "use a front-end that has, such as frontend=multi_resolution or frontend=cqt, "
@@ -109,6 +112,7 @@ class Harmonic(nn.Module):
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
+        self.context = 2 + sum(time for _, time in dilations) + 1  # of stem, trunk and head
         self.trunk = nn.Sequential(*(Residual(width, dilation) for dilation in dilations))
         self.head = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False),
@@ -120,4 +124,4 @@ class Harmonic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
         x = self.stem(self.stack(self.scale.into(x)))  # (B, width, F', T)
-        return self.target.out(self.head(self.trunk(x)))  # (B, C', F', T)
+        return self.target.out(precise(self.head(self.trunk(x))))  # (B, C', F', T)

@@ -1,4 +1,7 @@
-"""UNet over frequency, or over frequency and time (Ronneberger et al., 2015; on spectrograms Jansson et al., 2017)."""
+"""UNet over frequency, or over frequency and time (Ronneberger et al., 2015; on spectrograms Jansson et al., 2017).
+
+With `kernel: [5, 1]` and `pool: frequency` it is one-dimensional: each frame alone.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wavespace.models.blocks import ConvBlock, Norm, Rebin, Scale, norm_layer, pad_to
+from wavespace.errors import Incompatible
+from wavespace.models.blocks import (
+    ConvBlock,
+    Norm,
+    Rebin,
+    Scale,
+    bottleneck_of,
+    norm_layer,
+    pad_to,
+    pooled_context,
+    precise,
+    widths_of,
+)
 from wavespace.spec import FeatureSpec
 
 
@@ -17,14 +32,21 @@ class UNet(nn.Module):
     Args:
         in_spec: features.
         out_spec: what the task needs.
-        width: channels at full resolution; they double at each level up to `max_width`.
+        width: channels at full resolution; they grow by `stride` at each level up to `max_width`.
         max_width: channels at most.
         depth: levels.
         skips: how a level joins its counterpart: concatenated, added through a learned sigmoid gate a channel
             (closed to 0.12 at first, so that the deep path learns too), or not at all.
-        pool: what is halved at each level; an axis of one bin is not.
+        latent: numbers a frame at the narrowest point, a linear map there and back, without skips only; null leaves
+            the middle as it is. A code that serves several frames holds as many times `latent` numbers.
+        pool: what is shrunk at each level; an axis of one bin is not.
+        stride: by how much.
         kernel: size of the convolutions along frequency and time; `[5, 1]` sees each frame alone.
         norm: kind of normalisation.
+
+    Attributes:
+        step: frames that share a code, without skips.
+        context: frames on each side that can change an output frame; with group norm, all of the window a little.
 
     Raises:
         ValueError: a setting is out of range.
@@ -39,7 +61,9 @@ class UNet(nn.Module):
         max_width: int = 1024,
         depth: int = 4,
         skips: Literal["concat", "gated", "none"] = "concat",
+        latent: int | None = None,
         pool: Literal["frequency", "both"] = "frequency",
+        stride: int = 2,
         kernel: tuple[int, int] = (3, 3),
         norm: Norm = "batch",
     ) -> None:
@@ -48,23 +72,31 @@ class UNet(nn.Module):
             raise ValueError(f"width is {width}, max_width {max_width} and depth {depth}; each must be at least 1")
         if any(size < 1 or size % 2 == 0 for size in kernel):
             raise ValueError(f"kernel is {list(kernel)}; both sizes must be odd, so that input and output align")
+        if stride < 2:
+            raise ValueError(f"stride is {stride}; it must be at least 2")
+        if latent is not None and skips != "none":
+            raise ValueError(f"latent is {latent}, but skips={skips} carries features around it; set skips=none")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
-        self.skips = skips
-        stride = (2 if in_spec.bins > 1 else 1, 2 if pool == "both" else 1)
-        self.multiple = (stride[0] ** depth, stride[1] ** depth)
-        widths = [min(width * 2**level, max_width) for level in range(depth + 1)]
+        self.skips, self.bins = skips, in_spec.bins
+        kernel = (kernel[0] if in_spec.bins > 1 else 1, kernel[1])
+        shrink = (stride if in_spec.bins > 1 else 1, stride if pool == "both" else 1)
+        self.multiple = (shrink[0] ** depth, shrink[1] ** depth)
+        self.step = self.multiple[1]
+        self.context = pooled_context(2 * (kernel[1] // 2), 2 * (kernel[1] // 2), shrink[1], depth)
+        widths = widths_of(width, max_width, depth, stride)
         self.stem = ConvBlock(in_spec.channels, widths[0], kernel, norm)
         self.down = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(narrow, wide, stride, stride, bias=False),
+                nn.Conv2d(narrow, wide, shrink, shrink, bias=False),
                 norm_layer(norm, wide),
                 nn.GELU(),
                 ConvBlock(wide, wide, kernel, norm),
             )
             for narrow, wide in zip(widths, widths[1:])
         )
+        self.bottleneck = bottleneck_of(in_spec, widths, shrink, latent, norm)
         up = list(zip(widths[:0:-1], widths[-2::-1]))  # deepest first
-        self.up = nn.ModuleList(nn.ConvTranspose2d(wide, narrow, stride, stride) for wide, narrow in up)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(wide, narrow, shrink, shrink) for wide, narrow in up)
         self.join = nn.ModuleList(
             ConvBlock(2 * narrow if skips == "concat" else narrow, narrow, kernel, norm) for _, narrow in up
         )
@@ -75,17 +107,50 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        bins, frames = x.shape[2:]
+        levels = self._down(x)
+        deepest = levels.pop()
+        if self.skips == "none":
+            deepest = self.bottleneck.out(self.bottleneck.into(deepest))
+        return self._up(deepest, levels)[..., : x.shape[-1]]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` to codes `(B, numbers, 1, ceil(T / step))`; numbers is `latent * step`, if that is set.
+
+        Raises:
+            Incompatible: there are skips, so that what comes out depends on more than a code.
+        """
+        self._need_no_skips()
+        return self.bottleneck.into(self._down(x)[-1])
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Codes `(B, numbers, 1, t)` to `(B, C', F', t * step)`.
+
+        Raises:
+            Incompatible: there are skips.
+        """
+        self._need_no_skips()
+        return self._up(self.bottleneck.out(code), [])
+
+    def _need_no_skips(self) -> None:
+        if self.skips != "none":
+            raise Incompatible(
+                f"model=unet with skips={self.skips} has no code that holds all of a frame; "
+                "use model.skips=none, model=conv1d or model=conv2d"
+            )
+
+    def _down(self, x: Tensor) -> list[Tensor]:
+        """Each level `(B, W, F / stride**level, …)`, the deepest last."""
         levels = [self.stem(pad_to(self.scale.into(x), self.multiple))]
         for down in self.down:
             levels.append(down(levels[-1]))
-        x = levels.pop()  # (B, width * 2**depth, F / 2**depth, T)
+        return levels
+
+    def _up(self, x: Tensor, levels: list[Tensor]) -> Tensor:
         for level, (up, join) in enumerate(zip(self.up, self.join)):
-            x, skip = up(x), levels.pop()
+            x = up(x)
             if self.skips == "concat":
-                x = torch.cat([x, skip], 1)
+                x = torch.cat([x, levels.pop()], 1)
             elif self.skips == "gated":
-                x = x + self.gates[level].sigmoid() * skip
+                x = x + self.gates[level].sigmoid() * levels.pop()
             x = join(x)
-        x = self.rebin(x[:, :, :bins, :frames])  # (B, width, F', T)
-        return self.target.out(self.head(x))  # (B, C', F', T)
+        return self.target.out(precise(self.head(self.rebin(x[:, :, : self.bins]))))  # (B, C', F', T)

@@ -1,0 +1,83 @@
+"""A dilated temporal convolutional network (Bai, Kolter and Koltun, 2018), which looks both ways.
+
+Each frame's features become one vector, and what follows runs along time alone.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from wavespace.models.blocks import Norm, Scale, as_frames, from_frames, norm_layer, precise
+from wavespace.spec import FeatureSpec
+
+
+class Dilated(nn.Module):
+    """Dilated convolution along time, norm, GELU, dropout, and a linear map, added to its input."""
+
+    def __init__(self, width: int, kernel: int, dilation: int, dropout: float, norm: Norm) -> None:
+        super().__init__()
+        same = (0, dilation * (kernel // 2))
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, (1, kernel), padding=same, dilation=(1, dilation), bias=False),
+            norm_layer(norm, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, width, 1, T)` to the same."""
+        return x + self.layers(x)
+
+
+class TCN(nn.Module):
+    """Residual convolutions along time whose dilation doubles at each layer: 1, 2, 4, …
+
+    Args:
+        in_spec: features.
+        out_spec: what the task needs.
+        width: numbers a frame within.
+        layers: residual layers.
+        kernel: frames that a convolution sees, odd.
+        dropout: share of activations that are dropped in training.
+        norm: kind of normalisation.
+
+    Attributes:
+        context: frames on each side that can change an output frame, `kernel // 2 * (2**layers - 1)`; with group norm,
+            all of the window a little.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        in_spec: FeatureSpec,
+        out_spec: FeatureSpec,
+        *,
+        width: int = 128,
+        layers: int = 4,
+        kernel: int = 5,
+        dropout: float = 0.0,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        if min(width, layers) < 1:
+            raise ValueError(f"width is {width} and layers {layers}; each must be at least 1")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel is {kernel}; it must be odd, so that input and output align")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; it must be from 0 to below 1")
+        self.scale, self.target = Scale(in_spec), Scale(out_spec)
+        self.shape = (out_spec.channels, out_spec.bins)
+        self.context = kernel // 2 * (2**layers - 1)
+        self.stem = nn.Conv2d(in_spec.channels * in_spec.bins, width, 1)
+        self.trunk = nn.Sequential(*(Dilated(width, kernel, 2**layer, dropout, norm) for layer in range(layers)))
+        self.head = nn.Sequential(
+            norm_layer(norm, width), nn.GELU(), nn.Conv2d(width, out_spec.channels * out_spec.bins, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` to `(B, C', F', T)`."""
+        x = self.trunk(self.stem(as_frames(self.scale.into(x))))  # (B, width, 1, T)
+        return self.target.out(from_frames(precise(self.head(x)), *self.shape))  # (B, C', F', T)
