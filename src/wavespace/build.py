@@ -5,6 +5,7 @@ Whatever can't work together is refused here, on the meta device, before data, n
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -63,14 +64,15 @@ def probe(cfg: DictConfig, audio: AudioSpec) -> Task:
         features = task.frontend.out_spec
         frames = features.frames(audio.samples, audio.sample_rate)
         wanted = (2, task.out_spec.channels, task.out_spec.bins, frames)
-        named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
         try:
             found = tuple(task.eval()(torch.empty(2, 1, audio.samples)).shape)
         except UserError:
             raise
         except Exception as error:
+            named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
             raise Incompatible(f"{named} can't process {frames} frames: {error}") from error
     if found != wanted:
+        named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
         raise Incompatible(f"{named} gives {found}, but task={_name(cfg.task)} needs {wanted} ({task.out_spec})")
     return task
 
@@ -109,15 +111,25 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
 def _name(node: DictConfig) -> str:
     """How a person calls a part: the choice whose file is most like it, else its target."""
     target = str(node.get("_target_"))
-    alike: dict[str, int] = {}
-    for group in config.GROUPS:
-        for choice in config.choices(group):
-            stored = OmegaConf.to_container(OmegaConf.load(config.conf_dir() / group / f"{choice}.yaml"))
-            if isinstance(stored, dict) and stored.get("_target_") == target:
-                alike[choice] = sum(node.get(str(key)) == value for key, value in stored.items())
+    alike = {
+        choice: sum(node.get(str(key)) == value for key, value in stored.items())
+        for choice, stored in _shipped()
+        if stored.get("_target_") == target
+    }
     return max(alike, key=lambda choice: alike[choice]) if alike else target
 
 
+@lru_cache
+def _shipped() -> list[tuple[str, dict[Any, Any]]]:
+    """Each choice of each group, and what its file says."""
+    files = [
+        config.conf_dir() / group / f"{choice}.yaml" for group in config.GROUPS for choice in config.choices(group)
+    ]
+    stored = [(file.stem, OmegaConf.to_container(OmegaConf.load(file))) for file in files]
+    return [(choice, section) for choice, section in stored if isinstance(section, dict)]
+
+
+@lru_cache
 def _data_with(labels: tuple[str, ...]) -> list[str]:
     found = []
     for choice in config.choices("data"):
