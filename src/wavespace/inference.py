@@ -14,7 +14,7 @@ from wavespace.tasks.base import Task
 WINDOW, CONTEXT = 448, 64
 """Frames kept of each window, and least frames of context on each side: multiples of every pooling factor up to 64."""
 MODEL_CONTEXT = 32
-"""Frames on each side that a model is given beside those that its front-end hears."""
+"""Frames on each side, beside those that its front-end hears, that a model is given which states no `context`."""
 
 
 @torch.inference_mode()
@@ -25,7 +25,8 @@ def stream(task: Task, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Tensor
     """
     spec, rate = task.frontend.out_spec, task.frontend.in_spec.sample_rate
     hop = round(rate / spec.frame_rate)
-    context = CONTEXT * -(-(task.frontend.context + MODEL_CONTEXT) // CONTEXT)
+    heard = task.frontend.context + int(getattr(task.model, "context", MODEL_CONTEXT))
+    context = CONTEXT * -(-heard // CONTEXT)
     buffer = np.zeros(context * hop, dtype=np.float32)  # starts `context` frames before the next frame to give
     total = given = 0
 

@@ -442,11 +442,12 @@ def test_a_length_that_nobody_says_is_no_hindrance(server: FileServer, tmp_path:
 
 
 def test_an_encoding_that_a_server_adds_by_the_name_is_not_undone(server: FileServer, tmp_path: Path) -> None:
-    server.files["data.tar.gz"] = gzip.compress(DATA)
+    zipped = gzip.compress(DATA)
+    server.files["data.tar.gz"] = zipped
     for server.ranges in (True, False):
         server.fault = lambda request: Fault(headers={"Content-Encoding": "gzip"})
         fetch(server.url("data.tar.gz"), tmp_path / f"{server.ranges}")
-        assert (tmp_path / f"{server.ranges}").read_bytes() == gzip.compress(DATA)
+        assert (tmp_path / f"{server.ranges}").read_bytes() == zipped
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -922,7 +923,7 @@ def test_what_is_no_archive_is_told(tmp_path: Path, suffix: str) -> None:
         extract(Path(shutil.copy(archive, tmp_path / "set.rar")), tmp_path / "data", inside)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from([".zip", ".tar", ".tgz"]), st.floats(0, 1), st.booleans(), st.integers(0, 7))
 @example(".tgz", 1.0, True, 0)
 def test_a_damaged_archive_is_a_sentence_and_gives_nothing_half(

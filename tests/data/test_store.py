@@ -496,7 +496,7 @@ def test_a_disk_that_fills_up_is_told_and_what_is_finished_is_kept(stored: Store
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # the shard of Nº 2 has 16,000 bytes
     try:
-        with pytest.raises(UserError, match=r"can't be written \(File too large\); what is finished is kept"):
+        with pytest.raises(UserError, match=r"can't be read or written \(File too large\); what is finished is kept"):
             put(folder, recordings, processes=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -510,7 +510,7 @@ def test_a_disk_that_fills_up_is_told_and_what_is_finished_is_kept(stored: Store
 def test_a_folder_that_can_t_be_made_is_a_sentence(tmp_path: Path) -> None:
     recordings = recordings_in(tmp_path / "audio")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"can't be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"can't be read or written \(Not a directory\)"):
         put(tmp_path / "file" / "store", recordings)
 
 

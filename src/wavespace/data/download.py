@@ -34,6 +34,7 @@ import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 
+from wavespace.data.disk import check_space, explained, hash_into, written_whole
 from wavespace.errors import BadInput, UserError
 from wavespace.terminal import byte_progress
 
@@ -70,11 +71,11 @@ def fetch(url: str, target: Path, *, digest: str | None = None, connections: int
     if target.exists():
         return verify(target, digest) if digest else None
     hasher = _hasher(digest)
-    with _explained(target), _Part(target) as part:
+    with explained(target), _Part(target) as part:
         remote = _Remote(url, connections)
         size = remote.size or 0
         kept = part.keep(remote.origin, size) if remote.ranges else part.clear()
-        _check_space(target.parent, size - kept)
+        check_space(target.parent, size - kept)
         with byte_progress(target.name, size) as advance:
 
             def stream() -> None:
@@ -89,7 +90,7 @@ def fetch(url: str, target: Path, *, digest: str | None = None, connections: int
 
             if remote.ranges:
                 part.file.seek(0)
-                _hash(part.file, hasher, advance)
+                hash_into(hasher, part.file, advance)
                 with closing(remote.pieces(_segments(kept, size), advance)) as pieces:
                     for piece in pieces:
                         part.append(piece)
@@ -114,11 +115,11 @@ def verify(path: Path, digest: str) -> None:
     """
     hasher = _hasher(digest)
     with (
-        _explained(path),
+        explained(path),
         path.open("rb") as file,
         byte_progress(f"verifying {path.name}", path.stat().st_size) as advance,
     ):
-        _hash(file, hasher, advance)
+        hash_into(hasher, file, advance)
     if _digest(hasher) != digest:
         raise BadInput(
             f"{path}: has {_digest(hasher)} and should have {digest}; it is damaged, or another file, so delete it "
@@ -171,9 +172,9 @@ class RemoteZip:
             return
         compressed = [info.compress_size for info, _ in todo]
         name = PurePosixPath(urlsplit(self.url).path).name
-        with _explained(folder), _Part(folder / name) as part:
+        with explained(folder), _Part(folder / name) as part:
             kept = part.keep(self._origin(todo[0][0]), compressed[0])
-            _check_space(folder, sum(info.file_size for info, _ in todo) + max(compressed) - kept)
+            check_space(folder, sum(info.file_size for info, _ in todo) + max(compressed) - kept)
             starts = self._data_starts([info for info, _ in todo])
             starts[0], compressed[0] = starts[0] + kept, compressed[0] - kept
             spans = [span for start, size in zip(starts, compressed) for span in _segments(start, start + size)]
@@ -194,7 +195,7 @@ class RemoteZip:
         way_out = "repeat the command, and if that doesn't help, download the archive by other means"
         compressed.seek(0)
         with _intact(f"{self.url}: {info.filename}", way_out), zipfile.ZipExtFile(compressed, "r", info) as content:
-            _write(path, cast(IO[bytes], content), info.file_size)
+            _copy(content, path, info.file_size)
 
     def _origin(self, info: zipfile.ZipInfo) -> str:
         return f"{self._remote.origin}\nfrom byte {info.header_offset}"
@@ -224,7 +225,7 @@ def extract(archive: Path, folder: Path, targets: Callable[[str], Path | None], 
     if not archive.is_file() or not archive.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
         raise BadInput(f"{archive}: there is no .zip, .tar, .tar.gz or .tgz")
     with (
-        _explained(folder),
+        explained(folder),
         archive.open("rb") as raw,
         _Part(folder / archive.name) as part,  # for its lock: who fetches members writes the same files
         _trusted_or_none() as written,
@@ -235,12 +236,12 @@ def extract(archive: Path, folder: Path, targets: Callable[[str], Path | None], 
         wanted: Iterable[tuple[_Member, Path]] = _wanted(members, archive, folder, targets, limit)
         if archive.suffix == ".zip":
             wanted = list(wanted)
-            _check_space(folder, sum(member.size for member, _ in wanted))
+            check_space(folder, sum(member.size for member, _ in wanted))
         done = 0
         for member, path in wanted:
-            _check_space(folder, member.size)
+            check_space(folder, member.size)
             with cast(IO[bytes], member.open()) as content:
-                _write(path, content, member.size)
+                _copy(content, path, member.size)
             written.append(path)
             advance(raw.tell() - done)
             done = raw.tell()
@@ -574,18 +575,6 @@ class _Part:
         self._words.unlink(missing_ok=True)
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What the disk refuses, in a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't be read or written ({error.strerror or error}); what is finished is kept, so see to that "
-            "and repeat the command"
-        ) from None
-
-
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError,
     RuntimeError,  # it is encrypted, or compressed in a way that is unknown
@@ -601,15 +590,6 @@ def _intact(archive: str, way_out: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         raise BadInput(f"{archive}: is damaged ({str(error) or 'it ends early'}); {way_out}") from None
-
-
-def _check_space(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(
-            f"{folder}: this takes {need / 1e9:.1f} GB more and {free / 1e9:.1f} GB are free; make room, or choose a "
-            "folder on another disk"
-        )
 
 
 def _within(folder: Path, relative: Path, name: str) -> Path:
@@ -634,23 +614,9 @@ def _digest(hasher: Any) -> str:
     return f"{hasher.name}:{hasher.hexdigest()}"
 
 
-def _hash(file: IO[bytes], hasher: Any, advance: Callable[[int], None]) -> None:
-    while block := file.read(2**20):
-        hasher.update(block)
-        advance(len(block))
-
-
-def _write(path: Path, content: IO[bytes], size: int) -> None:
-    """A file that has its name only when all of it is on the disk; what a kill leaves is written over next time."""
-    temporary = path.with_name(f".{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            shutil.copyfileobj(content, file, 2**20)
-            if file.tell() != size:
-                raise EOFError
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _copy(content: Any, path: Path, size: int) -> None:
+    """All that there is to read to a file, which must be of that size."""
+    with written_whole(path) as file:
+        shutil.copyfileobj(content, file, 2**20)
+        if file.tell() != size:
+            raise EOFError

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from torch.utils.data import Dataset
 
 from wavespace.data.audio import Audio, read_blocks, seconds_of
 from wavespace.data.base import NO_NOTES, Item, Notes, rng_for, shuffled
+from wavespace.data.disk import check_space, explained, hash_into, written_whole
 from wavespace.data.notes import window as sounding
 from wavespace.errors import BadInput, UserError
 from wavespace.terminal import byte_progress
@@ -460,7 +461,7 @@ def build_store(
     if not folder.exists():
         shards = _plan(recordings, source, shard_bytes)
         partial = folder.with_name(f".{folder.name}.partial")
-        with _explained(folder), _sole_builder(folder, partial):
+        with explained(folder), _sole_builder(folder, partial):
             if folder.exists():  # another process was quicker
                 shutil.rmtree(partial, ignore_errors=True)
             else:
@@ -468,7 +469,7 @@ def build_store(
                 todo = [shard for shard in shards if shard not in done]
                 _clear(partial, done)
                 kept, need = sum(shard.size for shard in done), sum(shard.size for shard in todo)
-                _check_space(folder, need)
+                check_space(folder.parent, need)
                 with byte_progress(f"preparing {folder.name}", kept + need, kept) as advance:
                     if processes == 0:
                         for shard in todo:
@@ -484,18 +485,6 @@ def build_store(
     if store.manifest["made_by"] != json.loads(json.dumps(made_by)):
         raise UserError(f"{folder}: holds a store of other settings ({MANIFEST} has them); choose another folder")
     return store
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """What the disk refuses, in a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder}: can't be written ({error.strerror or error}); "
-            "what is finished is kept, so see to that and repeat the command"
-        ) from None
 
 
 @contextmanager
@@ -564,15 +553,6 @@ def _clear(partial: Path, done: list[_Shard]) -> None:
             path.unlink()
 
 
-def _check_space(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder.parent).free
-    if need > free:
-        raise UserError(
-            f"{folder.parent}: preparing takes {need / 1e9:.1f} GB more and {free / 1e9:.1f} GB are free; "
-            "make room, or choose a folder on another disk"
-        )
-
-
 def _build(partial: Path, shards: list[_Shard], source: Source, processes: int, advance: Callable[[int], None]) -> None:
     """Build shards in processes side by side; the first failure ends them all."""
     running: dict[Any, multiprocessing.Process] = {}
@@ -615,7 +595,7 @@ def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source)
         send.send(size)
 
     try:
-        with _explained(partial):
+        with explained(partial):
             for shard in shards:
                 _build_shard(partial, shard, source, written)
     except UserError as error:
@@ -625,7 +605,7 @@ def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source)
 def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable[[int], None]) -> None:
     """Write a shard, and when it is on the disk, the record that says so."""
     digest, frames, clipped, notes, digests = hashlib.sha256(), [], [], [], []
-    with _written_whole(partial / _shard_file(shard.number)) as file:
+    with written_whole(partial / _shard_file(shard.number)) as file:
         for recording in shard.recordings:
             own = hashlib.sha256()
             frames.append(0)
@@ -640,7 +620,7 @@ def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable
                 written(block.nbytes)
             digests.append(np.frombuffer(own.digest()[:16], np.uint8))
             notes.append(NO_NOTES if recording.notes is None else recording.notes())
-    with _written_whole(partial / WORK / f"{shard.number}.npz") as file:
+    with written_whole(partial / WORK / f"{shard.number}.npz") as file:
         np.savez(
             file,
             key=shard.key,
@@ -676,7 +656,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
     labels = list(recordings[0].labels)
 
     notes = np.concatenate([record["notes"] for record in records])
-    with _written_whole(partial / NOTES) as file:
+    with written_whole(partial / NOTES) as file:
         np.save(file, notes)
     index: dict[str, Any] = {
         "shard": np.repeat(np.arange(len(shards)), [len(shard.recordings) for shard in shards]),
@@ -691,7 +671,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
         "names": np.frombuffer("\n".join(recording.name for recording in recordings).encode(), np.uint8),
     }
     index |= {f"label_{name}": np.array([r.labels[name] for r in recordings], np.int64) for name in labels}
-    with _written_whole(partial / INDEX) as file:
+    with written_whole(partial / INDEX) as file:
         np.savez(file, **index)
     hashes = {_shard_file(shard.number): str(record["sha256"]) for shard, record in zip(shards, records)}
     hashes |= {name: _hash(partial / name) for name in (INDEX, NOTES)}
@@ -715,7 +695,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
         "clipped": int(sum(record["clipped"].sum() for record in records)),
         "files": {name: {"bytes": (partial / name).stat().st_size, "sha256": hash} for name, hash in hashes.items()},
     }
-    with _written_whole(partial / MANIFEST) as file:
+    with written_whole(partial / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=2).encode() + b"\n")
     _sync_folder(partial)
 
@@ -731,24 +711,8 @@ def _digest(content: Any) -> str:
 def _hash(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            advance(len(block))
+        hash_into(digest, file, advance)
     return digest.hexdigest()
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that has its name only when all of it is on the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -26,6 +26,7 @@ class PCA(nn.Module):
     """
 
     context = 0
+    step = 1
     mean: Tensor  # (1, C * F, 1, 1)
     basis: Tensor  # (C * F, latent), orthonormal
 
