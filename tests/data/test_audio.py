@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wavespace.data.audio import read_audio, read_blocks, seconds_of
@@ -200,3 +203,193 @@ def test_a_missing_file_and_a_folder_are_a_sentence(tmp_path: Path) -> None:
     assert "there is no such file" in refusal(tmp_path)
     with pytest.raises(BadInput, match="no such file"):
         seconds_of(tmp_path / "nowhere.wav")
+
+
+PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
+
+
+def wav(
+    path: Path,
+    data: bytes,
+    *,
+    tag: int = PCM,
+    channels: int = 1,
+    rate: int = RATE,
+    bits: int = 16,
+    align: int | None = None,
+    size: int | None = None,
+    more: bytes = b"",
+) -> Path:
+    """A WAV file, byte by byte, that may lie about its block alignment and its size."""
+    align = channels * bits // 8 if align is None else align
+    form = struct.pack("<HHIIHH", tag, channels, rate, rate * align % 2**32, align, bits) + more
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form
+    body += b"data" + struct.pack("<I", len(data) if size is None else size) + data
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return path
+
+
+def extension(kind: int, valid_bits: int) -> bytes:
+    """What WAVE_FORMAT_EXTENSIBLE adds: valid bits, no loudspeakers, and the kind of samples as a GUID."""
+    return struct.pack("<HHIH", 22, valid_bits, 0, kind) + bytes.fromhex("000000001000800000aa00389b71")
+
+
+def integers(audio: NDArray[np.float64], size: int) -> bytes:
+    """Samples as little-endian integers of `size` bytes."""
+    whole = [round(float(value) * 2 ** (8 * size - 1)) for value in audio]
+    return b"".join(value.to_bytes(size, "little", signed=True) for value in whole)
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize("kind", ["16", "24", "32", "float32", "float64"])
+def test_every_wav_of_the_standard_is_read(kind: str, extensible: bool, tmp_path: Path) -> None:
+    bits, tag = int(kind.removeprefix("float")), FLOAT if "float" in kind else PCM
+    data = tone(RATE).astype(f"<f{bits // 8}").tobytes() if tag == FLOAT else integers(tone(RATE), bits // 8)
+    more = extension(tag, bits) if extensible else b""
+    path = wav(tmp_path / "a.wav", data, tag=EXTENSIBLE if extensible else tag, bits=bits, more=more)
+    np.testing.assert_allclose(read_audio(path, RATE), tone(RATE), atol=0.5**16 if bits == 16 else 1e-6)
+
+
+@pytest.mark.parametrize("lie", [{"size": 2**31}, {"size": 2**32 - 1}, *({"align": n} for n in (0, 1, 3, 2**16 - 1))])
+def test_a_wav_that_lies_about_size_or_alignment_gives_its_samples(lie: dict[str, int], tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", integers(tone(RATE), 2), **lie)
+    np.testing.assert_allclose(read_audio(path, RATE), tone(RATE), atol=0.5**16)
+    np.testing.assert_array_equal(np.concatenate(list(read_blocks(path, RATE, 0.1))), read_audio(path, RATE))
+    assert seconds_of(path) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"channels": 0}, "can't be read as audio"),
+        ({"channels": 2**16 - 1, "align": 2}, "can't be read as audio"),
+        ({"channels": 1024}, "holds no samples"),
+        ({"bits": 0}, "can't be read as audio"),
+        ({"bits": 64}, "can't be read as audio"),
+        ({"tag": 77}, "can't be read as audio"),
+        ({"tag": EXTENSIBLE, "more": extension(99, 16)}, "can't be read as audio"),
+        ({"size": 0}, "holds no samples"),
+        ({"rate": 0}, "can't be read as audio"),
+        ({"rate": 2**32 - 1}, "can't be read as audio"),
+        ({"rate": 1}, "states 1 samples a second, not 1,000 to 1,000,000"),
+        ({"rate": 2**31 - 1}, "states 2,147,483,647 samples a second, not 1,000 to 1,000,000"),
+    ],
+)
+def test_a_wav_header_that_makes_no_sense_is_a_sentence(
+    fault: dict[str, int | bytes], reason: str, tmp_path: Path
+) -> None:
+    path = wav(tmp_path / "a.wav", integers(tone(RATE, 0.01), 2), **fault)  # type: ignore[arg-type]
+    assert reason in refusal(path)
+    with pytest.raises(BadInput, match=reason):
+        seconds_of(path)
+
+
+def test_a_double_too_large_for_float32_is_named(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", np.array([0.0, 0.5, 1e300]).tobytes(), tag=FLOAT, bits=64)
+    assert "sample 2 is not a number" in refusal(path)
+
+
+def test_a_flac_that_promises_days_is_refused_without_memory_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    soundfile.write(path, tone(RATE), RATE)
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4  # 2**36 - 1 samples, 137 GB
+    path.write_bytes(data)
+    tracemalloc.start()
+    assert "damaged or cut off" in refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
+def test_a_flac_that_lost_a_byte_of_its_checksum_gives_its_samples(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(size=2000) * 0.1, RATE)  # a single frame
+    whole = read_audio(path, RATE)
+    data = bytearray(path.read_bytes())
+    del data[26]
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_audio(path, RATE), whole)
+    np.testing.assert_array_equal(np.concatenate(list(read_blocks(path, RATE))), whole)
+
+
+def test_blocks_shorter_than_a_sample_are_of_one_sample(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.wav", integers(tone(RATE, 0.01), 2))
+    blocks = list(read_blocks(path, RATE, 1e-9))
+    assert {len(block) for block in blocks} == {1}
+    np.testing.assert_array_equal(np.concatenate(blocks), read_audio(path, RATE))
+
+
+@st.composite
+def damaged(draw: st.DrawFn, good: list[bytes]) -> bytes:
+    """An audio file after one to three accidents, most of them in its first 64 bytes."""
+    data = bytearray(draw(st.sampled_from(good)))
+    number = st.sampled_from([0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1]) | st.integers(0, 2**32 - 1)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, 63) | st.integers(0, len(data)))
+        match draw(st.sampled_from(["bit", "byte", "number", "loss", "more", "cut"])):
+            case "bit" if at < len(data):
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            case "byte" if at < len(data):
+                data[at] = draw(st.integers(0, 255))
+            case "number":
+                data[at : at + 4] = draw(number).to_bytes(4, draw(st.sampled_from(["little", "big"])))
+            case "loss":
+                del data[at : at + draw(st.integers(1, 8))]
+            case "more":
+                data[at:at] = draw(st.binary(min_size=1, max_size=8))
+            case "cut":
+                del data[max(at, 12) :]
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtypes"),
+    [("wav", ["PCM_16", "PCM_24", "FLOAT", "DOUBLE", "IMA_ADPCM", "ULAW"]), ("flac", ["PCM_16", "PCM_24"])],
+)
+def test_any_damage_is_bad_input_or_finite_audio(suffix: str, subtypes: list[str], tmp_path: Path) -> None:
+    path, outcomes = tmp_path / f"a.{suffix}", Counter[str]()
+    good = []
+    for k, subtype in enumerate(subtypes):
+        noise = np.random.default_rng(k).normal(size=(600, 1 + k % 2)) * 0.1
+        soundfile.write(path, noise, (RATE, 8_000, 48_000)[k % 3], subtype=subtype)
+        good.append(path.read_bytes())
+
+    def said(error: BadInput) -> str:
+        outcomes["refused"] += 1
+        assert str(error).startswith(f"{path}: ")
+        assert "\n" not in str(error)
+        return str(error)
+
+    @given(damaged(good), st.sampled_from([0.003, 10.0]))
+    @settings(max_examples=200, deadline=None)
+    def check(data: bytes, seconds: float) -> None:
+        path.write_bytes(data)
+        results = []
+        tracemalloc.start()
+        for read in (
+            lambda: read_audio(path, RATE),
+            lambda: np.concatenate(list(read_blocks(path, RATE, seconds))),
+            lambda: read_audio(path, RATE, start=0.005, seconds=0.01),
+        ):
+            try:
+                results.append(read())
+            except BadInput as error:
+                results.append(said(error))
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+        tracemalloc.stop()
+        for audio in results:
+            if isinstance(audio, np.ndarray):
+                outcomes["read"] += 1
+                assert audio.dtype == np.float32
+                assert audio.ndim == 1
+                assert np.isfinite(audio).all()
+        whole, blocks, part = results
+        assert isinstance(whole, str) == isinstance(blocks, str)
+        if not isinstance(whole, str):
+            assert abs(len(whole) - len(blocks)) <= 2
+            assert 0 < seconds_of(path) < np.inf
+            assert len(part) <= 0.01 * RATE + 12  # at the lowest rate, half a sample more or less is 11 of ours
+
+    check()
+    assert min(outcomes["read"], outcomes["refused"]) > 10

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import mido
 import numpy as np
 import pretty_midi
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.notes import SHORTEST, apply_pedal, clean, read_midi, window, write_midi
+from wavespace.data.notes import SHORTEST, Performance, apply_pedal, clean, read_midi, window, write_midi
 from wavespace.errors import BadInput
 
 TICK = 0.5 / 480  # of the files made here: seconds, at 120 a minute
@@ -41,8 +43,12 @@ def off(tick: int, pitch: int, channel: int = 0) -> Event:
     return tick, mido.Message("note_off", note=pitch, channel=channel)
 
 
+def control(tick: int, number: int, value: int, channel: int = 0) -> Event:
+    return tick, mido.Message("control_change", control=number, value=value, channel=channel)
+
+
 def sustain(tick: int, value: int, channel: int = 0) -> Event:
-    return tick, mido.Message("control_change", control=64, value=value, channel=channel)
+    return control(tick, 64, value, channel)
 
 
 def tempo(tick: int, microseconds: int) -> Event:
@@ -189,11 +195,31 @@ def test_strikes_and_releases_pair_as_on_a_keyboard(
     np.testing.assert_allclose(read_midi(path).notes, notes, atol=1e-9)
 
 
-def test_a_file_without_any_release_has_all_its_notes(tmp_path: Path) -> None:
+def ends(path: Path) -> list[tuple[float, float, int]]:
+    """Strike and release in ticks, and velocity, of each note of a file of one pitch."""
+    return [(round(on / TICK, 6), round(off / TICK, 6), int(loud)) for on, off, _, loud in read_midi(path).notes]
+
+
+def test_keys_that_are_never_released_sound_to_the_end_of_their_track(tmp_path: Path) -> None:
     strikes = [on(480 * k, 60 + k % 2) for k in range(41)]
     notes = read_midi(midi_file(tmp_path / "a.mid", strikes)).notes
     np.testing.assert_allclose(notes[:, 0], 0.5 * np.arange(41))
     np.testing.assert_allclose(notes[:-2, 1] - notes[:-2, 0], 1.0)
+
+    rest = (960, mido.MetaMessage("text", text="the end of this track"))
+    other = [on(0, 70), off(4800, 70)]
+    notes = read_midi(midi_file(tmp_path / "b.mid", other, [on(0, 60), on(480, 62), rest])).notes
+    np.testing.assert_allclose(notes[:, :3], [[0, 1, 60], [0, 5, 70], [0.5, 1, 62]])
+
+
+def test_a_release_without_a_strike_means_nothing(tmp_path: Path) -> None:
+    events = [off(0, 60), off(240, 60), on(480, 60), off(960, 60), off(970, 60), off(1440, 61)]
+    assert ends(midi_file(tmp_path / "a.mid", events)) == [(480, 960, 64)]
+
+
+def test_a_key_struck_while_it_sounds_starts_a_new_note(tmp_path: Path) -> None:
+    events = [on(0, 60, 50), on(480, 60, 70), off(960, 60), off(1440, 60)]
+    assert ends(midi_file(tmp_path / "a.mid", events)) == [(0, 480, 50), (480, 960, 70)]
 
 
 def test_a_note_struck_and_released_in_one_tick_is_short(tmp_path: Path) -> None:
@@ -203,11 +229,35 @@ def test_a_note_struck_and_released_in_one_tick_is_short(tmp_path: Path) -> None
     np.testing.assert_allclose(notes[:, 1], [SHORTEST, 1.0, 1.5])
 
 
+@pytest.mark.parametrize("released_first", [True, False])
+def test_a_release_in_the_tick_of_a_strike_is_that_of_the_note_before(released_first: bool, tmp_path: Path) -> None:
+    turn = [off(480, 60), on(480, 60, 70)] if released_first else [on(480, 60, 70), off(480, 60)]
+    path = midi_file(tmp_path / "a.mid", [on(0, 60, 50), *turn, off(960, 60)])
+    assert ends(path) == [(0, 480, 50), (480, 960, 70)]
+
+
+def test_channels_pair_their_own_strikes_and_releases_on_one_keyboard(tmp_path: Path) -> None:
+    apart = [on(0, 60, 50), on(480, 60, 70, 1), off(960, 60), off(1440, 60, 1)]
+    assert ends(midi_file(tmp_path / "a.mid", apart)) == [(0, 480, 50), (480, 1440, 70)]
+    within = [on(0, 60, 50), on(480, 60, 70, 1), off(960, 60, 1), off(1440, 60)]
+    assert ends(midi_file(tmp_path / "b.mid", within)) == [(0, 480, 50), (480, 960, 70)]
+    elsewhere = [on(0, 60, 50), off(2400, 60)], [off(960, 60)], [off(1440, 60, 1)]
+    assert ends(midi_file(tmp_path / "d.mid", *elsewhere)) == [(0, 2400, 50)]
+    together = [on(0, 60, 50), on(0, 60, 70, 1), off(480, 60, 1), off(960, 60)]
+    assert ends(midi_file(tmp_path / "c.mid", together)) == [(0, 960, 70)]
+
+
+def test_a_change_of_program_ends_no_note(tmp_path: Path) -> None:
+    events = [on(0, 60), (240, mido.Message("program_change", program=5)), off(480, 60), sustain(490, 0)]
+    assert ends(midi_file(tmp_path / "a.mid", events)) == [(0, 480, 64)]
+
+
 def test_tempo_changes_count_wherever_they_stand(tmp_path: Path) -> None:
     changes = [tempo(480, 250_000), tempo(960, 1_000_000)]
     notes = [on(0, 60), off(480, 60), on(720, 62), off(1440, 62)]
     expected = array((0, 0.5, 60, 64), (0.625, 1.75, 62, 64))
-    for k, tracks in enumerate([(changes + notes,), (changes, notes), (notes, changes)]):
+    files = (changes + notes,), (changes, notes), (notes, changes), (changes[1:], changes[:1] + notes)
+    for k, tracks in enumerate(files):
         np.testing.assert_allclose(read_midi(midi_file(tmp_path / f"{k}.mid", *tracks)).notes, expected)
 
 
@@ -218,12 +268,58 @@ def test_drums_are_left_out_and_tracks_are_one_keyboard(tmp_path: Path) -> None:
     np.testing.assert_allclose(notes, array((0, 0.5, 60, 40), (0.5, 0.75, 60, 80)))
 
 
-def test_the_pedal_is_down_from_64_on_and_its_presses_are_joined(tmp_path: Path) -> None:
-    one = [on(0, 60), off(9600, 60), sustain(0, 63), sustain(480, 64), sustain(500, 100), sustain(960, 63)]
-    two = [on(0, 70, 64, 1), off(10, 70, 1), sustain(720, 127, 1), sustain(1440, 0, 1), sustain(4800, 127, 1)]
-    pedal = read_midi(midi_file(tmp_path / "a.mid", one, two)).pedal
-    np.testing.assert_allclose(pedal, [[0.5, 1.5], [5.0, 10.0]])  # the last is never lifted
-    assert read_midi(midi_file(tmp_path / "b.mid", [on(0, 60), off(480, 60)])).pedal.shape == (0, 2)
+@pytest.mark.parametrize(("number", "name"), [(64, "pedal"), (66, "sostenuto"), (67, "soft")])
+def test_each_pedal_is_down_from_64_on_and_its_presses_are_joined(number: int, name: str, tmp_path: Path) -> None:
+    values = [(480, 64), (500, 100), (960, 63)]
+    one = [on(0, 60), off(9600, 60), *(control(tick, number, value) for tick, value in values)]
+    values = [(0, 63), (720, 127), (1440, 0), (4800, 127)]
+    two = [on(0, 70, 64, 1), off(10, 70, 1), *(control(tick, number, value, 1) for tick, value in values)]
+    performance = read_midi(midi_file(tmp_path / "a.mid", two, one))
+    for pedal in ("pedal", "sostenuto", "soft"):
+        # The last press is never lifted.
+        expected = np.array([[0.5, 1.5], [5.0, 10.0]]) if pedal == name else np.zeros((0, 2))
+        assert getattr(performance, pedal).shape == expected.shape
+        np.testing.assert_allclose(getattr(performance, pedal), expected)
+
+
+def test_sostenuto_and_soft_pedals_are_kept_aside(tmp_path: Path) -> None:
+    plain = [on(480, 60), off(960, 60), on(2400, 60), off(2880, 60)]
+    feet = [control(500, 66, 127), control(1920, 66, 0), control(0, 67, 64), control(1440, 67, 63)]
+    bare, full = read_midi(midi_file(tmp_path / "a.mid", plain)), read_midi(midi_file(tmp_path / "b.mid", plain + feet))
+    np.testing.assert_array_equal(full.notes, bare.notes)
+    np.testing.assert_array_equal(apply_pedal(full.notes, full.pedal), bare.notes)
+    np.testing.assert_allclose(full.sostenuto, [[500 * TICK, 2.0]])
+    np.testing.assert_allclose(full.soft, [[0.0, 1.5]])
+    short = Performance(bare.notes, bare.pedal)
+    assert short.sostenuto.shape == short.soft.shape == (0, 2)
+
+
+def test_a_lift_within_a_tick_ends_what_the_pedal_held(tmp_path: Path) -> None:
+    events = [sustain(0, 127), on(0, 60), off(240, 60), sustain(480, 0), sustain(480, 127), sustain(960, 0)]
+    performance = read_midi(midi_file(tmp_path / "a.mid", events))
+    np.testing.assert_allclose(performance.pedal, [[0, 0.5], [0.5, 1.0]])
+    assert apply_pedal(performance.notes, performance.pedal)[0, 1] == pytest.approx(0.5)
+    nothing = [on(0, 60), off(960, 60), sustain(480, 127), sustain(480, 0)]
+    assert read_midi(midi_file(tmp_path / "b.mid", nothing)).pedal.shape == (0, 2)
+
+
+def test_a_pedal_in_a_track_or_channel_of_its_own_counts_but_not_that_of_the_drums(tmp_path: Path) -> None:
+    notes = [on(0, 60), off(480, 60)]
+    for k, foot in enumerate(([sustain(240, 127), sustain(960, 0)], [sustain(240, 127, 3), sustain(960, 0, 3)])):
+        np.testing.assert_allclose(read_midi(midi_file(tmp_path / f"{k}.mid", notes, foot)).pedal, [[0.25, 1.0]])
+        np.testing.assert_allclose(read_midi(midi_file(tmp_path / f"{k}.mid", notes + foot)).pedal, [[0.25, 1.0]])
+    drums = [sustain(240, 127, 9), sustain(960, 0, 9), on(0, 36, 64, 9), off(100, 36, 9)]
+    assert read_midi(midi_file(tmp_path / "a.mid", notes + drums)).pedal.shape == (0, 2)
+
+
+@pytest.mark.parametrize("moment", ["press", "lift"])
+def test_a_key_released_as_the_pedal_moves(moment: str, tmp_path: Path) -> None:
+    """Held by a press in the moment of its release; not by a lift."""
+    foot = [sustain(480, 127), sustain(960, 0)] if moment == "press" else [sustain(0, 127), sustain(480, 0)]
+    for k, events in enumerate(([*foot, on(0, 60), off(480, 60)], [on(0, 60), off(480, 60), *foot])):
+        performance = read_midi(midi_file(tmp_path / f"{k}.mid", events))
+        held = apply_pedal(performance.notes, performance.pedal)
+        assert held[0, 1] == pytest.approx(1.0 if moment == "press" else 0.5)
 
 
 def test_ten_hours_and_a_hundred_thousand_notes_are_read_in_about_a_second(tmp_path: Path) -> None:
@@ -245,6 +341,55 @@ def test_ten_hours_and_a_hundred_thousand_notes_are_read_in_about_a_second(tmp_p
     assert notes[-1, 1] == pytest.approx(36_000, abs=1e-6)
 
 
+def written(path: Path, *tracks: bytes) -> Path:
+    """A MIDI file of the given events, byte by byte, at 480 ticks a quarter note."""
+    chunks = [b"MTrk" + len(track).to_bytes(4, "big") + track for track in tracks]
+    header = b"MThd\0\0\0\6\0\1" + len(tracks).to_bytes(2, "big") + (480).to_bytes(2, "big")
+    path.write_bytes(header + b"".join(chunks))
+    return path
+
+
+END = b"\0\xff\x2f\0"
+
+
+def test_strikes_without_any_release_take_time_and_memory_as_others_do(tmp_path: Path) -> None:
+    track = b"\0\x90\x3c\x40" + b"\x30\x3c\x40" * 30_000 + END
+    path = written(tmp_path / "a.mid", track)
+    began = time.process_time()
+    tracemalloc.start()
+    notes = read_midi(path).notes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(notes) == 30_001
+    assert time.process_time() - began < 2
+    assert peak < 50e6  # of a file of 90 kB
+
+
+def test_times_beyond_32_bits_do_not_wrap_around(tmp_path: Path) -> None:
+    rest = b"\xff\xff\xff\x7f\xff\x01\0" * 20  # of 2**28 - 1 ticks each, before empty texts
+    path = written(tmp_path / "a.mid", b"\0\x90\x3c\x40\x60\x3c\0" + rest + b"\0\x90\x3e\x40\x60\x3e\0" + END)
+    later = (96 + 20 * (2**28 - 1)) * TICK
+    np.testing.assert_allclose(read_midi(path).notes[:, :3], [[0, 0.1, 60], [later, later + 0.1, 62]], rtol=1e-12)
+
+
+def test_what_is_not_needed_is_skipped(tmp_path: Path) -> None:
+    system = b"\0\xf0\3\1\2\xf7" + b"\0\xf1\1" + b"\0\xf2\1\2" + b"\0\xf8" + b"\0\xf6"
+    voice = b"\0\xc0\5" + b"\0\xd0\5" + b"\0\xe0\0\x40" + b"\0\xa0\x3c\1"
+    track = b"\0\x90\x3c\x40" + system + voice + b"\x83\x60\x80\x3c\0"  # 480 ticks
+    path = written(tmp_path / "a.mid", track + END + b"what follows the end of a track")
+    expected = array((0, 0.5, 60, 64))
+    np.testing.assert_allclose(read_midi(path).notes, expected)
+    data = path.read_bytes()
+    alien = b"XFIH\0\0\0\3abc"
+    path.write_bytes(data[:14] + alien + data[14:] + b"what follows the tracks")
+    np.testing.assert_allclose(read_midi(path).notes, expected)
+    path.write_bytes(data[:7] + b"\x08" + data[8:14] + b"??" + data[14:])  # a header that is longer than others
+    np.testing.assert_allclose(read_midi(path).notes, expected)
+    np.testing.assert_allclose(
+        read_midi(written(path, track)).notes, expected
+    )  # no end of track, as some files have it
+
+
 def test_what_is_no_midi_is_told_by_name(tmp_path: Path) -> None:
     good = midi_file(tmp_path / "good.mid", [on(0, 60), off(480, 60)]).read_bytes()
     for name, data in {
@@ -252,13 +397,26 @@ def test_what_is_no_midi_is_told_by_name(tmp_path: Path) -> None:
         "text": b"These are not the notes that you look for.",
         "cut in the header": good[:10],
         "cut in the track": good[:-6],
+        "cut between events": good[:-4],
         "timecode": good[:12] + b"\xe7\x28" + good[14:],
         "no ticks": good[:12] + b"\0\0" + good[14:],
+        "no tracks": good[:10] + b"\0\0" + good[12:],
+        "a track too few": good[:10] + b"\0\2" + good[12:],
     }.items():
         path = tmp_path / f"{name}.mid"
         path.write_bytes(data)
         with pytest.raises(BadInput, match=f"{name}.mid is not a MIDI file"):
             read_midi(path)
+    for fault, track in {
+        "follows no status byte": b"\0\x3c\x40",
+        "breaks off": b"\0\x90\x3c",
+        "the event before byte 2 of a track breaks off": b"\0\x90\xbc\x40",
+        "begins a number that does not end": b"\xff\xff\xff\xff\x7f\x90\x3c\x40",
+        "the last event of a track breaks off": b"\0\xf0\x7f\1\2",
+        "its tempo is infinite": b"\0\xff\x51\3\0\0\0",
+    }.items():
+        with pytest.raises(BadInput, match=f"faulty.mid is not a MIDI file .*{fault}"):
+            read_midi(written(tmp_path / "faulty.mid", track))
     for path in (tmp_path / "missing.mid", tmp_path):
         with pytest.raises(BadInput, match=f"can't read .*{path.name}"):
             read_midi(path)
@@ -267,24 +425,72 @@ def test_what_is_no_midi_is_told_by_name(tmp_path: Path) -> None:
             read_midi(midi_file(tmp_path / "silent.mid", events))
 
 
+@st.composite
+def damaged(draw: st.DrawFn, good: bytes) -> bytes:
+    """A MIDI file after one to three accidents: bytes changed, lost or put in, a length or the header wrong."""
+    data = bytearray(good)
+    kinds = ["bit", "byte", "loss", "more", "cut", "length", "count", "ticks", *["value"] * 3]
+    place, byte = st.integers(0, len(good)), st.integers(0, 255) | st.sampled_from([0x00, 0x7F, 0x80, 0x90, 0xFF])
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(place)
+        match draw(st.sampled_from(kinds)):
+            case "bit" if at < len(data):
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            case "value" if 22 <= at < len(data):
+                data[at] = draw(st.integers(0, 127))
+            case "byte" if at < len(data):
+                data[at] = draw(byte)
+            case "loss":
+                del data[at : at + draw(st.integers(1, 4))]
+            case "more":
+                data[at:at] = draw(st.binary(min_size=1, max_size=8))
+            case "cut":
+                del data[max(at, 8) :]
+            case "length" if (chunk := data.find(b"MTrk", at)) >= 0:
+                data[chunk + 4 : chunk + 8] = draw(st.integers(0, 300) | st.integers(0, 2**32 - 1)).to_bytes(4, "big")
+            case "count":
+                data[10:12] = draw(st.integers(0, 2**16 - 1)).to_bytes(2, "big")
+            case "ticks":
+                data[12:14] = draw(st.integers(0, 2**16 - 1)).to_bytes(2, "big")
+    return bytes(data)
+
+
 def test_any_damage_is_bad_input_or_clean_notes(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    events = [event for k in range(40) for event in (on(60 * k, 50 + k % 7), off(60 * k + 70, 50 + k % 7))]
-    good = midi_file(tmp_path / "good.mid", [tempo(30, 400_000), sustain(5, 90), *events]).read_bytes()
-    path, read = tmp_path / "bad.mid", 0
-    for _ in range(300):
-        data = bytearray(good)
-        for _ in range(rng.integers(1, 4)):
-            data[rng.integers(8, len(data))] = rng.integers(256)
-        path.write_bytes(data[: rng.integers(1, len(data))] if rng.random() < 0.2 else data)
+    pairs = [event for k in range(20) for event in (on(60 * k, 50 + k % 7), off(60 * k + 70, 50 + k % 7))]
+    feet = [control(50 * k, (64, 66, 67)[k % 3], (100, 0)[k // 3 % 2]) for k in range(20)]
+    tracks = [tempo(30, 400_000)], pairs + feet, [on(3, 36, 64, 9), off(90, 36, 9)]
+    good = midi_file(tmp_path / "good.mid", *tracks).read_bytes()
+    path, outcomes = tmp_path / "bad.mid", Counter[str]()
+
+    @given(damaged(good))
+    @settings(max_examples=300, deadline=None)
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        refusal = ""
+        tracemalloc.start()
         try:
             performance = read_midi(path)
-        except BadInput:
-            continue
-        read += 1
-        np.testing.assert_array_equal(clean(performance.notes), performance.notes)
-        assert np.isfinite(performance.pedal).all()
-    assert read > 30
+        except BadInput as error:
+            refusal = str(error)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+        tracemalloc.stop()
+        outcomes["refused" if refusal else "read"] += 1
+        if refusal:
+            assert str(path) in refusal
+            assert "\n" not in refusal
+            return
+        notes = performance.notes
+        np.testing.assert_array_equal(clean(notes), notes)
+        assert (notes[:, 0] >= 0).all()
+        assert ((notes[:, 2:] >= [0, 1]) & (notes[:, 2:] <= 127)).all()
+        for pedal in (performance.pedal, performance.sostenuto, performance.soft):
+            assert np.isfinite(pedal).all()
+            assert (np.diff(pedal.flatten()) >= 0).all()
+            assert (pedal[:, 1] > pedal[:, 0]).all()
+        assert len(apply_pedal(notes, performance.pedal)) == len(notes)
+
+    check()
+    assert min(outcomes["read"], outcomes["refused"]) > 20
 
 
 def test_real_performances_read_as_pretty_midi_reads_them(shared_data: Path) -> None:

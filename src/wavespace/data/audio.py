@@ -19,20 +19,27 @@ Audio = NDArray[np.float32]
 UNKNOWN = 2**62
 """From here on a number of samples is libsndfile's way to say that the header states none."""
 
+RATES = (1_000, 1_000_000)
+"""Samples a second: a header that states less or more is damaged, and would blow up what is resampled from it."""
+
+AT_ONCE = 2**24
+"""Samples of all channels that are decoded at once at most, whatever a header says of length, rate and channels."""
+
 
 def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: float | None = None) -> Audio:
     """Mono float32 `(N,)` of a file or of a window of it; channels are averaged, other rates resampled (soxr HQ).
 
-    A window that reaches past the end of the file is shorter than asked for.
+    A window that reaches past the end of the file is shorter than asked for. A WAV or MP3 file that was cut off gives
+    what it holds.
 
     Raises:
         BadInput: the file is missing, not audio, damaged, holds no samples, or holds values that are not numbers.
     """
     with _open(path) as file:
         first = min(round(start * file.samplerate), file.frames)
-        file.seek(first)
-        frames = -1 if seconds is None else round(seconds * file.samplerate)
-        audio = _read(file, frames, path, first)
+        last = file.frames if seconds is None else min(first + round(seconds * file.samplerate), file.frames)
+        blocks = [block for block, _ in _blocks(file, path, first, last, AT_ONCE)]
+        audio = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return soxr.resample(audio, file.samplerate, sample_rate) if file.samplerate != sample_rate else audio
 
 
@@ -40,14 +47,8 @@ def read_blocks(path: Path, sample_rate: int, seconds: float = 10.0) -> Iterator
     """The same as a stream of blocks, at constant memory whatever the length of the file."""
     with _open(path) as file:
         resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
-        size = round(seconds * file.samplerate)
-        done = 0
-        while True:
-            block = _read(file, size, path, done)
-            done, last = done + len(block), len(block) < size
+        for block, last in _blocks(file, path, 0, file.frames, round(seconds * file.samplerate)):
             yield block if file.samplerate == sample_rate else resample.resample_chunk(block, last=last)
-            if last:
-                return
 
 
 def seconds_of(path: Path) -> float:
@@ -68,12 +69,33 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     with file:
         if file.frames == 0:
             raise BadInput(f"{path}: holds no samples")
+        low, high = RATES
+        if not low <= file.samplerate <= high:
+            raise BadInput(f"{path}: its header states {file.samplerate:,} samples a second, not {low:,} to {high:,}")
         if file.frames >= UNKNOWN:
             raise BadInput(f"{path}: its header does not state a length, as it was written to a pipe; write it anew")
         try:
             yield file
         except soundfile.LibsndfileError as error:
             raise BadInput(f"{path}: is damaged or cut off ({error.error_string}); get the file anew") from None
+
+
+def _blocks(file: soundfile.SoundFile, path: Path, first: int, last: int, size: int) -> Iterator[tuple[Audio, bool]]:
+    """Mono blocks of samples `first` to `last`, `size` each at most, and whether a block is the last; at least one."""
+    file.seek(first)  # also before the first sample: of some damaged FLAC files, a first read without it gives nothing
+    size = max(1, min(size, AT_ONCE // file.channels))
+    done = first
+    while True:
+        wanted = min(size, last - done)
+        block = _read(file, wanted, path, done)
+        done += len(block)
+        if len(block) < wanted and (file.format != "MP3" or done == 0):
+            raise BadInput(
+                f"{path}: is damaged or cut off ({done} of {file.frames} samples are there); get the file anew"
+            )
+        yield block, done == last or len(block) < wanted
+        if done == last or len(block) < wanted:
+            return
 
 
 def _read(file: soundfile.SoundFile, frames: int, path: Path, first: int) -> Audio:

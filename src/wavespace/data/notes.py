@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +18,34 @@ SHORTEST = 0.01
 RESOLUTION = 960
 """Ticks a quarter note (half a second) in the files that we write: 0.52 ms each."""
 
+SUSTAIN, SOSTENUTO, SOFT = 64, 66, 67
+"""Controllers of the three pedals; down from a value of 64 on."""
+
+DRUMS = 9
+"""The channel of General MIDI whose keys are drums, counted from 0."""
+
+Presses = NDArray[np.float64]
+"""`(M, 2)` seconds in which a pedal was down; sorted and disjoint."""
+
+NO_PRESSES: Presses = np.zeros((0, 2))
+
 
 @dataclass(frozen=True)
 class Performance:
-    """What hands and foot did.
+    """What hands and feet did.
 
     Attributes:
         notes: `(K, 4)`, `clean`, with offsets where the keys were released.
         pedal: `(M, 2)` seconds in which the sustain pedal was down; sorted and disjoint.
+        sostenuto: the same of the middle pedal, which holds the keys that are down when it goes down. It is kept
+            aside: like the field, nothing here lengthens notes by it.
+        soft: the same of the left pedal, una corda; kept aside too.
     """
 
     notes: Notes
-    pedal: NDArray[np.float64]
+    pedal: Presses
+    sostenuto: Presses = field(default_factory=NO_PRESSES.copy)
+    soft: Presses = field(default_factory=NO_PRESSES.copy)
 
 
 def clean(notes: Notes) -> Notes:
@@ -54,11 +68,12 @@ def clean(notes: Notes) -> Notes:
     return notes[np.lexsort((pitch, onset))]
 
 
-def apply_pedal(notes: Notes, pedal: NDArray[np.float64]) -> Notes:
+def apply_pedal(notes: Notes, pedal: Presses) -> Notes:
     """Notes that last as long as they are heard.
 
     A note whose key is released while the pedal is down goes on until the pedal comes up or its pitch is struck
-    again, whichever is first [Hawthorne et al. 2018, "Onsets and frames"; Kong et al. 2021].
+    again, whichever is first [Hawthorne et al. 2018, "Onsets and frames"; Kong et al. 2021]. Released in the moment
+    in which the pedal goes down, it is held; released in the moment in which it comes up, it ends.
 
     Args:
         notes: `(K, 4)` with offsets where the keys were released.
@@ -79,10 +94,16 @@ def window(notes: Notes, start: float, stop: float) -> Notes:
 
 
 def read_midi(path: str | Path) -> Performance:
-    """The notes and the sustain pedal of all tracks together, drums left out, as if played on one keyboard.
+    """The notes and the pedals of all tracks and channels together, drums left out, as if played on one keyboard.
 
-    A note ends at the first release of its key after its strike, at the next strike of its pitch, or at the end
-    of its track. The pedal is down while controller 64 is 64 or more; never lifted, it holds to the end.
+    A note ends at the first of: the next release of its key in its track and channel, the next strike of its pitch
+    in any, the end of its track (a key that is never released). A release in the very tick of a strike is that of
+    the note before, if one was sounding, whichever of the two the file has first; else the note is `SHORTEST`. A
+    release of a key that is up means nothing. Then `clean` makes one of strikes that are too close to tell.
+
+    A pedal is down while its controller is 64 or more, in any track or channel but the drums'. Lifted and pressed in
+    one tick, it was up for a moment: two presses touch. Never lifted, it holds to the end of the last note or to its
+    own last event.
 
     Raises:
         BadInput: the file is missing, is no readable MIDI file, or has no notes.
@@ -93,27 +114,26 @@ def read_midi(path: str | Path) -> Performance:
     except OSError as error:
         raise BadInput(f"can't read {path}: {error.strerror}") from None
     try:
-        score = _parse(data)
-    except (RuntimeError, ValueError) as error:
+        per_quarter, tracks = _tracks(data)
+        played = [_events(track) for track in tracks]
+    except ValueError as error:
         raise BadInput(f"{path} is not a MIDI file that can be read ({error})") from None
-    if score.tpq <= 0:
-        raise BadInput(f"{path} is not a MIDI file that can be read (its header counts 0 ticks a quarter note)")
 
-    notes, pedal = [], []
-    for track in score.tracks:
-        if track.is_drum:
-            continue
-        columns = track.notes.numpy()
-        onset, pitch = columns["time"].astype(np.int64), columns["pitch"].astype(np.int64)
-        offset = _releases(onset, onset + columns["duration"], pitch)
-        notes.append(np.column_stack([onset, offset, pitch, columns["velocity"]]))
-        pedal.append(_presses(track.controls.numpy(), score.end()))
-    played = np.concatenate([np.zeros((0, 4)), *notes])
-    if len(played) == 0:
+    # (E, 5) of all tracks: part (track and channel), tick, kind, and the two values that come with it
+    events = np.concatenate([np.insert(track, 0, 16 * k, axis=1) for k, (track, _) in enumerate(played)])
+    ends = np.array([end for _, end in played])
+    tempo = events[events[:, 2] == TEMPO]
+    tempo = tempo[np.argsort(tempo[:, 1], kind="stable")]
+    events = events[(events[:, 2] != TEMPO) & (events[:, 2] & 15 != DRUMS)]
+    events[:, 0] += events[:, 2] & 15
+    control = events[:, 2] & 0xF0 == CONTROL
+
+    notes = _strikes(events[~control], ends)
+    if len(notes) == 0:
         raise BadInput(f"{path} has no notes (drums are left out)")
-    tempo = score.tempos.numpy()
-    played[:, :2] = _seconds(played[:, :2], tempo, score.tpq)
-    return Performance(clean(played), _seconds(_union(np.concatenate(pedal)), tempo, score.tpq))
+    presses = [_presses(events[control & (events[:, 3] == n)], notes[:, 1].max()) for n in (SUSTAIN, SOSTENUTO, SOFT)]
+    notes[:, :2] = _seconds(notes[:, :2], tempo, per_quarter)
+    return Performance(clean(notes), *(_seconds(ticks, tempo, per_quarter) for ticks in presses))
 
 
 def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
@@ -151,71 +171,144 @@ def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _parse(data: bytes) -> Any:
-    """A symusic score in ticks with every strike in it.
+RELEASE, STRIKE, CONTROL, TEMPO = 0x80, 0x90, 0xB0, 0x51
+"""Kinds of events that count: the status byte, a channel in its lower half, and the meta event of a tempo."""
 
-    symusic pairs strikes and releases first in, first out, and drops strikes that are left over. So releases of
-    every key are put before each track's end, more of them until no further note turns up.
+
+def _tracks(data: bytes) -> tuple[int, list[bytes]]:
+    """Ticks a quarter note, and the tracks that the header of a MIDI file promises; the rest of the file is ignored.
+
+    Raises:
+        ValueError: what is wrong.
     """
-    from symusic import Score
-
-    score: Any = Score.from_midi(data)
-    copies = 1
-    while True:
-        closed: Any = Score.from_midi(_close(data, copies))
-        if closed.note_num() == score.note_num():
-            return score
-        score, copies = closed, 8 * copies
-
-
-def _close(data: bytes, copies: int) -> bytes:
-    """MIDI data with `copies` releases of every key on every channel before the end of each track."""
-    keys = b"\0".join(bytes([key, 0]) for key in range(128))  # delta times of 0 between them: running status
-    releases = b"\0".join(bytes([0x80 | channel]) + b"\0".join([keys] * copies) for channel in range(16))
-    chunks, place = [data[:14]], 14
-    while place + 8 <= len(data):
-        kind, size = struct.unpack_from(">4sI", data, place)
-        body = data[place + 8 : place + 8 + size]
-        if kind == b"MTrk" and body.endswith(b"\xff\x2f\x00"):  # the delta time before it stays, and is theirs
-            body = body[:-3] + releases + b"\0\xff\x2f\x00"
-        chunks += [struct.pack(">4sI", kind, len(body)), body]
+    if data[:4] != b"MThd":
+        raise ValueError("it does not begin with MThd")
+    if len(data) < 14:
+        raise ValueError("it breaks off within the header")
+    promised, per_quarter = int.from_bytes(data[10:12]), int.from_bytes(data[12:14])
+    if per_quarter == 0:
+        raise ValueError("its header counts 0 ticks a quarter note")
+    if per_quarter >= 2**15:
+        raise ValueError("its times are frames of film, not ticks a quarter note")
+    tracks: list[bytes] = []
+    place = 8 + int.from_bytes(data[4:8])
+    while len(tracks) < promised:
+        size = int.from_bytes(data[place + 4 : place + 8])
+        chunk = data[place + 8 : place + 8 + size]
+        if place + 8 > len(data) or len(chunk) < size:
+            raise ValueError(f"it breaks off in track {len(tracks) + 1} of {promised}")
+        if data[place : place + 4] == b"MTrk":
+            tracks.append(chunk)
         place += 8 + size
-    return b"".join(chunks)
+    if not tracks:
+        raise ValueError("it has no tracks")
+    return per_quarter, tracks
 
 
-def _releases(onset: NDArray[np.int64], offset: NDArray[np.int64], pitch: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first release after each strike, `(K,)` ticks; a note struck and released in one tick stays as it is."""
-    span = int(offset.max(initial=0)) + 1
-    releases = np.sort(pitch * span + offset)
-    after = np.searchsorted(releases, pitch * span + onset, side="right")
-    held = offset > onset
-    return np.where(held, releases[np.minimum(after, len(releases) - 1)] - pitch * span, offset)
+def _events(track: bytes) -> tuple[NDArray[np.int64], int]:
+    """Events of a track that count, `(E, 4)` of tick, kind and two values, in the file's order; the tick of its end.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    found: list[int] = []
+    place = tick = status = 0
+    try:
+        while place < len(track):
+            delta, place = _number(track, place)
+            tick += delta
+            kind = track[place]
+            if kind < 0x80:  # the status of the event before holds on
+                if not status:
+                    raise ValueError(f"byte {place} of a track, {kind:#x}, follows no status byte")
+            elif kind < 0xF0:
+                status = kind
+                place += 1
+            elif kind in (0xF0, 0xF7, 0xFF):  # of any length: to an instrument, or about the file
+                if kind == 0xFF:
+                    place += 1
+                    kind = track[place]
+                size, place = _number(track, place + 1)
+                if kind == 0x2F:
+                    break
+                if kind == TEMPO and size == 3:
+                    quarter = int.from_bytes(track[place : place + 3])
+                    if quarter == 0:
+                        raise ValueError("its tempo is infinite: a quarter note of 0 microseconds")
+                    found += (tick, kind, quarter, 0)
+                place += size
+                continue
+            else:  # to a whole system; it has no place in a file, and does no harm
+                place += 1 + {0xF1: 1, 0xF2: 2, 0xF3: 1}.get(kind, 0)
+                continue
+            first = track[place]
+            wide = not 0xC0 <= status < 0xE0  # with two values
+            second = track[place + 1] if wide else 0
+            if first >= 0x80 or second >= 0x80:
+                raise ValueError(f"the event before byte {place} of a track breaks off")
+            place += 1 + wide
+            if status < 0xA0 or CONTROL <= status < 0xC0:
+                found += (tick, status, first, second)
+    except IndexError:
+        place = len(track) + 1
+    if place > len(track):
+        raise ValueError("the last event of a track breaks off")
+    return np.array(found, np.int64).reshape(-1, 4), tick
 
 
-def _presses(controls: dict[str, NDArray[Any]], end: int) -> NDArray[np.int64]:
-    """Ticks `(M, 2)` in which one track's sustain pedal was down."""
-    sustain = controls["number"] == 64
-    tick, down = controls["time"][sustain].astype(np.int64), controls["value"][sustain] >= 64
-    change = np.flatnonzero(np.diff(down, prepend=False))  # down, up, down, up, ...
-    edges = np.append(tick[change], [max(end, int(tick[-1]))] if len(change) % 2 else [])
-    presses = edges.reshape(-1, 2).astype(np.int64)
-    return presses[presses[:, 1] > presses[:, 0]]
+def _number(track: bytes, place: int) -> tuple[int, int]:
+    """A number of variable length, seven bits a byte, and the place after it."""
+    value = track[place]
+    if value < 0x80:
+        return value, place + 1
+    value &= 0x7F
+    for step in (1, 2, 3):
+        value = value << 7 | track[place + step] & 0x7F
+        if track[place + step] < 0x80:
+            return value, place + step + 1
+    raise ValueError(f"byte {place} of a track begins a number that does not end")
+
+
+def _strikes(events: NDArray[np.int64], ends: NDArray[np.int64]) -> Notes:
+    """Notes `(K, 4)` in ticks, of strikes and releases `(E, 5)` and the ticks at which tracks end."""
+    events = events[np.lexsort((events[:, 3], events[:, 0]))]  # key by key of each part, in the file's order
+    part, tick, kind, pitch, velocity = np.pad(events, ((1, 2), (0, 0)), constant_values=-1).T
+    key, strike = 128 * part + pitch, (kind & 0xF0 == STRIKE) & (velocity > 0)  # (E + 3,)
+    here = np.flatnonzero(strike[:-2])  # (K,)
+    sounding = strike[here - 1] & (key[here - 1] == key[here])
+    at_once = ~strike[here + 1] & (key[here + 1] == key[here]) & (tick[here + 1] == tick[here])
+    after = here + 1 + (sounding & at_once)  # the release at once is that of the note which was sounding
+    offset = np.where(key[after] == key[here], tick[after], ends[part[here] // 16])
+    return np.column_stack([tick[here], offset, pitch[here], velocity[here]]).astype(float)
+
+
+def _presses(events: NDArray[np.int64], end: float) -> NDArray[np.int64]:
+    """Ticks `(M, 2)` in which a pedal was down in any part, of its controller's events `(E, 5)`; notes end at `end`."""
+    end = events[:, 1].max(initial=int(end))
+    events = events[np.argsort(events[:, 0], kind="stable")]  # part by part, in the file's order
+    part, tick, down = events[:, 0], events[:, 1], events[:, 4] >= 64
+    before = np.roll(down, 1) & (part == np.roll(part, 1))
+    before[:1] = False
+    part, tick, down = part[down != before], tick[down != before], down[down != before]  # down, up, down, up, ...
+    up = np.where(np.diff(part, append=-1) == 0, np.roll(tick, -1), end)
+    presses = np.column_stack([tick, up])[down]
+    return _union(presses[presses[:, 1] > presses[:, 0]])
 
 
 def _union(intervals: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Intervals `(M, 2)` sorted, those that touch made one."""
+    """Intervals `(M, 2)` sorted, those that overlap made one."""
     if len(intervals) == 0:
         return intervals
     intervals = intervals[np.argsort(intervals[:, 0], kind="stable")]
     until = np.maximum.accumulate(intervals[:, 1])
-    first = np.flatnonzero(np.append(True, intervals[1:, 0] > until[:-1]))
+    first = np.flatnonzero(np.append(True, intervals[1:, 0] >= until[:-1]))
     return np.column_stack([intervals[first, 0], until[np.append(first[1:], len(until)) - 1]])
 
 
-def _seconds(ticks: NDArray[Any], tempo: dict[str, NDArray[Any]], per_quarter: int) -> NDArray[np.float64]:
-    """Ticks in seconds, in float64: symusic's own float32 seconds are 4 ms apart ten hours into a file."""
-    start = np.append(0, tempo["time"].astype(np.float64))
-    rate = np.append(500_000, tempo["mspq"]) / 1e6 / per_quarter  # 120 quarters a minute until told otherwise
+def _seconds(ticks: NDArray[np.number], tempo: NDArray[np.int64], per_quarter: int) -> NDArray[np.float64]:
+    """Ticks in seconds; `tempo` is `(E, 5)`, sorted, with microseconds a quarter note as the first value."""
+    start = np.append(0, tempo[:, 1]).astype(float)
+    rate = np.append(500_000, tempo[:, 3]) / 1e6 / per_quarter  # 120 quarters a minute until told otherwise
     passed = np.append(0.0, np.cumsum(np.diff(start) * rate[:-1]))
     section = np.searchsorted(start, ticks, side="right") - 1
     return passed[section] + (ticks - start[section]) * rate[section]
