@@ -1,4 +1,4 @@
-"""From piano-roll probabilities to notes, chunk by chunk at constant memory."""
+"""From piano-roll probabilities to notes, chunk by chunk at constant memory; from a salience map to pitches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from wavespace.data.labels import HALF_WIDTH
 Map = NDArray[np.floating[Any]]
 """`(P, T)` probabilities in 0..1."""
 
+Pitches = NDArray[np.float64]
+"""`(N, 3)` rows of frame number, MIDI pitch, salience; sorted by frame, then pitch."""
+
 Index = NDArray[np.int64]
 
 NEVER = np.iinfo(np.int64).max
+
+FAINT = 1e-6
+"""Least salience that a neighbour of a peak counts as, so that it has a logarithm."""
 
 
 class Decoder:
@@ -139,6 +145,40 @@ def decode(
     decoder = Decoder(pitches, frame_rate, onset_threshold, frame_threshold, offset_threshold)
     notes = np.concatenate([decoder.push(onset, frame, velocity, offset), decoder.flush()])
     return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
+
+
+def pitches_of(salience: Map, frequencies: Sequence[float], threshold: float) -> Pitches:
+    """Pitches of each frame: the maxima along frequency of at least `threshold` (of equal neighbours the lower).
+
+    The pitch is where a parabola through the logarithms of the maximum and its two neighbours has its top [Smith and
+    Serra, "PARSHL", ICMC 1987]: of a Gaussian in pitch, as `wavespace.data.labels.pitch_salience` makes, the exact
+    one, whatever its height. The outermost bins can be maxima, and are read as they are.
+
+    Args:
+        salience: `(F, T)` in 0..1.
+        frequencies: of the F bins in Hz, evenly spaced on a log scale, ascending.
+        threshold: smallest salience of a pitch, above 0.
+    """
+    around = np.pad(salience, ((1, 1), (0, 0)), constant_values=-np.inf)  # (F + 2, T)
+    peaks = (salience >= threshold) & (salience > around[:-2]) & (salience >= around[2:])
+    frame, row = np.nonzero(peaks.T)
+    return np.column_stack([frame, _top(salience, row, frame, frequencies), salience[row, frame]])
+
+
+def strongest_of(salience: Map, frequencies: Sequence[float]) -> NDArray[np.float64]:
+    """Pitch and salience of the maximum of each frame, however small, `(T, 2)`; arguments as for `pitches_of`."""
+    row, frame = salience.argmax(axis=0), np.arange(salience.shape[1])
+    return np.column_stack([_top(salience, row, frame, frequencies), salience[row, frame]])
+
+
+def _top(salience: Map, row: Index, frame: Index, frequencies: Sequence[float]) -> NDArray[np.float64]:
+    """MIDI pitch of maxima, between bins."""
+    inside = (row > 0) & (row < len(salience) - 1)
+    at = row + np.multiply.outer([-1, 0, 1], inside)  # (3, N)
+    below, peak, above = np.log(np.maximum(salience[at, frame].astype(float), FAINT))
+    bend = 2 * peak - below - above
+    shift = np.divide(above - below, 2 * bend, out=np.zeros(len(row)), where=bend > 0)  # (N,) in bins
+    return np.interp(row + shift, np.arange(len(salience)), 69 + 12 * np.log2(np.asarray(frequencies) / 440))
 
 
 def _maxima(curve: Map, threshold: float) -> tuple[Index, Index, NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""Piano-roll targets against a plain loop over notes and frames."""
+"""Targets against a plain loop over notes and frames, and against what synthetic notes sound like."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavespace.data.labels import Roll, piano_roll
+from wavespace.data.labels import Kind, Roll, piano_roll, pitch_salience
+from wavespace.data.synthetic import FULL_LEVEL, Tone, Window, pitch_labels, render
 from wavespace.spec import PIANO_PITCHES
 
 RATE = 22050 / 512
+
+# --- Piano roll ------------------------------------------------------------------------------------------
 
 
 def by_hand(notes: list[list[float]], batch: int, pitches: list[int], rate: float, frames: int) -> np.ndarray:
@@ -111,3 +114,130 @@ def test_no_notes_give_an_empty_roll() -> None:
 def test_shapes_are_known_without_data() -> None:
     roll = piano_roll(torch.zeros(7, 5, device="meta"), batch=2, pitches=[60, 64], frame_rate=RATE, frames=5)
     assert {values.shape for values in roll} == {(2, 2, 5)}
+
+
+# --- Salience --------------------------------------------------------------------------------------------
+
+
+def salience_by_hand(
+    notes: list[list[float]], batch: int, frequencies: list[float], rate: float, frames: int, kind: Kind, spread: float
+) -> np.ndarray:
+    """`(B, F, T)` by the definition, a cell at a time, in float64."""
+    labels = np.zeros((batch, len(frequencies), frames))
+    for item, onset, offset, pitch, velocity in notes:
+        for row, frequency in enumerate(frequencies):
+            cents = 1200 * math.log2(frequency / (440 * 2 ** ((pitch - 69) / 12)))
+            height = math.exp(-(cents**2) / (2 * spread**2))
+            if kind == "power":
+                height *= 10 ** (40 * math.log10(velocity / 127) / 10)
+            for t in range(frames):
+                covered = min(offset * rate, t + 0.5) - max(onset * rate, t - 0.5)
+                labels[int(item), row, t] = max(labels[int(item), row, t], height * covered)
+    return labels
+
+
+def bins(count: int, per_octave: int, fmin: float = 200.0) -> list[float]:
+    return [fmin * 2 ** (k / per_octave) for k in range(count)]
+
+
+any_pitch = st.tuples(
+    st.integers(0, 2),
+    st.one_of(st.floats(-1.5, 2.0), st.integers(-40, 80).map(lambda t: t / 2 / RATE)),
+    st.one_of(st.floats(-0.1, 1.0), st.integers(-2, 40).map(lambda t: t / 2 / RATE)),
+    st.floats(50.0, 70.0),
+    st.floats(1.0, 127.0),
+).map(lambda n: [n[0], n[1], n[1] + n[2], n[3], n[4]])
+
+
+@pytest.mark.parametrize("kind", ["activation", "power"])
+@given(
+    notes=st.lists(any_pitch, max_size=8),
+    frames=st.sampled_from([1, 2, 7, 32, 40]),
+    axis=st.sampled_from([bins(20, 12), bins(13, 60), [220.0, 300.0], [440.0]]),
+    spread=st.sampled_from([5.0, 25.0, 80.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_salience_of_any_notes_matches_the_definition(
+    kind: Kind, notes: list[list[float]], frames: int, axis: list[float], spread: float
+) -> None:
+    tensor = torch.tensor(notes, dtype=torch.float64).reshape(-1, 5)
+    ours = pitch_salience(
+        tensor, batch=3, frequencies=axis, frame_rate=RATE, frames=frames, kind=kind, spread_cents=spread
+    )
+    assert ours.shape == (3, len(axis), frames)
+    assert ours.dtype == torch.float32
+    assert 0 <= ours.min() <= ours.max() <= 1
+    np.testing.assert_allclose(ours, salience_by_hand(notes, 3, axis, RATE, frames, kind, spread), atol=1e-6)
+
+
+def test_salience_in_float32_is_as_good_as_a_batch_can_be() -> None:
+    rng = np.random.default_rng(0)
+    onset = rng.uniform(-0.5, 3.5, 20)
+    notes = np.column_stack([rng.integers(0, 3, 20), onset, onset + rng.uniform(0, 1, 20), rng.uniform(50, 80, 20)])
+    notes = np.column_stack([notes, rng.uniform(1, 127, 20)]).astype(np.float32)
+    found = pitch_salience(
+        torch.tensor(notes),
+        batch=3, frequencies=bins(72, 36), frame_rate=RATE, frames=160, kind="activation", spread_cents=25.0,
+    )  # fmt: skip
+    expected = salience_by_hand(notes.tolist(), 3, bins(72, 36), RATE, 160, "activation", 25.0)
+    np.testing.assert_allclose(found, expected, atol=3e-5)
+
+
+def test_salience_of_one_note() -> None:
+    note = torch.tensor([[0, 0.1, 0.525, 69.25, 127 / 2]])
+    options = {"batch": 1, "frequencies": bins(5, 24, 440.0), "frame_rate": 10, "frames": 8, "spread_cents": 25.0}
+    activation, power = (pitch_salience(note, kind=kind, **options)[0] for kind in ("activation", "power"))
+    # 25 cents above 440 Hz: a deviation from the two bins around it, three and five from the next.
+    np.testing.assert_allclose(activation[:, 3], np.exp(-0.5 * np.array([1, 1, 9, 25, 49])), rtol=1e-3)
+    over_time = activation[0] / activation[0, 3]
+    np.testing.assert_allclose(over_time, [0, 0.5, 1, 1, 1, 0.75, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(power, activation / 16, rtol=1e-5)  # 12 dB below
+
+
+def test_activation_is_that_of_synthetic_notes_on_bins() -> None:
+    rng = np.random.default_rng(1)
+    axis = bins(25, 12)
+    onset = np.sort(rng.uniform(0, 0.8, 30))
+    pitch = 69 + 12 * np.log2(rng.choice(axis, 30) / 440)
+    notes = np.column_stack([onset, onset + rng.uniform(0.01, 0.5, 30), pitch, np.full(30, 90.0)])
+    silence = np.zeros(22_050, np.float32)
+    window = Window(silence, notes, [silence] * 30, [0] * 30, 22_050)
+    rows = torch.tensor(np.insert(notes, 0, 0, axis=1))
+    ours = pitch_salience(
+        rows, batch=1, frequencies=axis, frame_rate=RATE, frames=50, kind="activation", spread_cents=1.0
+    )
+    theirs = pitch_labels(window, axis, RATE, 50, "activation")
+    assert 0.2 < theirs.mean() < 0.9
+    np.testing.assert_allclose(ours[0], theirs, atol=1e-6)
+
+
+def test_power_is_that_of_synthetic_tones_while_they_are_steady() -> None:
+    rate, axis = 44_100, [250.0, 500.0, 750.0]  # 40 ms are whole periods of these
+    levels, notes, tones = [0.0, -7.0, -20.0], [], []
+    for level, frequency in zip(levels, axis):
+        amplitude = FULL_LEVEL * 10 ** (level / 20) * np.sqrt(2)
+        tones.append(
+            Tone(
+                onset=0, length=rate, level=level, drive=0.0,
+                frequencies=np.array([frequency]), amplitudes=np.array([amplitude]), phases=np.array([0.3]),
+                knots=np.array([0, 1, 2, 3, 4, rate - 1, rate]), envelope=np.array([0.0, 1, 1, 1, 1, 1, 0]),
+            )
+        )  # fmt: skip
+        # As `Synthesizer.window` turns a level to a velocity.
+        notes.append([0, 1, 69 + 12 * np.log2(frequency / 440), 127 * np.sqrt(10 ** (level / 20))])
+    voices = render(tones, rate)
+    window = Window(sum(voices), np.array(notes), voices, [0, 0, 0], rate)
+    theirs = pitch_labels(window, axis, 75.0, 75, "power")
+    ours = pitch_salience(
+        torch.tensor(np.insert(notes, 0, 0, axis=1)),
+        batch=1, frequencies=axis, frame_rate=75.0, frames=75, kind="power", spread_cents=25.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours[0, :, 3:72] * FULL_LEVEL**2, theirs[:, 3:72], rtol=1e-3)
+
+
+def test_salience_of_no_notes_is_silence_and_shapes_are_known_without_data() -> None:
+    options = {"batch": 2, "frequencies": bins(4, 12), "frame_rate": RATE, "frames": 5, "spread_cents": 25.0}
+    silence = pitch_salience(torch.zeros(0, 5), kind="power", **options)
+    assert silence.shape == (2, 4, 5)
+    assert not silence.any()
+    assert pitch_salience(torch.zeros(7, 5, device="meta"), kind="power", **options).shape == (2, 4, 5)

@@ -1,12 +1,15 @@
-"""Piano-roll targets, made from notes on the device, at the frame times of whatever front-end is in use."""
+"""Targets made from notes on the device, at the frame times of whatever front-end is in use: rolls and salience."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Kind = Literal["activation", "power"]
 
 HALF_WIDTH = 2
 """Frames from the tip of an onset or offset triangle to its foot."""
@@ -82,3 +85,69 @@ def piano_roll(notes: Tensor, *, batch: int, pitches: Sequence[int], frame_rate:
     sounding = (changes.cumsum(1, dtype=torch.int32) > 0).float()
 
     return Roll(crop(onset_map), crop(sounding), crop(offset_map), crop(velocity_map))
+
+
+def pitch_salience(
+    notes: Tensor,
+    *,
+    batch: int,
+    frequencies: Sequence[float],
+    frame_rate: float,
+    frames: int,
+    kind: Kind,
+    spread_cents: float,
+) -> Tensor:
+    """What sounds in each pitch bin and frame, `(B, F, T)` float32 in 0..1; frame `t` is centred on `t / frame_rate`.
+
+    A note of value v in a frame gives `v * exp(-d**2 / (2 * spread_cents**2))` to a bin that is d cents from its exact
+    pitch [Bittner et al., "Deep salience representations for F0 estimation in polyphonic music", ISMIR 2017]; the
+    largest where notes meet. Its value is
+
+    - "activation": the share of the frame, `(t +- 1/2) / frame_rate` seconds, that it covers, as in
+      `wavespace.data.synthetic.pitch_labels`;
+    - "power": that share, times the note's level as power relative to that of velocity 127. By General MIDI a
+      velocity stands for a level of `40 log10(velocity / 127)` dB, so this is `(velocity / 127)**4`. It is what the
+      player asked for and the same as long as the note lasts; batches do not carry the signal, whose envelope
+      `pitch_labels` sees. Where a synthetic tone is steady, both are equal but for the unit.
+
+    Neither a loop over notes nor a wait for the device; memory grows with `B * F * T`, so that whole recordings fit.
+
+    Args:
+        notes: `(K, 5)` rows of item index, onset, offset (seconds), MIDI pitch (any number), velocity.
+        batch: number of items B.
+        frequencies: of the F bins, in Hz.
+        frame_rate: frames a second.
+        frames: number of frames T.
+        kind: what a note's value is.
+        spread_cents: standard deviation of the smearing, above 0.
+    """
+    bins, device = len(frequencies), notes.device
+    item, onset, offset, pitch, velocity = notes.unbind(1)  # (K,)
+    begin, end = onset * frame_rate + 0.5, offset * frame_rate + 0.5  # (K,) frame t lasts from t to t + 1
+    centres = torch.tensor(69 + 12 * np.log2(np.asarray(frequencies) / 440), dtype=notes.dtype, device=device)  # (F,)
+    weight = torch.exp(-((pitch[:, None] - centres) * (100 / spread_cents)).square() / 2)  # (K, F)
+    if kind == "power":
+        weight = weight * (velocity[:, None] / 127) ** 4
+
+    # Column T is a spare, for what lies outside of the window.
+    table = torch.zeros(batch * bins, frames + 1, dtype=notes.dtype, device=device)
+    rows = (item.long()[:, None] * bins + torch.arange(bins, device=device)) * (frames + 1)  # (K, F)
+
+    def raise_to(column: Tensor, value: Tensor) -> None:
+        column = column.where((column >= 0) & (column < frames), frames).long()  # (K,)
+        table.view(-1).scatter_reduce_(0, (rows + column[:, None]).flatten(), value.flatten(), "amax")
+
+    # The frames that a note covers whole are two stretches of a power of two that overlap. A cell first stands for as
+    # many frames from it on, and hands its value on to both halves, from the longest stretch down to single frames.
+    first, last = begin.ceil().clamp(0, frames), end.floor().clamp(0, frames)  # (K,)
+    for level in reversed(range(frames.bit_length())):
+        span = 2**level
+        table[:, span:] = torch.maximum(table[:, span:], table[:, :-span])
+        right = (last - first >= span) & (last - first < 2 * span)  # (K,)
+        raise_to(first.where(right, frames), weight)
+        raise_to((last - span).where(right, frames), weight)
+    # Then those that it covers in part: where it begins and where it ends.
+    starts, stops = begin.floor(), end.floor()  # (K,)
+    raise_to(starts, weight * (torch.minimum(end, starts + 1) - begin).clamp(min=0)[:, None])
+    raise_to(stops, weight * (end - torch.maximum(begin, stops)).clamp(min=0)[:, None])
+    return table.view(batch, bins, frames + 1)[..., :frames].float()  # (B, F, T)

@@ -1,0 +1,284 @@
+"""Pitch salience: what sounds at each of many pitches a frame; scored as multi-pitch and, of a single voice, as melody.
+
+`PitchMap` scores and shows any map in 0..1, however it was learned. `Salience` learns one from notes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wavespace.data.base import Batch, Notes
+from wavespace.data.labels import Kind, pitch_salience
+from wavespace.decode import Map, Pitches, pitches_of, strongest_of
+from wavespace.frontends.base import FrontEnd
+from wavespace.metrics import FRAME_HOP, PITCH_HOP, average, melody_scores, multipitch_f1, multipitch_scores, pitches_at
+from wavespace.spec import FeatureSpec
+from wavespace.tasks.base import Picture, Sample, Task, scaled
+from wavespace.tasks.piano_roll import notes_of
+
+SPREAD = 25.0
+"""Standard deviation in cents of a pitch in a target."""
+
+
+class Melody(NamedTuple):
+    """A single voice every `FRAME_HOP`: its MIDI pitch `(T,)`, NaN where none; pitch and salience `(T, 2)` of a map."""
+
+    reference: NDArray[np.float64]
+    strongest: NDArray[np.float64]
+
+
+class Observed(NamedTuple):
+    """One item: its pitches and the peaks of its map every `PITCH_HOP`, the loss of its batch.
+
+    `melody` is there if something sounds in it, and never two notes at a time.
+    """
+
+    reference: Pitches
+    peaks: Pitches
+    loss: float
+    melody: Melody | None
+
+
+class PitchMap(Task):
+    """A map of pitch salience in 0..1 over bins that are evenly spaced in log frequency.
+
+    A subclass gives `salience` and `loss`; the items that are scored need notes.
+
+    Args:
+        frontend: any features.
+        out_spec: what the model must give; its frequencies are the bins of the map.
+        thresholds: smallest saliences of a pitch that validation tries; the best is kept in the checkpoint.
+
+    Raises:
+        ValueError: a threshold is not in (0, 1], or there is none to try.
+    """
+
+    monitor = "val/salience_f1"
+    mode = "max"
+    table = ("salience_f1", "salience_precision", "salience_recall", "salience_accuracy", "salience_chroma_f1")
+
+    threshold: Tensor
+
+    def __init__(self, frontend: FrontEnd, out_spec: FeatureSpec, thresholds: tuple[float, ...]) -> None:
+        super().__init__(frontend, out_spec)
+        if not thresholds:
+            raise ValueError("thresholds is empty; validation needs at least one to choose from")
+        if not all(0 < threshold <= 1 for threshold in thresholds):
+            raise ValueError(f"thresholds is {list(thresholds)}; each must be above 0 and at most 1")
+        self.thresholds = thresholds
+        self.register_buffer("threshold", torch.tensor(0.5))
+
+    # --- A subclass's own ---------------------------------------------------------------------------------
+
+    def salience(self, output: Tensor) -> Tensor:
+        """The map `(B, F, T)` in 0..1 of the model's output `(B, C', F, T)`."""
+        raise TypeError(f"{type(self).__name__} defines no salience")
+
+    def target(self, batch: Batch, output: Tensor) -> Tensor:
+        """What the notes of a batch ask the map for, `(B, F, T)` in 0..1, on the device of the output."""
+        return self._labels(batch, output, "activation", SPREAD)
+
+    # --- Shared -------------------------------------------------------------------------------------------
+
+    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Observed]:
+        """Pitches and peaks of each item, read at the frames nearest to the times that are scored."""
+        maps = self.salience(output).cpu().numpy()  # (B, F, T)
+        loss = float(self.loss(output, features, batch)["loss"])
+        found = []
+        for i, whole in enumerate(maps):
+            salience, notes = whole[:, : self._frames(batch, i)], notes_of(batch, i)
+            seconds = int(batch.lengths[i]) / self.frontend.in_spec.sample_rate
+            reference = pitches_at(notes, hop=PITCH_HOP, duration=seconds)
+            scored = self._at(salience, PITCH_HOP, seconds)
+            peaks = pitches_of(scored, self.out_spec.frequencies, self._least())
+            found.append(Observed(reference, peaks, loss, self._melody(salience, notes, seconds)))
+        return found
+
+    def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
+        """mir_eval figures, a mean over items (0..1); with `tune` the threshold is chosen first.
+
+        `rpa`, `rca`, `vr` and `vfa` are means over the items in which something sounds and never two notes at a time;
+        without such items they are left out.
+        """
+        if tune:
+            self.threshold.fill_(self._best_threshold(observed))
+        threshold = float(self.threshold)
+        melodies = [
+            melody_scores(melody.reference, melody.strongest[:, 0], melody.strongest[:, 1] >= threshold)
+            for melody in (item.melody for item in observed)
+            if melody is not None
+        ]
+        return {
+            "loss": float(np.mean([item.loss for item in observed])),
+            **average([multipitch_scores(item.reference, _above(item.peaks, threshold)) for item in observed]),
+            **average(melodies),
+            "salience_threshold": threshold,
+        }
+
+    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
+        """Spectrogram, target and map; the input's sound."""
+        frames = self._frames(batch, index)
+        spec, out = self.frontend.out_spec, self.out_spec
+        level, target, salience = (
+            values[index, :, :frames].float().cpu().numpy()
+            for values in (features[:, 0], self.target(batch, output), self.salience(output))
+        )
+        pictures = [
+            Picture("input", level, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit),
+            Picture("target", target, out.frequencies, out.frame_rate, 0, 1, "salience"),
+            Picture("prediction", salience, out.frequencies, out.frame_rate, 0, 1, "salience"),
+        ]
+        return Sample(
+            name=batch.names[index],
+            pictures=pictures[1:] if spec.bins == 1 else pictures,  # latents have no axis to draw
+            sounds={"input": scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()},
+        )
+
+    def _best_threshold(self, observed: list[Observed]) -> float:
+        def score(threshold: float) -> float:
+            return float(np.mean([multipitch_f1(item.reference, _above(item.peaks, threshold)) for item in observed]))
+
+        # Of equal scores the one nearest to a half.
+        return max(self.thresholds, key=lambda t: (score(t), -abs(t - 0.5)))
+
+    def _least(self) -> float:
+        return min(*self.thresholds, float(self.threshold))
+
+    def _melody(self, salience: Map, notes: Notes, seconds: float) -> Melody | None:
+        pitches = pitches_at(notes, hop=FRAME_HOP, duration=seconds)
+        frame = pitches[:, 0].astype(int)
+        if not len(frame) or not np.diff(frame).all():
+            return None
+        strongest = strongest_of(self._at(salience, FRAME_HOP, seconds), self.out_spec.frequencies)
+        reference = np.full(len(strongest), np.nan)
+        reference[frame] = pitches[:, 1]
+        return Melody(reference, strongest)
+
+    def _at(self, salience: Map, hop: float, seconds: float) -> Map:
+        """Columns of a map at each multiple of `hop` before `seconds`: the nearest frames."""
+        count = math.ceil(seconds / hop - 1e-6)
+        nearest = np.rint(np.arange(count) * hop * self.out_spec.frame_rate).astype(int)
+        return salience[:, np.minimum(nearest, salience.shape[1] - 1)]
+
+    def _labels(self, batch: Batch, output: Tensor, kind: Kind, spread_cents: float) -> Tensor:
+        return pitch_salience(
+            batch.notes,
+            batch=len(output),
+            frequencies=self.out_spec.frequencies,
+            frame_rate=self.out_spec.frame_rate,
+            frames=output.shape[-1],
+            kind=kind,
+            spread_cents=spread_cents,
+        )
+
+    def _frames(self, batch: Batch, index: int) -> int:
+        return self.frontend.out_spec.frames(int(batch.lengths[index]), self.frontend.in_spec.sample_rate)
+
+
+class Salience(PitchMap):
+    """A salience map learned from notes.
+
+    Args:
+        frontend: any features; the map has bins of its own, so that codec latents do as well as a spectrogram. Where
+            they are a CQT's (its fmin and bins to an octave, an fmax at its highest), models need not change axis.
+        bins_per_octave: bins of the map to an octave.
+        fmin: its lowest bin in Hz.
+        fmax: its highest bin at or below, in Hz.
+        labels: what a note is worth: the share of a frame that it covers, or that times its power; see
+            `wavespace.data.labels.pitch_salience`.
+        spread_cents: standard deviation of the smearing of a note about its exact pitch.
+        loss: cross-entropy in which what sounds and what does not weigh alike, or the focal one; see the functions.
+        gamma: exponent of the focal loss; 0 is plain cross-entropy.
+        thresholds: smallest saliences of a pitch that validation tries; the best is kept in the checkpoint.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    needs = ("notes",)
+
+    def __init__(
+        self,
+        frontend: FrontEnd,
+        *,
+        bins_per_octave: int = 36,
+        fmin: float = 27.5,
+        fmax: float = 5000.0,
+        labels: Kind = "activation",
+        spread_cents: float = SPREAD,
+        loss: Literal["balanced", "focal"] = "balanced",
+        gamma: float = 2.0,
+        thresholds: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99),
+    ) -> None:
+        frequencies = log_bins(bins_per_octave, fmin, fmax)
+        rate = frontend.out_spec.frame_rate
+        super().__init__(frontend, FeatureSpec(1, frequencies, rate, "logit", -10.0, 10.0), thresholds)
+        if labels not in get_args(Kind):
+            raise ValueError(f"labels is {labels!r}; it must be {' or '.join(get_args(Kind))}")
+        if loss not in ("balanced", "focal"):
+            raise ValueError(f"loss is {loss!r}; it must be balanced or focal")
+        if not spread_cents > 0 or not gamma >= 0:
+            raise ValueError(f"spread_cents is {spread_cents}, to be above 0, and gamma {gamma}, to be at least 0")
+        self.labels, self.spread_cents, self.gamma = labels, spread_cents, gamma
+        self.balances = loss == "balanced"
+
+    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the map with its target."""
+        logit, target = output[:, 0], self.target(batch, output)  # (B, F, T) each
+        return {"loss": balanced(logit, target) if self.balances else focal(logit, target, self.gamma)}
+
+    def salience(self, output: Tensor) -> Tensor:
+        """Probabilities `(B, F, T)` of logits `(B, 1, F, T)`."""
+        return output[:, 0].sigmoid()
+
+    def target(self, batch: Batch, output: Tensor) -> Tensor:
+        """Labels `(B, F, T)` of the kind and spread that this task was told."""
+        return self._labels(batch, output, self.labels, self.spread_cents)
+
+
+def log_bins(bins_per_octave: int, fmin: float, fmax: float) -> tuple[float, ...]:
+    """Frequencies in Hz from fmin up to fmax, so many to an octave; those of `frontend=cqt`, to the last digit.
+
+    Raises:
+        ValueError: there are not two.
+    """
+    # An fmax that is a bin is one, whatever the error of log2.
+    bins = 1 + math.floor(bins_per_octave * math.log2(fmax / fmin) + 1e-6) if 0 < fmin < fmax else 0
+    if bins < 2:
+        raise ValueError(
+            f"bins_per_octave is {bins_per_octave}, fmin {fmin:g} and fmax {fmax:g} Hz; there must be two bins or more"
+        )
+    return tuple((fmin * 2 ** (np.arange(bins) / bins_per_octave)).tolist())
+
+
+def balanced(logit: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy with targets in 0..1, in which both classes weigh a half, however rare one is in the batch.
+
+    `-(sum(y log p) / sum(y) + sum((1 - y) log(1 - p)) / sum(1 - y)) / 2` for targets y and probabilities p; sums count
+    as at least 1.
+    """
+    rest = 1 - target
+    positive = (target * F.softplus(-logit)).sum() / target.sum().clamp_min(1)
+    return (positive + (rest * F.softplus(logit)).sum() / rest.sum().clamp_min(1)) / 2
+
+
+def focal(logit: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """Mean of `|y - p|**gamma` times binary cross-entropy, for targets y in 0..1 and probabilities p.
+
+    The focal loss (Lin et al., ICCV 2017) for targets between the classes (Li et al., "Generalized focal loss",
+    NeurIPS 2020): what is nearly right weighs little, so that the many silent cells do not drown the few others.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    off = (target - logit.sigmoid()).abs().clamp_min(1e-6)  # a root of 0 has no gradient
+    return (entropy * off**gamma).mean()
+
+
+def _above(peaks: Pitches, threshold: float) -> Pitches:
+    return peaks[peaks[:, 2] >= threshold]
