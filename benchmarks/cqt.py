@@ -44,6 +44,14 @@ def rows(rounds: int = 5) -> Iterator[Row]:
                 0.25,
                 rounds,
             )
+            yield compare(
+                "building the CQT's tables",
+                lambda: CQT(AudioSpec(RATE, 10.0)),
+                lambda: [ours(audio) for _ in range(10)],
+                "ten forwards of 10 s x 4",
+                1.0,
+                rounds,
+            )
             for name, both in (("CQT", partial(ours, audio)), ("HCQT", partial(harmonic, audio[:1]))):
                 yield two_threads(name, both, 4 * rounds)
     finally:

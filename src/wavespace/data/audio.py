@@ -25,6 +25,16 @@ RATES = (1_000, 1_000_000)
 AT_ONCE = 2**24
 """Samples of all channels that are decoded at once at most, whatever a header says of length, rate and channels."""
 
+LEAD = 16 * 1152
+"""Samples of an MP3 file that are decoded ahead of a window: what they leave in its bit reservoir is heard in it."""
+
+
+class _File(soundfile.SoundFile):
+    """Reads on where it is. soundfile seeks after each read, which is heard where an MP3 file is read in pieces."""
+
+    def seekable(self) -> bool:
+        return False
+
 
 def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: float | None = None) -> Audio:
     """Mono float32 `(N,)` of a file or of a window of it; channels are averaged, other rates resampled (soxr HQ).
@@ -38,8 +48,9 @@ def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: flo
     with _open(path) as file:
         first = min(round(start * file.samplerate), file.frames)
         last = file.frames if seconds is None else min(first + round(seconds * file.samplerate), file.frames)
-        blocks = [block for block, _ in _blocks(file, path, first, last, AT_ONCE)]
-        audio = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        lead = min(first, LEAD) if file.format == "MP3" else 0
+        blocks = [block for block, _ in _blocks(file, path, first - lead, last, AT_ONCE)]
+        audio = (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[lead:]
         return soxr.resample(audio, file.samplerate, sample_rate) if file.samplerate != sample_rate else audio
 
 
@@ -58,11 +69,11 @@ def seconds_of(path: Path) -> float:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[soundfile.SoundFile]:
+def _open(path: Path) -> Iterator[_File]:
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
     try:
-        file = soundfile.SoundFile(path)
+        file = _File(path)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: audio without a header, by its suffix
         reason = getattr(error, "error_string", error)
         raise BadInput(f"{path}: can't be read as audio ({reason}); wav, flac, ogg and mp3 can") from None
@@ -80,7 +91,7 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
             raise BadInput(f"{path}: is damaged or cut off ({error.error_string}); get the file anew") from None
 
 
-def _blocks(file: soundfile.SoundFile, path: Path, first: int, last: int, size: int) -> Iterator[tuple[Audio, bool]]:
+def _blocks(file: _File, path: Path, first: int, last: int, size: int) -> Iterator[tuple[Audio, bool]]:
     """Mono blocks of samples `first` to `last`, `size` each at most, and whether a block is the last; at least one."""
     file.seek(first)  # also before the first sample: of some damaged FLAC files, a first read without it gives nothing
     size = max(1, min(size, AT_ONCE // file.channels))
@@ -98,7 +109,7 @@ def _blocks(file: soundfile.SoundFile, path: Path, first: int, last: int, size: 
             return
 
 
-def _read(file: soundfile.SoundFile, frames: int, path: Path, first: int) -> Audio:
+def _read(file: _File, frames: int, path: Path, first: int) -> Audio:
     """The next frames as mono; 16-bit files are made float late, which takes a sixth of the time."""
     short = file.subtype == "PCM_16"
     raw = file.read(frames, dtype="int16" if short else "float32", always_2d=True)  # (n, channels)
