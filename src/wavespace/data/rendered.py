@@ -11,7 +11,7 @@ import csv
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -345,4 +345,4 @@ def _performance(path: Path) -> Performance:
     notes = performance.notes[(pitch >= LOWEST) & (pitch <= HIGHEST)]
     if len(notes) == 0:
         raise BadInput(f"{path} has no notes on the keyboard of a piano")
-    return Performance(notes, performance.pedal)
+    return replace(performance, notes=notes)
