@@ -13,7 +13,7 @@ import pytest
 
 from wavespace.data.base import Item, collate, rng_for
 from wavespace.data.notes import apply_pedal, clean, read_midi, window, write_midi
-from wavespace.data.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, vary
+from wavespace.data.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, skyline, vary
 from wavespace.data.soundfont import Sampler, Voice
 from wavespace.errors import BadInput
 from wavespace.spec import midi_to_hz
@@ -111,6 +111,47 @@ def test_notes_are_those_that_sound_in_the_window(programs: Any) -> None:
     assert before > 40, "what rings from before the window is labelled"
 
 
+def test_a_melody_on_chosen_programs_is_one_voice_of_one_instrument(scores: Path) -> None:
+    data = ready(programs=(0, 40, 71), melody=True)
+    assert data.spec.labels == ("notes", "instrument")
+    played = set()
+    for position in range(12):
+        item = data.train_set[position]
+        played.add(item.labels["instrument"])
+        assert (item.notes[1:, 0] >= item.notes[:-1, 1] - 1e-6).all()
+        assert item.audio.any()
+    assert played == {0, 1, 2}
+
+
+def test_a_skyline_is_the_top_of_chords_and_of_what_is_held() -> None:
+    notes = np.array([[0, 2, 60, 80], [0, 2, 64, 80], [0.01, 2, 67, 80], [1, 1.5, 62, 80], [1.5, 3, 72, 80.0]])
+    np.testing.assert_allclose(skyline(notes), [[0, 1.5, 64, 80], [1.5, 3, 72, 80]])
+    assert skyline(notes[:0]).shape == (0, 4)
+
+
+def test_a_folder_of_its_own_is_the_whole_test_split_and_the_rest_trains(tmp_path: Path, scores: Path) -> None:
+    other = scale(tmp_path / "other.mid", 50)
+    with_test = Rendered(workers=0, midi=str(scores), test_midi=str(tmp_path))
+    alone = Rendered(workers=0, midi=str(scores))
+    for data in (with_test, alone):
+        data.setup()
+    assert with_test.test_set.renderer.files == (other,)
+    assert with_test.val_set.renderer.files == alone.val_set.renderer.files
+    assert set(with_test.train_set.renderer.files) == {
+        *alone.train_set.renderer.files,
+        *alone.test_set.renderer.files,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"programs": (128,)}, "0 to 127"), ({"programs": ()}, "one or more"), ({"test_midi": "x"}, "midi is not")],
+)
+def test_settings_that_cannot_be_played_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Rendered(**options)
+
+
 def test_music_fills_the_window_whatever_its_tempo() -> None:
     data = ready()
     onsets = np.concatenate([data.train_set[position].notes[:, 0] for position in range(120)])
@@ -128,7 +169,9 @@ def test_sound_begins_where_labels_say_and_not_before(tmp_path: Path) -> None:
     onset = 0.8 * np.arange(100)
     pitch = np.random.default_rng(0).integers(50, 90, 100)
     write_midi(tmp_path / "a.mid", np.column_stack([onset, onset + 0.1, pitch, np.full(100, 80)]))
-    renderer = Renderer(RATE, None, mixed=False, varied=True, recorded=False, files=(tmp_path / "a.mid",))
+    renderer = Renderer(
+        RATE, None, programs="piano", melody=False, varied=True, recorded=False, files=(tmp_path / "a.mid",)
+    )
     checked = 0
     for i in range(20):
         item = renderer.item(rng_for("onsets", i), 4.0, "x")
@@ -186,7 +229,7 @@ def test_windows_of_a_file_hold_the_files_notes(tmp_path: Path) -> None:
     write_midi(path, np.column_stack([onset, onset + 0.4, rng.integers(40, 80, 400), rng.integers(20, 100, 400)]))
     played = read_midi(path)
     notes = apply_pedal(played.notes, played.pedal)
-    renderer = Renderer(RATE, None, mixed=False, varied=False, recorded=False, files=(path,))
+    renderer = Renderer(RATE, None, programs="piano", melody=False, varied=False, recorded=False, files=(path,))
     for i in range(20):
         item = renderer.item(rng_for("window", i), 3.0, "x")
         strikes = item.notes[item.notes[:, 0] > 0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from wavespace.data.augment import LOUDEST, augment, noise, reverb
@@ -30,6 +31,9 @@ from wavespace.spec import PIANO_PITCHES, AudioSpec
 
 LEAD_IN = 2.0
 """Seconds that are played before a window and cut off."""
+
+SHORTEST = 0.03
+"""Seconds that a note of a melody lasts at least before a higher one takes over: chords are rolled within less."""
 
 LOWEST, HIGHEST = PIANO_PITCHES[0], PIANO_PITCHES[-1]
 
@@ -58,9 +62,12 @@ class Rendered(DataModule):
         midi: folder of MIDI files, at any depth; None: the procedural composer. With a MAESTRO metadata CSV in it the
             official splits hold, otherwise pieces go 80/10/10 by a hash. Files in one folder at least two levels deep
             are performances of one piece, and stay together.
+        test_midi: folder of MIDI files for the test split alone, so that all of `midi` is for training and validation.
         soundfont: a .sf2 or .sf3 file; None: the small General MIDI one inside pretty_midi.
         programs: "piano": acoustic and electric pianos; "mixed": a quarter of the windows are other instruments, in one
-            to four voices.
+            to four voices; or General MIDI programs, 0 to 127, one of which plays each window, without pedal unless
+            it is a piano: the label "instrument" is its place among them.
+        melody: only the highest note sounds, each until the next begins: a single voice.
         augment: vary room, noise, frequency response and level of training windows.
         batch_size: windows a batch.
         workers: loader processes; one keeps up with the demo's training on one core.
@@ -76,8 +83,10 @@ class Rendered(DataModule):
         sample_rate: int = 22_050,
         seconds: float = 3.7,
         midi: str | None = None,
+        test_midi: str | None = None,
         soundfont: str | None = None,
-        programs: Literal["piano", "mixed"] = "piano",
+        programs: Literal["piano", "mixed"] | tuple[int, ...] = "piano",
+        melody: bool = False,
         augment: bool = True,
         batch_size: int = 6,
         workers: int = 1,
@@ -90,20 +99,33 @@ class Rendered(DataModule):
             raise ValueError(f"seconds is {seconds} and piece_seconds is {piece_seconds}; both must be above 0")
         if min(val_pieces, test_pieces) < 1:
             raise ValueError(f"val_pieces is {val_pieces} and test_pieces {test_pieces}; both must be at least 1")
-        super().__init__(AudioSpec(sample_rate, seconds, ("notes",)), batch_size, workers, eval_batch_size=4)
-        self.midi, self.soundfont, self.programs = midi, soundfont, programs
+        if isinstance(programs, str) and programs not in ("piano", "mixed"):
+            raise ValueError(f"programs is {programs!r}; it must be piano, mixed, or programs, as in [40, 71]")
+        if not isinstance(programs, str) and (not programs or not all(0 <= program <= 127 for program in programs)):
+            raise ValueError(f"programs is {list(programs)}; it takes one or more General MIDI programs, 0 to 127")
+        if test_midi is not None and midi is None:
+            raise ValueError("test_midi is set and midi is not; set both, or midi alone")
+        labels = ("notes",) if isinstance(programs, str) else ("notes", "instrument")
+        super().__init__(AudioSpec(sample_rate, seconds, labels), batch_size, workers, eval_batch_size=4)
+        self.midi, self.test_midi, self.soundfont = midi, test_midi, soundfont
+        self.programs, self.melody = programs if isinstance(programs, str) else tuple(programs), melody
         self.augment, self.seed, self.piece_seconds = augment, seed, piece_seconds
         self.pieces = {"val": val_pieces, "test": test_pieces}
 
     def prepare_data(self) -> None:
         """Check that the soundfont and the scores are there."""
         available = _sampler(self.soundfont, self.spec.sample_rate).programs
-        wanted = {"pianos (programs 0-7)": PIANOS} | ({"other instruments": OTHERS} if self.programs == "mixed" else {})
+        wanted: dict[str, Collection[int]] = {"pianos (programs 0-7)": PIANOS}
+        if self.programs == "mixed":
+            wanted["other instruments"] = OTHERS
+        elif self.programs != "piano":
+            wanted = {f"program {program}": [int(program)] for program in self.programs}
         for name, programs in wanted.items():
             if not set(programs) & set(available):
                 raise BadInput(f"{self.soundfont}: the soundfont has no {name} for data.programs={self.programs}")
-        if self.midi is not None:
-            _midi_files(Path(self.midi).expanduser())
+        for folder in (self.midi, self.test_midi):
+            if folder is not None:
+                _midi_files(Path(folder).expanduser())
 
     def setup(self, stage: str | None = None) -> None:
         """Find and read the scores; nothing is rendered before it is asked for."""
@@ -115,7 +137,8 @@ class Rendered(DataModule):
             return Renderer(
                 self.spec.sample_rate,
                 self.soundfont,
-                mixed=self.programs == "mixed",
+                programs=self.programs,
+                melody=self.melody,
                 varied=split == "train",
                 recorded=self.augment,
                 files=tuple(files.get(split, ())),
@@ -139,6 +162,9 @@ class Rendered(DataModule):
             by_split, absent = _official(root, metadata[-1])
         else:
             by_split = _by_hash(root, found)
+        if self.test_midi is not None:
+            by_split["train"] = by_split["train"] + by_split["test"]
+            by_split["test"] = _midi_files(Path(self.test_midi).expanduser())
 
         files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
         facts: dict[str, Any] = {}
@@ -172,7 +198,8 @@ class Renderer:
     Attributes:
         sample_rate: in Hz.
         soundfont: as in `Rendered`.
-        mixed: play some of the music on other instruments than pianos.
+        programs: what it is played on, as in `Rendered`.
+        melody: play the highest voice alone.
         varied: play it in other ways than it was written.
         recorded: and record that in any way; what is not varied is recorded with a little room and noise.
         files: MIDI files to draw from; none: the composer.
@@ -180,7 +207,8 @@ class Renderer:
 
     sample_rate: int
     soundfont: str | None
-    mixed: bool
+    programs: str | tuple[int, ...]
+    melody: bool
     varied: bool
     recorded: bool
     files: tuple[Path, ...]
@@ -194,16 +222,26 @@ class Renderer:
             name: of the item.
             file: which of the files to take; None draws one.
         """
-        piano = not self.mixed or rng.random() < 0.75
+        sampler = _sampler(self.soundfont, self.sample_rate)
+        program, piano, labels = None, True, {}
+        if not isinstance(self.programs, str):
+            place = int(rng.integers(len(self.programs)))
+            program, labels = self.programs[place], {"instrument": place}
+            piano = program in PIANOS
+        elif self.programs == "mixed":
+            piano = bool(rng.random() < 0.75)
         speed = 0.8 * (1.25 / 0.8) ** rng.random() if self.varied else 1.0
         sustained = piano and (not self.varied or rng.random() < 0.8)
         notes = self._excerpt(rng, (LEAD_IN + seconds) * speed, file, sustained)
         notes[:, :2] /= speed
         if self.varied:
             notes = vary(notes, rng)
+        if self.melody:
+            notes = skyline(notes)
 
-        sampler = _sampler(self.soundfont, self.sample_rate)
-        if piano:
+        if program is not None:
+            voices = [Voice(notes, program)]
+        elif piano:
             odds = np.array([PIANOS.get(program, 0.0) for program in sampler.programs])
             voices = [Voice(notes, int(rng.choice(sampler.programs, p=odds / odds.sum())))]
         else:
@@ -223,7 +261,7 @@ class Renderer:
         audio = audio[lead:]
         audio = audio * min(1.0, LOUDEST / (np.abs(audio).max() + 1e-9))
         played = clean(np.concatenate([voice.notes for voice in voices]))
-        return Item(np.rint(audio * 32767).astype(np.int16), name, window(played, LEAD_IN, LEAD_IN + seconds))
+        return Item(np.rint(audio * 32767).astype(np.int16), name, window(played, LEAD_IN, LEAD_IN + seconds), labels)
 
     def _excerpt(self, rng: Generator, seconds: float, file: int | None, sustained: bool) -> Notes:
         """The notes that sound within a stretch of music, their times from its start."""
@@ -278,6 +316,18 @@ def vary(notes: Notes, rng: Generator) -> Notes:
     if rng.random() < 0.3:
         notes = notes[rng.random(len(notes)) < rng.uniform(0.4, 0.95)]
     return clean(notes)
+
+
+def skyline(notes: Notes) -> Notes:
+    """The highest of the notes that begin together, each cut where the next begins, without those under a held one."""
+    kept: list[NDArray[np.float64]] = []
+    for note in notes[np.lexsort((-notes[:, 2], notes[:, 0]))]:
+        if kept and note[0] < kept[-1][1]:
+            if note[2] < kept[-1][2] or note[0] - kept[-1][0] < SHORTEST:
+                continue
+            kept[-1][1] = note[0]
+        kept.append(note.copy())
+    return np.array(kept).reshape(-1, 4)
 
 
 def ensemble(notes: Notes, rng: Generator, programs: Sequence[int]) -> list[Voice]:
