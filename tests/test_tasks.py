@@ -17,7 +17,7 @@ from wavespace.frontends.base import FrontEnd
 from wavespace.optim import AdamW
 from wavespace.spec import PIANO_PITCHES, AudioSpec, FeatureSpec
 from wavespace.tasks.base import scaled
-from wavespace.tasks.piano_roll import HEADS, PianoRoll
+from wavespace.tasks.piano_roll import HEADS, Conditioning, PianoRoll
 from wavespace.tasks.reconstruction import Reconstruction
 
 RATE = AUDIO.sample_rate
@@ -130,7 +130,7 @@ def test_the_targets_themselves_score_one_and_padding_is_not_decoded() -> None:
 
 
 def test_validation_chooses_the_onset_threshold_and_the_checkpoint_keeps_it() -> None:
-    task = piano_roll(thresholds="[0.2,0.4,0.7]")
+    task = piano_roll(onset_thresholds="[0.2,0.4,0.7]")
     batch = batch_of(NOTES[:3])
     output = perfect_output(task, batch, 44)
     quiet = torch.logit(0.55 * output[:, 0].sigmoid().clamp(1e-4, 1 - 1e-4))
@@ -144,10 +144,52 @@ def test_validation_chooses_the_onset_threshold_and_the_checkpoint_keeps_it() ->
     assert float(task.state_dict()["onset_threshold"]) == pytest.approx(0.4)
 
 
+def test_validation_chooses_how_notes_end_by_their_offsets() -> None:
+    """The frame head dies away too soon and to 0.25 only; the offset head has a false maximum of 0.4 in each note."""
+    task = piano_roll(frame_thresholds="[0.2,0.5]", offset_thresholds="[0.3,0.6]")
+    batch = batch_of(NOTES[:3])
+    heads = perfect_output(task, batch, 44).sigmoid()
+    heads[:, 1] *= 0.25
+    for onset, _, pitch, _ in NOTES[:3]:
+        heads[0, 3, int(pitch) - 21, round(onset * task.out_spec.frame_rate) + 4] = 0.4
+    output = torch.logit(heads.clamp(1e-4, 1 - 1e-4))
+    figures = task.summarize(task.observe(output, output, batch), tune=True)
+    assert figures["frame_threshold"] == pytest.approx(0.2)
+    assert figures["offset_threshold"] == pytest.approx(0.6)
+    assert figures["note_f1_onset_offset"] == 1.0
+    assert float(task.state_dict()["offset_threshold"]) == pytest.approx(0.6)
+
+
+def test_conditioning_changes_frames_and_offsets_by_their_own_key_and_leaves_onsets_alone() -> None:
+    torch.manual_seed(0)
+    layer = Conditioning().eval()
+    torch.nn.init.normal_(layer.head.weight)
+    heads = torch.randn(1, 4, 88, 100, requires_grad=True)
+    out = layer(heads)
+    torch.testing.assert_close(out[:, [0, 2]], heads[:, [0, 2]])
+    changed = heads.detach().clone()
+    changed[0, 0, 40, 50] += 3.0
+    moved = (layer(changed) - out).abs().amax(dim=(0, 1)) > 1e-6  # (88, T)
+    assert set(torch.nonzero(moved)[:, 0].tolist()) == {40}
+    at = torch.nonzero(moved)[:, 1]
+    assert int(at.min()) == 50 - layer.context
+    assert int(at.max()) == 50 + layer.context
+    out[:, 1].sum().backward()
+    assert heads.grad is not None
+    assert float(heads.grad[:, 0].abs().max()) == 0.0, "what frames make of onsets does not teach onsets"
+    assert float(heads.grad[:, 1].abs().max()) > 0
+
+
 @pytest.mark.parametrize(
-    "settings", [{"thresholds": ()}, {"thresholds": (0.5, 0.0)}, {"frame_threshold": 1.5}, {"offset_threshold": 0.0}]
+    "settings",
+    [
+        {"onset_thresholds": ()},
+        {"onset_thresholds": (0.5, 0.0)},
+        {"frame_thresholds": (1.5,)},
+        {"offset_thresholds": ()},
+    ],
 )
-def test_thresholds_that_can_not_be_are_refused_at_once(settings: dict[str, float]) -> None:
+def test_thresholds_that_can_not_be_are_refused_at_once(settings: dict[str, tuple[float, ...]]) -> None:
     with pytest.raises(ValueError, match="threshold"):
         PianoRoll(piano_roll().frontend, **settings)  # type: ignore[arg-type]
 
@@ -304,4 +346,4 @@ def test_optimizer_settings_that_can_not_be_are_refused(settings: dict[str, floa
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(Incompatible, match="no parameters to train"):
-        AdamW().build(small_task("multi_resolution", "peaks", "piano_roll"))
+        small_task("multi_resolution", "peaks", "piano_roll").configure_optimizers()

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
             f"{data.spec.seconds:g} s at {data.spec.sample_rate} Hz, labels: {', '.join(data.spec.labels) or 'none'}",
         ),
         ("frontend", f"{task.frontend.out_spec}, {frames} frames a window"),
-        ("model", f"{sum(p.numel() for p in task.model.parameters()):,} parameters, {_flops(task, data.spec.seconds)}"),
+        ("model", f"{sum(p.numel() for p in task.parameters()):,} parameters, {_flops(task, data.spec.seconds)}"),
         ("task", f"{type(task).__name__}: {task.out_spec}, best by {task.monitor}"),
         ("run", str(RunFolder.of(cfg).path)),
     ]
@@ -102,7 +102,7 @@ def _flops(task: Any, seconds: float) -> str:
 
     in_spec = task.frontend.in_spec
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        task.model(task.frontend(torch.empty(1, 1, in_spec.samples)))
+        task.apply_model(task.frontend(torch.empty(1, 1, in_spec.samples)))
     return f"{counter.get_total_flops() / seconds / 1e9:.2f} GFLOP a second of audio"
 
 

@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from wavespace.claims import claims
 from wavespace.errors import ConfigError
 
 GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment")
@@ -62,12 +63,14 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     baseline: Any = None
     """A model without parameters that is scored on the same test data beside the trained one."""
+    expect: Any = None
+    """What is claimed of the figures, by name: `{test/l1_db: "< 0.5 * baseline/l1_db"}`; told at the end of a run."""
 
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 
 _RUNTIME = {
-    "": {"name", "fresh", "runs", "logger", "compile", "save_every"},
+    "": {"name", "fresh", "runs", "logger", "compile", "save_every", "expect"},
     "data": {"workers", "root", "stores", "url"},
     "frontend": {"weights"},
     "trainer": {
@@ -174,7 +177,11 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
 
 
 def _faults(cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None) -> Iterator[str]:
-    """Every node with a `_target_`, held against that constructor's signature."""
+    """Claims that can't be read, and every node with a `_target_`, held against that constructor's signature."""
+    try:
+        claims(cfg.get("expect"), {})
+    except (ValueError, AttributeError) as error:
+        yield f"expect{_origin('expect', overrides, config_dir)}: {error}"
     for key, node in _targets(cfg, ""):
         where = lambda name, key=key: _origin(f"{key}.{name}", overrides, config_dir)  # noqa: E731
         try:

@@ -25,7 +25,7 @@ def stream(task: Task, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Tensor
     """
     spec, rate = task.frontend.out_spec, task.frontend.in_spec.sample_rate
     hop = round(rate / spec.frame_rate)
-    heard = task.frontend.context + int(getattr(task.model, "context", MODEL_CONTEXT))
+    heard = task.frontend.context + int(getattr(task.model, "context", MODEL_CONTEXT)) + task.context
     context = CONTEXT * -(-heard // CONTEXT)
     buffer = np.zeros(context * hop, dtype=np.float32)  # starts `context` frames before the next frame to give
     total = given = 0

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from wavespace.errors import Incompatible
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
@@ -45,14 +43,8 @@ class AdamW:
             raise ValueError(f"final is {self.final}; it is a share of lr, from 0 to 1")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of a module's trainable parameters.
-
-        Raises:
-            Incompatible: there are none.
-        """
+        """The optimizer of a module's trainable parameters."""
         parameters = [p for p in module.parameters() if p.requires_grad]
-        if not parameters:
-            raise Incompatible("the model has no parameters to train; what learns nothing can only be a baseline")
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

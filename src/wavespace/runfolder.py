@@ -89,8 +89,13 @@ class RunFolder:
             if cfg.fresh:
                 self.clear()
             write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            before = self.status().get("minutes", 0.0)
-            start = time.monotonic()
+            before = self.status()
+            start, busy = time.monotonic(), sum(os.times()[:4])
+
+            def spent() -> dict[str, float]:
+                minutes = {"minutes": time.monotonic() - start, "cpu_minutes": sum(os.times()[:4]) - busy}
+                return {name: round(before.get(name, 0.0) + value / 60, 3) for name, value in minutes.items()}
+
             self.update(state="running", reason=None)
             (self.path / "report.html").unlink(missing_ok=True)
             try:
@@ -99,8 +104,7 @@ class RunFolder:
                 preempted = (
                     isinstance(error, KeyboardInterrupt | SystemExit) or type(error).__name__ == "SIGTERMException"
                 )
-                minutes = before + (time.monotonic() - start) / 60
                 reason = f"{type(error).__name__}: {error}".strip(": ")
-                self.update(state="preempted" if preempted else "failed", reason=reason, minutes=round(minutes, 3))
+                self.update(state="preempted" if preempted else "failed", reason=reason, **spent())
                 raise
-            self.update(state="finished", minutes=round(before + (time.monotonic() - start) / 60, 3))
+            self.update(state="finished", **spent())

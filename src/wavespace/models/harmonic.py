@@ -108,11 +108,11 @@ class Harmonic(nn.Module):
         self.stack = HarmonicStack(in_spec, out_spec, harmonics, spread)
         self.stem = nn.Sequential(
             nn.BatchNorm2d(self.stack.channels),
-            nn.Conv2d(self.stack.channels, width, (3, 5), padding=(1, 2), bias=False),
+            nn.Conv2d(self.stack.channels, width, (1, 3), padding=(0, 1), bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
-        self.context = 2 + sum(time for _, time in dilations) + 1  # of stem, trunk and head
+        self.context = 1 + sum(time for _, time in dilations) + 1  # of stem, trunk and head
         self.trunk = nn.Sequential(*(Residual(width, dilation) for dilation in dilations))
         self.head = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False),

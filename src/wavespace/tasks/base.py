@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import wavespace
 from wavespace.data.base import NO_NOTES, Batch, Notes
+from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.optim import AdamW
 from wavespace.spec import FeatureSpec
@@ -61,6 +62,7 @@ class Task(LightningModule):
         monitor: the metric that picks the best checkpoint; `mode` says which way is better.
         table: figures that the run's closing table shows, in order.
         out_spec: what the model must give.
+        context: frames on each side of its own that change what a task makes of a model's output.
         model: set by the builder, sized from `frontend.out_spec` and `out_spec`.
         optim: set by the builder.
         config_text: the resolved configuration as YAML, kept in checkpoints.
@@ -70,6 +72,7 @@ class Task(LightningModule):
     monitor: str = "val/loss"
     mode: str = "min"
     table: tuple[str, ...] = ("loss",)
+    context: int = 0
 
     def __init__(self, frontend: FrontEnd, out_spec: FeatureSpec) -> None:
         super().__init__()
@@ -123,7 +126,13 @@ class Task(LightningModule):
         return self.apply_model(self.features(audio))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer alone: `on_train_batch_start` sets the rate."""
+        """The optimizer alone: `on_train_batch_start` sets the rate.
+
+        Raises:
+            Incompatible: neither the model nor the front-end can learn.
+        """
+        if not any(p.requires_grad for part in (self.model, self.frontend) for p in part.parameters()):
+            raise Incompatible("the model has no parameters to train; what learns nothing can only be a baseline")
         return self.optim.build(self)
 
     def done(self) -> float:

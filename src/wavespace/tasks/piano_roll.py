@@ -1,18 +1,20 @@
 """Piano-roll transcription: onset, frame, offset and velocity of 88 keys; decoded to notes; scored by mir_eval.
 
 Onset and offset targets are triangles at the exact time (Kong et al., 2021, "High-resolution piano transcription"),
-so that decoding finds times between frames.
+so that decoding finds times between frames. Frames and offsets are conditioned on onsets (Hawthorne et al., ISMIR 2018,
+"Onsets and frames").
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Roll, piano_roll
@@ -35,6 +37,43 @@ class Observed(NamedTuple):
     loss: float
 
 
+class Conditioning(nn.Module):
+    """Corrects frame and offset logits by all heads' course at the same key: by onsets above all.
+
+    A model that hears a third of a second can't know that a note which has faded was struck two seconds ago and not
+    released; its onset is in the map. Dilated convolutions along time, alike for all keys but for a bias: low notes
+    ring longer. Onsets are read, and not changed by what is made of them (no gradient).
+
+    Attributes:
+        context: frames on each side that can change a frame.
+    """
+
+    def __init__(self, width: int = 8, dilations: tuple[int, ...] = (1, 2, 4, 8, 16)) -> None:
+        super().__init__()
+        self.context = sum(dilations)
+        self.stem = nn.Sequential(nn.BatchNorm2d(len(HEADS)), nn.Conv2d(len(HEADS), width, 1))
+        self.key = nn.Parameter(torch.zeros(1, width, len(PIANO_PITCHES), 1))
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, (1, 3), padding=(0, dilation), dilation=(1, dilation), bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+            for dilation in dilations
+        )
+        self.head = nn.Conv2d(width, 2, 1, bias=False)
+        nn.init.normal_(self.head.weight, std=1e-3)  # next to nothing at first
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """Logits `(B, 4, 88, T)` to the same."""
+        onset, frame, velocity, offset = heads.split(1, 1)  # (B, 1, 88, T) each
+        x = self.stem(torch.cat([onset.detach(), frame, velocity.detach(), offset], 1)) + self.key  # (B, W, 88, T)
+        for layer in self.layers:
+            x = x + layer(x)
+        change = self.head(x)  # (B, 2, 88, T)
+        return torch.cat([onset, frame + change[:, :1], velocity, offset + change[:, 1:]], 1)
+
+
 class PianoRoll(Task):
     """Notes of the 88 piano keys.
 
@@ -45,9 +84,11 @@ class PianoRoll(Task):
         frame_weight: weight of the frame head's loss.
         offset_weight: weight of the offset head's loss.
         velocity_weight: weight of the velocity head's squared error, on onset cells.
-        frame_threshold: a note ends where its frame probability falls below this,
-        offset_threshold: or at a maximum of the offset head of at least this.
-        thresholds: onset thresholds that validation tries; the best is kept in the checkpoint.
+        conditioned: let frames and offsets depend on onsets near them; see `Conditioning`.
+        onset_thresholds: onset thresholds that validation tries; the best by onset F1 is kept in the checkpoint,
+        frame_thresholds: and of these, a note ending where its frame probability falls below one,
+        offset_thresholds: or at a maximum of the offset head of at least one of these, the pair that is best by F1 of
+            onset and offset.
 
     Raises:
         ValueError: a threshold is not in (0, 1], or there is none to try.
@@ -59,6 +100,8 @@ class PianoRoll(Task):
     table = ("note_f1_onset", "note_f1_onset_offset", "note_f1_onset_offset_velocity", "frame_f1")
 
     onset_threshold: Tensor
+    frame_threshold: Tensor
+    offset_threshold: Tensor
 
     def __init__(
         self,
@@ -69,22 +112,31 @@ class PianoRoll(Task):
         frame_weight: float = 3.0,
         offset_weight: float = 2.0,
         velocity_weight: float = 2.0,
-        frame_threshold: float = 0.35,
-        offset_threshold: float = 0.5,
-        thresholds: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        conditioned: bool = True,
+        onset_thresholds: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        frame_thresholds: tuple[float, ...] = (0.2, 0.35, 0.5),
+        offset_thresholds: tuple[float, ...] = (0.2, 0.35, 0.5, 1.0),
     ) -> None:
         features = frontend.out_spec
         pitches = tuple(midi_to_hz(pitch) for pitch in PIANO_PITCHES)
         super().__init__(frontend, FeatureSpec(len(HEADS), pitches, features.frame_rate, "logit", -10.0, 10.0))
         self.onset_weight, self.onset_positive = onset_weight, onset_positive
         self.frame_weight, self.offset_weight, self.velocity_weight = frame_weight, offset_weight, velocity_weight
-        self.frame_threshold, self.offset_threshold = frame_threshold, offset_threshold
-        self.thresholds = thresholds
-        self.register_buffer("onset_threshold", torch.tensor(0.5))
-        if not thresholds:
-            raise ValueError("thresholds is empty; validation needs at least one to choose from")
-        for threshold in thresholds:
-            self.decoder(threshold)  # refuses what is no threshold, now and not at the first validation
+        self.grids = {"onset": onset_thresholds, "frame": frame_thresholds, "offset": offset_thresholds}
+        for name, grid in self.grids.items():
+            if not grid or not all(0 < threshold <= 1 for threshold in grid):
+                raise ValueError(
+                    f"{name}_thresholds is {list(grid)}; it takes one or more numbers above 0 and at most 1"
+                )
+            self.register_buffer(f"{name}_threshold", torch.tensor(0.5))
+        self.conditioning = Conditioning() if conditioned else None
+        self.context = self.conditioning.context if self.conditioning else 0
+
+    def apply_model(self, features: Tensor) -> Tensor:
+        """Logits `(B, 4, 88, T)` in float32; those of a model that learns nothing stay as they are."""
+        output = super().apply_model(features)
+        learns = next(self.model.parameters(), None) is not None
+        return self.conditioning(output).float() if self.conditioning and learns else output
 
     def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Weighted binary cross-entropy of the three activity heads and squared error of velocity at onsets."""
@@ -117,9 +169,9 @@ class PianoRoll(Task):
         ]
 
     def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
-        """mir_eval figures, a mean over items (0..1); with `tune` the onset threshold is chosen first."""
+        """mir_eval figures, a mean over items (0..1); with `tune` the thresholds are chosen first."""
         if tune:
-            self.onset_threshold.fill_(self._best_threshold(observed))
+            self._tune(observed)
         per_item = []
         for item in observed:
             estimate = self.decode(item.heads)
@@ -129,17 +181,19 @@ class PianoRoll(Task):
         return {
             "loss": float(np.mean([item.loss for item in observed])),
             **average(per_item),
-            "onset_threshold": float(self.onset_threshold),
+            **{f"{name}_threshold": float(getattr(self, f"{name}_threshold")) for name in self.grids},
         }
 
-    def decoder(self, onset_threshold: float | None = None) -> Decoder:
-        """A decoder with this task's thresholds; it takes `output.sigmoid()` as chunks come."""
-        chosen = float(self.onset_threshold) if onset_threshold is None else onset_threshold
-        return Decoder(PIANO_PITCHES, self.out_spec.frame_rate, chosen, self.frame_threshold, self.offset_threshold)
+    def decoder(self, **thresholds: float) -> Decoder:
+        """A decoder for `output.sigmoid()` in chunks, with this task's thresholds or others: onset, frame, offset."""
+        onset, frame, offset = (
+            thresholds.get(name, float(getattr(self, f"{name}_threshold"))) for name in ("onset", "frame", "offset")
+        )
+        return Decoder(PIANO_PITCHES, self.out_spec.frame_rate, onset, frame, offset)
 
-    def decode(self, heads: NDArray[np.float32], onset_threshold: float | None = None) -> Notes:
+    def decode(self, heads: NDArray[np.float32], **thresholds: float) -> Notes:
         """Notes of head probabilities `(4, 88, T)`; times in seconds from the first frame."""
-        decoder = self.decoder(onset_threshold)
+        decoder = self.decoder(**thresholds)
         notes = np.concatenate([decoder.push(*heads), decoder.flush()])
         return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
@@ -167,14 +221,20 @@ class PianoRoll(Task):
             estimate=self.decode(heads),
         )
 
-    def _best_threshold(self, observed: list[Observed]) -> float:
-        def score(threshold: float) -> float:
-            return float(
-                np.mean([note_scores(o.notes, self.decode(o.heads, threshold))["note_f1_onset"] for o in observed])
-            )
+    def _tune(self, observed: list[Observed]) -> None:
+        """Choose the onset threshold by onset F1, then the two others together by F1 of onset and offset."""
 
-        # Of equal scores the one nearest to a half.
-        return max(self.thresholds, key=lambda t: (score(t), -abs(t - 0.5)))
+        def score(figure: str, **thresholds: float) -> tuple[float, float]:
+            found = [note_scores(item.notes, self.decode(item.heads, **thresholds))[figure] for item in observed]
+            # Of equal scores the one nearest to a half.
+            return float(np.mean(found)), -sum(abs(threshold - 0.5) for threshold in thresholds.values())
+
+        onset = max(self.grids["onset"], key=lambda t: score("note_f1_onset", onset=t))
+        self.onset_threshold.fill_(onset)
+        pairs = product(self.grids["frame"], self.grids["offset"])
+        frame, offset = max(pairs, key=lambda t: score("note_f1_onset_offset", frame=t[0], offset=t[1]))
+        self.frame_threshold.fill_(frame)
+        self.offset_threshold.fill_(offset)
 
     def _roll(self, batch: Batch, output: Tensor) -> Roll:
         return piano_roll(

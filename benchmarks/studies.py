@@ -1,0 +1,74 @@
+"""`make studies`: the tables of docs/findings.md, each from the runs that it names; what is finished is not run again.
+
+    python benchmarks/studies.py [STUDY …]
+
+A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run. Its table stands in
+docs/findings.md between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from wavespace import config
+from wavespace.runfolder import RunFolder
+
+HERE = Path(__file__).parent
+FINDINGS = HERE.parent / "docs" / "findings.md"
+
+
+def main(names: list[str]) -> None:
+    for file in sorted(HERE.glob("studies/*.yaml")):
+        if not names or file.stem in names:
+            table = tabulate(file.stem, OmegaConf.to_container(OmegaConf.load(file)))
+            insert(file.stem, table)
+            Console().print(table)
+
+
+def tabulate(name: str, study: Any) -> str:
+    """A Markdown table: a line a row of the study, each figure as mean ± standard deviation over seeds."""
+    columns: dict[str, str] = study["columns"]
+    lines = ["| | " + " | ".join(columns) + " | steps | CPU minutes |", "|---|" + "--:|" * (len(columns) + 2)]
+    for label, overrides in study["rows"].items():
+        found = [run(name, [*study["base"], *overrides, f"seed={seed}"]) for seed in study.get("seeds", [0])]
+        cells = [spread([status["metrics"].get(figure) for status in found]) for figure in columns.values()]
+        spent = [str(found[0]["step"]), spread([status.get("cpu_minutes") for status in found], 1)]
+        lines.append(f"| {label} | " + " | ".join([*cells, *spent]) + " |")
+    return "\n".join(lines)
+
+
+def run(name: str, overrides: list[str]) -> dict[str, Any]:
+    """The status of one configuration's run, which is trained first if there is none that is finished."""
+    overrides = [f"name=study-{name}", *overrides]
+    folder = RunFolder.of(config.compose(overrides))
+    if folder.status().get("state") != "finished":
+        print(f"\n--- {name}: {' '.join(overrides[1:])}", flush=True)
+        subprocess.run(["wavespace", "train", *overrides], check=True)
+    return folder.status()
+
+
+def spread(values: list[float | None], digits: int = 3) -> str:
+    """Mean and, of several, standard deviation."""
+    known = np.array([value for value in values if value is not None])
+    if not len(known):
+        return "–"
+    return f"{known.mean():.{digits}f}" + (f" ± {known.std(ddof=1):.{digits}f}" if len(known) > 1 else "")
+
+
+def insert(name: str, table: str) -> None:
+    """Put a table where docs/findings.md has its place."""
+    text = FINDINGS.read_text()
+    before, mark, rest = text.partition(f"<!-- study: {name} -->\n")
+    if mark:
+        FINDINGS.write_text(before + mark + table + "\n" + rest[rest.index("<!-- end -->") :])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
