@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wavespace.tasks.base import Task
 
-WINDOW, CONTEXT = 448, 64
+WINDOW, CONTEXT = 896, 64
 """Frames kept of each window, and least frames of context on each side: multiples of every pooling factor up to 64."""
 MODEL_CONTEXT = 32
 """Frames on each side, beside those that its front-end hears, that a model is given which states no `context`."""

@@ -161,6 +161,11 @@ def test_harmonic_cqt_is_the_cqt_at_each_harmonic() -> None:
         assert error(linear, expected) <= 5e-5
 
 
+def test_the_channel_that_is_drawn_is_the_one_at_its_own_frequencies() -> None:
+    assert HarmonicCQT(HALF, harmonics=(0.5, 1, 2), bins_per_octave=12, bins=36, fmin=100.0).shown == 1
+    assert HarmonicCQT(HALF, harmonics=(2, 3), bins_per_octave=12, bins=36, fmin=100.0).shown == 0
+
+
 def test_harmonics_share_rows_and_tables_are_small() -> None:
     front_end = HarmonicCQT(HALF)
     # Channels 1, 2 and 4 lie whole octaves above 0.5; 3 and 5 are no whole number of sixtieths away.

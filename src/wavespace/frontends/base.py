@@ -49,6 +49,8 @@ class FrontEnd(nn.Module):
     """Frames of audio on either side that a frame hears, at most."""
     unbounded: bool = False
     """A frame hears all that came before it, and `context` is where that has faded."""
+    shown: int = 0
+    """Channel whose levels lie at the frequencies of the spec: what a picture of the features draws."""
     mean: Tensor  # (C, F, 1), with normalize="dataset"
     std: Tensor  # (C, F, 1), with normalize="dataset"
 

@@ -129,6 +129,7 @@ class HarmonicCQT(FrontEnd):
         all_frequencies = fmin * 2 ** (unique / bins_per_octave)
         bandwidths = (2 ** (1 / bins_per_octave) - 1) * all_frequencies
         self.filters = Filters(all_frequencies, bandwidths, in_spec.sample_rate, hop)
+        self.shown = int(np.abs(np.log(harmonics)).argmin())
         self.context = self.filters.context
 
     def features(self, audio: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
@@ -46,6 +47,15 @@ class HarmonicStack(nn.Module):
         return stacked.view(batch, channels * len(self.rows), -1, frames)  # (B, C * S, F', T)
 
 
+def normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """`norm(conv(x))`; in evaluation one convolution, as memory is what a small net waits for."""
+    if norm.training or norm.running_var is None or norm.running_mean is None:
+        return norm(conv(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (width,)
+    weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    return F.conv2d(x, weight, bias, padding=conv.padding, dilation=conv.dilation)
+
+
 class Residual(nn.Module):
     """Dilated 3x3 convolution, norm, ReLU, added to its input."""
 
@@ -56,7 +66,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, width, F', T)` to the same."""
-        return x + torch.relu(self.norm(self.conv(x)))
+        return x + torch.relu(normed(self.conv, self.norm, x))
 
 
 class Harmonic(nn.Module):

@@ -204,7 +204,7 @@ class PianoRoll(Task):
         roll = self._roll(batch, output)
         spec, out = self.frontend.out_spec, self.out_spec
         notes = notes_of(batch, index)
-        level = features[index, 0].cpu().numpy()[:, :frames]
+        level = features[index, self.frontend.shown].cpu().numpy()[:, :frames]
         target = torch.maximum(0.5 * roll.frame[index], roll.onset[index]).cpu().numpy()[:, :frames]
         shown = np.maximum(0.5 * heads[1], heads[0])
         sound = scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()  # (N,)

@@ -128,7 +128,7 @@ class PitchMap(Task):
         spec, out = self.frontend.out_spec, self.out_spec
         level, target, salience = (
             values[index, :, :frames].float().cpu().numpy()
-            for values in (features[:, 0], self.target(batch, output), self.salience(output))
+            for values in (features[:, self.frontend.shown], self.target(batch, output), self.salience(output))
         )
         pictures = [
             Picture("input", level, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit),
