@@ -204,6 +204,24 @@ def test_pictures_sounds_and_notes_are_in_the_page(run: RunFolder) -> None:
     assert np.corrcoef(found, given_)[0, 1] > 0.99
 
 
+def test_audits_have_a_section_of_their_own(run: RunFolder) -> None:
+    assert "Audits" not in page_of(run).text
+    manifest = run.path / "samples" / "samples.json"
+    files: dict[str, object] = {"picture": "audit.png", "sounds": [], "midi": [], "missing": None}
+    audit = {"kind": "audit", "name": "Kernels", "description": "amplitudes of 8 harmonics", **files}
+    manifest.write_text(json.dumps([*json.loads(manifest.read_text()), audit]))
+    Image.new("RGB", (40, 30), "#102030").save(run.path / "samples" / "audit.png")
+    page = page_of(run)
+    assert [image["alt"] for image in page.all("img")][1:] == ["Kernels: amplitudes of 8 harmonics"]
+    assert page.text.count("Kernels") == 1
+    assert page.text.index("Samples") < page.text.index("song") < page.text.index("Audits") < page.text.index("Kernels")
+    assert [a["aria-labelledby"] for a in page.all("section")].count("audits") == 1
+    manifest.write_text(json.dumps([audit]))
+    alone = page_of(run).text
+    assert "Audits Kernels" in alone
+    assert "Sounds are compressed" not in alone
+
+
 def test_a_rate_that_mp3_has_not_got_stays_flac(run: RunFolder) -> None:
     soundfile.write(run.path / "samples" / "0-input.flac", np.zeros(2000), 20000)
     [audio] = page_of(run).all("audio")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wavespace.callbacks import samples
-from wavespace.callbacks.samples import draw, save_samples
+from wavespace.callbacks.pictures import draw
+from wavespace.callbacks.samples import save_samples
 from wavespace.data.base import NO_NOTES, Batch, DataModule, Item, Notes
 from wavespace.data.notes import read_midi
 from wavespace.errors import UserError
@@ -184,6 +188,39 @@ def test_a_failure_leaves_the_older_samples_as_they_were(tmp_path: Path) -> None
 def test_a_task_without_samples_writes_nothing(tmp_path: Path) -> None:
     save_samples(Silent(Data().spec, NO_NOTES, {}), Data(), tmp_path / "samples")
     assert list(tmp_path.iterdir()) == []
+
+
+RUN = [
+    "data=synthetic", "data.sample_rate=8000", "data.seconds=0.5", "data.pitch=[100.0,1000.0]", "data.batch_size=2",
+    "data.lowpass=null", "data.reverb=null", "data.val_items=3", "data.test_items=1", "data.workers=0",
+    "frontend=mel", "frontend.bins=24", "frontend.n_fft=512", "frontend.hop=128",
+    "model=conv2d", "model.width=2", "model.depth=2", "task=piano_roll",
+    "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "trainer.precision=32-true",
+]  # fmt: skip
+
+
+def test_wandb_holds_what_the_run_folder_holds(tmp_path: Path) -> None:
+    # A process of its own: W&B leaves its service in the environment, which later tests' processes would share.
+    overrides = [*RUN, f"runs={tmp_path}", "logger=wandb", "logger.offline=true"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    subprocess.run([sys.executable, "-m", "wavespace.train", *overrides], check=True, env=environment, cwd=tmp_path)
+    [status] = tmp_path.rglob("status.json")
+    folder = status.parent / "samples"
+    [files] = status.parent.glob("wandb/offline-run-*/files")
+    entries = json.loads((folder / "samples.json").read_text())
+    assert [entry["kind"] for entry in entries] == ["sample", "sample", "audit"]
+
+    def contents(root: Path, *suffixes: str) -> list[bytes]:
+        return sorted(path.read_bytes() for path in root.rglob("*") if path.suffix in suffixes)
+
+    for suffix in (".png", ".flac"):
+        assert len(contents(folder, suffix)) >= 3
+        assert contents(files / "media", suffix) == contents(folder, suffix)
+    assert {path.name: path.read_bytes() for path in (files / "samples").iterdir()} == {
+        path.name: path.read_bytes() for path in folder.glob("*.mid")
+    }
+    keys = {re.sub(r"_\d+_\w+$", "", path.stem) for path in (files / "media").rglob("*.*")}
+    assert {"0 picture", "1 picture", "0 input", "1 input", "Latent space"} <= keys
 
 
 @pytest.mark.parametrize(

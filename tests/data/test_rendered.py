@@ -114,6 +114,7 @@ def test_notes_are_those_that_sound_in_the_window(programs: Any) -> None:
 def test_a_melody_on_chosen_programs_is_one_voice_of_one_instrument(scores: Path) -> None:
     data = ready(programs=(0, 40, 71), melody=True)
     assert data.spec.labels == ("notes", "instrument")
+    assert data.instruments == ("Acoustic Grand Piano", "Violin", "Clarinet")
     played = set()
     for position in range(12):
         item = data.train_set[position]

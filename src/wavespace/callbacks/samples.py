@@ -1,4 +1,4 @@
-"""What a run looks and sounds like: the first validation items as pictures, sounds and MIDI, in `samples/`."""
+"""What a run looks and sounds like, in `samples/` and in W&B: the first validation items, and audits of the model."""
 
 from __future__ import annotations
 
@@ -6,53 +6,55 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger, WandbLogger
 
+from wavespace.callbacks.audits import Audit, audits
+from wavespace.callbacks.pictures import STYLE, draw
 from wavespace.data.base import DataModule, collate
 from wavespace.data.notes import clean, window, write_midi
 from wavespace.data.soundfont import Sampler, Voice
 from wavespace.errors import UserError
 from wavespace.runfolder import write_atomic
-from wavespace.spec import midi_to_hz
-from wavespace.tasks.base import Picture, Sample, Task
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from wavespace.tasks.base import Sample, Task
 
 SECONDS = 10.0
 """How much of each item is kept, from its start: enough to judge by, and readable on a phone."""
 
 
 def save_samples(task: Task, data: DataModule, folder: Path, count: int = 2) -> None:
-    """Run a task on the first `count` validation items, and fill `folder` with what comes out.
+    """Run a task on the first `count` validation items, audit it, and fill `folder` with what comes out.
 
     Every item gives a picture (`.png`), its sounds (`.flac`, 16 bit) and, if it has notes, `estimate.mid`,
-    `reference.mid` and the estimate rendered as a piano. `samples.json` lists them: a list of
-    `{name, description, picture, sounds: [{title, file}], midi: [{title, file}], missing}`, where `missing`
-    says why something could not be made, or is null. The folder appears whole or not at all.
+    `reference.mid` and the estimate rendered as a piano; an audit gives a picture. `samples.json` lists them: a list of
+    `{kind, name, description, picture, sounds: [{title, file}], midi: [{title, file}], missing}`, where `kind` is
+    "sample" or "audit", and `missing` says why something could not be made, or is null. The folder appears whole or
+    not at all.
 
     Args:
-        task: is left in evaluation mode. One that defines no sample writes nothing.
+        task: is left in evaluation mode. One that has neither samples nor audits writes nothing.
         data: after `setup`.
         folder: replaced if it exists.
         count: how many items, always the same ones.
     """
-    if type(task).sample is Task.sample:
-        return
     unfinished, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
     shutil.rmtree(old, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         rate = task.frontend.in_spec.sample_rate
-        entries = [_write(s, rate, unfinished, i) for i, s in enumerate(_samples(task, data, count))]
+        samples = () if type(task).sample is Task.sample else _samples(task, data, count)
+        entries = [_write(s, rate, unfinished, i) for i, s in enumerate(samples)]
+        entries += [_write_audit(audit, unfinished) for audit in audits(task, data)]
+        if not entries:
+            return
         write_atomic(unfinished / "samples.json", json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
         if folder.exists():
             folder.rename(old)
@@ -60,6 +62,31 @@ def save_samples(task: Task, data: DataModule, folder: Path, count: int = 2) -> 
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def log_samples(folder: Path, loggers: Iterable[Logger], step: int) -> None:
+    """Give what `save_samples` wrote, if it did, to each W&B logger: pictures, sounds, and the MIDI as files.
+
+    Args:
+        folder: of `save_samples`.
+        loggers: any; the others are left alone.
+        step: of the run, that they are logged at.
+    """
+    chosen = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    if not chosen or not (folder / "samples.json").is_file():
+        return
+    import wandb
+
+    media: dict[str, Any] = {"trainer/global_step": step}
+    for index, entry in enumerate(json.loads((folder / "samples.json").read_text("utf-8"))):
+        key = f"audits/{entry['name']}" if entry["kind"] == "audit" else f"samples/{index} picture"
+        media[key] = wandb.Image(str(folder / entry["picture"]), caption=f"{entry['name']}: {entry['description']}")
+        for sound in entry["sounds"]:
+            media[f"samples/{index} {sound['title']}"] = wandb.Audio(str(folder / sound["file"]), caption=entry["name"])
+    for logger in chosen:
+        logger.experiment.log(media)
+        for path in sorted(folder.glob("*.mid")):
+            logger.experiment.save(str(path), base_path=str(folder.parent), policy="now")
 
 
 @torch.no_grad()
@@ -100,12 +127,11 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
     for title, notes in midi.items():
         write_midi(folder / f"{index}-{title}.mid", notes)
 
-    picture = io.BytesIO()
     figure, description = draw(sample)
-    figure.savefig(picture, format="png")
     name = f"{index}-{_safe(sample.name)}.png"
-    write_atomic(folder / name, picture.getvalue())
+    _write_picture(figure, folder / name)
     return {
+        "kind": "sample",
         "name": sample.name,
         "description": description,
         "picture": name,
@@ -115,128 +141,21 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
     }
 
 
+def _write_audit(audit: Audit, folder: Path) -> dict[str, Any]:
+    """The file of one audit; returns its entry in the manifest."""
+    name = f"audit-{_safe(audit.name)}.png"
+    _write_picture(audit.figure, folder / name)
+    entry = {"kind": "audit", "name": audit.name, "description": audit.description, "picture": name}
+    return entry | {"sounds": [], "midi": [], "missing": None}
+
+
+def _write_picture(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    with rc_context(STYLE):  # ticks are made as they are drawn
+        figure.savefig(picture, format="png")
+    write_atomic(path, picture.getvalue())
+
+
 def _safe(name: str) -> str:
     """A name as a part of a file's name: letters, digits, dots and dashes."""
     return re.sub(r"[^\w.]+", "-", name).strip("-.")[:50] or "item"
-
-
-# --- The picture -----------------------------------------------------------------------------------------
-
-# A dark panel of its own, as magma begins dark: the same on a light page, on a dark one and in a file viewer.
-PANEL, TEXT, FAINT, REFERENCE = "#18161e", "#d9d5e3", "#9c96ab", "#4b4659"
-FOUND, EXTRA, MISSED = "#6fd3ae", "#ffb454", "#ff6f91"
-
-STYLE: Any = {
-    "text.color": TEXT, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
-    "font.size": 7.5, "axes.titlesize": 9, "axes.titlepad": 4, "axes.titlelocation": "left", "axes.linewidth": 0.5,
-    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "xtick.major.width": 0.5, "ytick.major.width": 0.5,
-    "xtick.major.pad": 2, "ytick.major.pad": 2,
-}  # fmt: skip
-
-ROWS = 300
-"""Rows that a picture is drawn with: about the pixels that its panel is high."""
-
-
-def draw(sample: Sample) -> tuple[Figure, str]:
-    """The pictures of a sample, one under the other on one time axis, and a sentence that says what is there.
-
-    Notes get a panel of their own: the reference as dim bars, and on them the estimate by what became of it
-    (mir_eval's rule for onsets: within 50 ms and 50 cents).
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    has_notes = bool(len(sample.reference) or len(sample.estimate))
-    panels = len(sample.pictures) + has_notes
-    height = 1.55 * panels + 0.3  # inches
-    seconds = max((picture.values.shape[1] - 1) / picture.frame_rate for picture in sample.pictures)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4, height), dpi=250, facecolor=PANEL)
-        grid = figure.add_gridspec(
-            panels, 2, width_ratios=(50, 1), wspace=0.04, hspace=0.24,
-            left=0.15, right=0.9, top=1 - 0.26 / height, bottom=0.4 / height,
-        )  # fmt: skip
-        said = []
-        for row in range(panels):
-            axes = figure.add_subplot(grid[row, 0])
-            if row < len(sample.pictures):
-                picture = sample.pictures[row]
-                _draw_picture(picture, axes, figure.add_subplot(grid[row, 1]))
-                said.append(f"{picture.title} ({picture.unit})")
-            else:
-                said.append(_draw_notes(sample, axes))
-            axes.set_xlim(0, seconds)
-            axes.tick_params(axis="x", labelbottom=row == panels - 1)
-        figure.text(0.525, 0.05 / height, "seconds", color=FAINT, ha="center", va="bottom")
-    return figure, f"{seconds:.1f} seconds, one under the other: {'; '.join(said)}"
-
-
-def _draw_picture(picture: Picture, axes: Axes, bar: Axes) -> None:
-    """A matrix over time and log frequency, with its colours beside it."""
-    centres = np.asarray(picture.frequencies)
-    inner = (centres[1:] + centres[:-1]) / 2
-    high = 2 * centres[-1] - inner[-1]
-    low = max(2 * centres[0] - inner[0], high / 512)  # nine octaves: linear bins begin at 0 Hz
-    # Each row of equal pitch shows the loudest bin in it, or the one bin that it lies in.
-    starts = np.searchsorted(inner, np.geomspace(low, high, ROWS + 1)[:-1])
-    rows = np.maximum.reduceat(picture.values, starts, axis=0)  # (ROWS, T)
-    start, end = -0.5 / picture.frame_rate, (picture.values.shape[1] - 0.5) / picture.frame_rate
-    image = axes.imshow(
-        rows, cmap="magma", vmin=picture.low, vmax=picture.high, aspect="auto", origin="lower",
-        extent=(start, end, *_pitch([low, high])),
-    )  # fmt: skip
-    axes.set_title(picture.title)
-    bar.set_title(picture.unit, loc="right", size=7.5, color=FAINT, x=4.5)
-    assert axes.figure is not None
-    axes.figure.colorbar(image, cax=bar, ticks=np.linspace(picture.low, picture.high, 3), format="%.3g")
-
-    pitches = _pitch(centres[centres > 0])
-    if np.allclose(pitches, np.rint(pitches), atol=1e-3):  # keys
-        _name_keys(axes)
-    else:
-        hertz = np.array([digit * 10**power for power in range(1, 5) for digit in (1, 2, 5)])
-        hertz = hertz[(hertz > low * 1.05) & (hertz < high * 0.95)]
-        axes.set_yticks(_pitch(hertz), [f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in hertz])
-
-
-def _draw_notes(sample: Sample, axes: Axes) -> str:
-    """Found, missed and extra notes; returns how many."""
-    from matplotlib.collections import PolyCollection
-    from mir_eval.transcription import match_notes
-
-    true, found = sample.reference, sample.estimate
-    pairs: list[tuple[int, int]] = []
-    if len(true) and len(found):
-        true_hz, found_hz = ([midi_to_hz(pitch) for pitch in notes[:, 2]] for notes in (true, found))
-        pairs = match_notes(true[:, :2], true_hz, found[:, :2], found_hz, offset_ratio=None)
-    hit = np.isin(np.arange(len(true)), [pair[0] for pair in pairs])  # (K,)
-    right = np.isin(np.arange(len(found)), [pair[1] for pair in pairs])  # (L,)
-
-    true_layers = [(true[hit], REFERENCE, 0.45), (true[~hit], MISSED, 0.45)]
-    found_layers = [(found[right], FOUND, 0.25), (found[~right], EXTRA, 0.25)]
-    for notes, colour, half in true_layers + found_layers:
-        onset, offset, low, high = notes[:, 0], notes[:, 1], notes[:, 2] - half, notes[:, 2] + half  # (K,)
-        bars = np.stack([onset, low, onset, high, offset, high, offset, low], axis=1).reshape(-1, 4, 2)  # (K, 4, 2)
-        axes.add_collection(PolyCollection(list(bars), color=colour, linewidth=0.3, antialiased=False))
-    pitch = np.concatenate([true[:, 2], found[:, 2]])
-    spare = max(2.0, (14 - np.ptp(pitch)) / 2)  # more than an octave, so that there is a C to read
-    axes.set_ylim(pitch.min() - spare, pitch.max() + spare)
-    axes.set_facecolor("#000004")  # where magma begins
-    axes.set_title("notes")
-    _name_keys(axes)
-    counts = {f"{len(pairs)} found": FOUND, f"{np.sum(~hit)} missed": MISSED, f"{np.sum(~right)} extra": EXTRA}
-    for (text, colour), x in zip(counts.items(), (0.5, 0.77, 1.0)):
-        axes.text(x, 1.03, text, color=colour, ha="right", va="bottom", transform=axes.transAxes)
-    return f"notes ({', '.join(counts)})"
-
-
-def _name_keys(axes: Axes) -> None:
-    """Name the Cs of an axis in MIDI pitch."""
-    low, high = axes.get_ylim()
-    pitches = [c for c in range(12, 121, 12) if low < c < high]
-    axes.set_yticks(pitches, [f"C{c // 12 - 1}" for c in pitches])
-
-
-def _pitch(hertz: ArrayLike) -> NDArray[np.float64]:
-    """MIDI pitch of frequencies, the unit of every vertical axis."""
-    return 69 + 12 * np.log2(np.asarray(hertz) / 440)

@@ -56,6 +56,8 @@ class MedleySolos(Recordings):
         ValueError: a setting is out of range.
     """
 
+    instruments = INSTRUMENTS
+    """Names of the classes that the label "instrument" counts."""
     licence = "CC BY 4.0"
     citation = (
         "Lostanlen and Cella, Deep convolutional networks on the pitch spiral for music instrument recognition, "

@@ -112,6 +112,13 @@ class Rendered(DataModule):
         self.augment, self.seed, self.piece_seconds = augment, seed, piece_seconds
         self.pieces = {"val": val_pieces, "test": test_pieces}
 
+    @property
+    def instruments(self) -> tuple[str, ...]:
+        """Names of the programs that the label "instrument" counts."""
+        from pretty_midi import program_to_instrument_name
+
+        return () if isinstance(self.programs, str) else tuple(map(program_to_instrument_name, self.programs))
+
     def prepare_data(self) -> None:
         """Check that the soundfont and the scores are there."""
         available = _sampler(self.soundfont, self.spec.sample_rate).programs
