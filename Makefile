@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test lint bench experiments studies lock clean
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv with the pinned packages and this checkout
 
@@ -34,6 +34,12 @@ lint: $(READY) ## ruff and mypy
 
 bench: $(READY) ## time what matters against its peers, in one run, as ratios
 	$(BIN)/python benchmarks/run.py
+
+experiments: $(READY) ## run every experiment and hold its claim against it: a night; data is looked for in data/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/experiments.py
+
+studies: $(READY) ## train what the tables of docs/findings.md are made of, and write them anew: hours
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/studies.py
 
 lock: ## pin the newest packages that fit, with hashes
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock

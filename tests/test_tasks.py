@@ -129,6 +129,17 @@ def test_the_targets_themselves_score_one_and_padding_is_not_decoded() -> None:
     assert figures["onset_threshold"] == 0.5
 
 
+def test_a_note_from_before_the_item_is_scored_by_frames_alone() -> None:
+    task = piano_roll()
+    ringing = np.array([[-0.5, 0.4, 40, 80], *NOTES[:3]])
+    batch = batch_of(ringing)
+    output = perfect_output(task, batch, 44)
+    assert output[0, 0, 40 - 21].max() < -5, "it has no onset to learn either"
+    figures = task.summarize(task.observe(output, output, batch), tune=False)
+    assert figures["note_f1_onset"] == 1.0
+    assert figures["frame_recall"] < 0.95, "as no note is decoded for it"
+
+
 def test_validation_chooses_the_onset_threshold_and_the_checkpoint_keeps_it() -> None:
     task = piano_roll(onset_thresholds="[0.2,0.4,0.7]")
     batch = batch_of(NOTES[:3])

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wavespace.claims import claims
 from wavespace.errors import ConfigError
 
-GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment")
+GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment", "sweep")
 
 CompositionErrors = (HydraException, OmegaConfBaseException)
 

@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from wavespace.claims import claims
 from wavespace.config import check, command_line, compose, conf_dir, resolved
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import guarded
@@ -47,7 +48,7 @@ def run(cfg: DictConfig) -> float | None:
     status = folder.status()
     if status.get("state") == "finished" and not cfg.fresh:
         print(f"{folder.path} is finished; its result is returned (fresh=true starts over)")
-        return _close(folder)
+        return _close(cfg, folder)
 
     check(cfg, *command_line())
     from wavespace.build import build
@@ -62,7 +63,7 @@ def run(cfg: DictConfig) -> float | None:
         finally:
             if wandb := sys.modules.get("wandb"):
                 wandb.finish()  # the next member of a multirun is a run of its own
-    return _close(folder)
+    return _close(cfg, folder)
 
 
 def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
@@ -99,6 +100,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         "trainer",
         callbacks=[checkpoints]
         + [LambdaCallback(on_fit_start=_measure)] * measures
+        + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and not goes_on)
         + [TrainingProgress(task.monitor)] * (_rank() == 0),
         logger=loggers,
         default_root_dir=str(folder.path),
@@ -115,7 +117,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if not trainer.is_global_zero:
         return
 
-    from wavespace.callbacks.samples import save_samples
+    from wavespace.callbacks.samples import log_samples, save_samples
 
     best = folder.best if folder.best.is_file() else folder.last  # without validation there is no best
     task.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
@@ -124,7 +126,10 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if cfg.baseline is not None:
         figures |= _figures("baseline", _baseline(cfg, parts), data)
     folder.update(metrics=figures, step=trainer.global_step)
+    for logger in loggers[1:]:  # metrics.csv is the course of training
+        logger.log_metrics({name: figures[name] for name in figures if not name.startswith("val/")})
     save_samples(task, data, folder.path / "samples")
+    log_samples(folder.path / "samples", loggers, trainer.global_step)
 
 
 def _measure(trainer: Any, task: Any) -> None:
@@ -132,6 +137,11 @@ def _measure(trainer: Any, task: Any) -> None:
     if trainer.is_global_zero:
         print(f"measuring the front-end on {MEASURED} windows of training audio")
     task.frontend.measure(audio.to(task.device) for audio in _training_audio(trainer.datamodule))
+
+
+def _fit_model(trainer: Any, task: Any) -> None:
+    """Let a model begin at what the training audio tells it, where it has a way to; after the front-end is measured."""
+    task.model.fit(task.features(audio.to(task.device)) for audio in _training_audio(trainer.datamodule))
 
 
 def _training_audio(data: Any) -> Iterator[Any]:
@@ -145,8 +155,10 @@ def _training_audio(data: Any) -> Iterator[Any]:
 
 def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
     from wavespace.evaluate import score
+    from wavespace.probe import instrument_probe
 
-    return {f"{name}/{key}": value for key, value in score(task, data, "test").items()}
+    figures = score(task, data, "test") | instrument_probe(task, data)
+    return {f"{name}/{key}": value for key, value in figures.items()}
 
 
 def _baseline(cfg: DictConfig, parts: Parts) -> Any:
@@ -155,7 +167,7 @@ def _baseline(cfg: DictConfig, parts: Parts) -> Any:
     from wavespace.evaluate import score
 
     changed = cfg.copy()
-    changed.model = cfg.baseline
+    changed.model = resolved(cfg)["baseline"]  # which may refer to the model that it replaces
     task = build_task(changed, parts.data.spec)
     measured = {key: value for key, value in parts.task.frontend.state_dict().items() if key in ("mean", "std")}
     task.frontend.load_state_dict(measured, strict=False)  # kernels that have learned stay out of it
@@ -213,17 +225,20 @@ class Sweep(Callback):
         self.members = []
         if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # others decide as they go
             # Hydra would turn an error here into a warning.
-            guarded(lambda: self._check_members(*command_line(config.hydra)))
+            guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
 
-    def _check_members(self, overrides: list[str], folder: str | None) -> None:
+    def _check_members(self, overrides: list[str], folder: str | None, params: dict[str, str]) -> None:
         from wavespace.build import make, probe
 
-        choices = [
-            [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
-            if o.is_sweep_override()
-            else [str(o.input_line)]
-            for o in OverridesParser.create().parse_overrides(overrides)
-        ]
+        given = [f"{key}={values}" for key, values in params.items()]  # of the chosen sweep; the command line wins
+        choices = list(
+            {
+                o.key_or_group: [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
+                if o.is_sweep_override()
+                else [str(o.input_line)]
+                for o in OverridesParser.create().parse_overrides(given + overrides)
+            }.values()
+        )
         swept = [i for i, values in enumerate(choices) if len(values) > 1]
         for member in itertools.product(*choices):
             cfg = compose(member, folder)
@@ -249,7 +264,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _close(folder: RunFolder) -> float | None:
+def _close(cfg: DictConfig, folder: RunFolder) -> float | None:
     """The closing table and the page to open, which is written now that the run's state is settled."""
     from wavespace.report import figures_table, write_report
 
@@ -259,6 +274,8 @@ def _close(folder: RunFolder) -> float | None:
     print()
     for name, *cells in (rows := figures_table(status)):
         print(f"{name:{max(len(row[0]) for row in rows)}}" + "".join(f"{cell:>10}" for cell in cells))
+    for claim in claims(cfg.expect, status.get("metrics", {})):
+        print(f"{claim.text}: {'met' if claim.met else 'not measured' if claim.met is None else 'NOT MET'}")
     print(f"\n{status.get('step')} steps, {status.get('minutes', 0):.1f} minutes\nopen {folder.path / 'report.html'}")
     return status.get("metrics", {}).get(status.get("monitor"))
 

@@ -22,6 +22,7 @@ class Conv1D(ConvAutoencoder):
         kernel: bins that a convolution sees, odd.
         latent: numbers a frame at the narrowest point, a linear map there and back; null leaves the middle as it is.
         norm: kind of normalisation. Group norm, over all frames of a window, mixes frames after all.
+        linear: beside the convolutions a linear map passes the same latent, and training starts as the PCA of it.
 
     Raises:
         ValueError: a setting is out of range.
@@ -39,6 +40,7 @@ class Conv1D(ConvAutoencoder):
         kernel: int = 5,
         latent: int | None = None,
         norm: Norm = "batch",
+        linear: bool = False,
     ) -> None:
         if stride < 2:
             raise ValueError(f"stride is {stride}; it must be at least 2")
@@ -54,4 +56,5 @@ class Conv1D(ConvAutoencoder):
             stride=(stride, 1),
             latent=latent,
             norm=norm,
+            linear=linear,
         )

@@ -169,14 +169,17 @@ class PianoRoll(Task):
         ]
 
     def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
-        """mir_eval figures, a mean over items (0..1); with `tune` the thresholds are chosen first."""
+        """mir_eval figures, a mean over items (0..1); with `tune` the thresholds are chosen first.
+
+        Of notes, those that begin in an item are scored; by frames, what sounds.
+        """
         if tune:
             self._tune(observed)
         per_item = []
         for item in observed:
             estimate = self.decode(item.heads)
             per_item.append(
-                note_scores(item.notes, estimate) | frame_scores(item.notes, estimate, duration=item.seconds)
+                note_scores(struck(item.notes), estimate) | frame_scores(item.notes, estimate, duration=item.seconds)
             )
         return {
             "loss": float(np.mean([item.loss for item in observed])),
@@ -225,7 +228,7 @@ class PianoRoll(Task):
         """Choose the onset threshold by onset F1, then the two others together by F1 of onset and offset."""
 
         def score(figure: str, **thresholds: float) -> tuple[float, float]:
-            found = [note_scores(item.notes, self.decode(item.heads, **thresholds))[figure] for item in observed]
+            found = [note_scores(struck(item.notes), self.decode(item.heads, **thresholds))[figure] for item in observed]
             # Of equal scores the one nearest to a half.
             return float(np.mean(found)), -sum(abs(threshold - 0.5) for threshold in thresholds.values())
 
@@ -247,6 +250,11 @@ class PianoRoll(Task):
 
     def _frames(self, batch: Batch, index: int) -> int:
         return self.frontend.out_spec.frames(int(batch.lengths[index]), self.frontend.in_spec.sample_rate)
+
+
+def struck(notes: Notes) -> Notes:
+    """Those that begin in the item: one that rang before it has an onset that nothing could find."""
+    return notes[notes[:, 0] >= 0]
 
 
 def notes_of(batch: Batch, index: int) -> Notes:
