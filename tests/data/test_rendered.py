@@ -124,6 +124,25 @@ def test_a_melody_on_chosen_programs_is_one_voice_of_one_instrument(scores: Path
     assert played == {0, 1, 2}
 
 
+def test_without_pedal_notes_end_with_their_keys(tmp_path: Path) -> None:
+    import pretty_midi
+
+    midi, piano = pretty_midi.PrettyMIDI(), pretty_midi.Instrument(0)
+    piano.notes = [pretty_midi.Note(80, 64, 0.0, 0.5), pretty_midi.Note(80, 60, 6.0, 6.5)]
+    piano.control_changes = [pretty_midi.ControlChange(64, 100, 5.5), pretty_midi.ControlChange(64, 0, 8.0)]
+    midi.instruments.append(piano)
+    midi.write(str(tmp_path / "a.mid"))
+
+    def lengths(*, pedal: bool) -> set[float]:
+        renderer = Renderer(RATE, None, (0,), False, pedal, varied=False, recorded=False, files=(tmp_path / "a.mid",))
+        items = [renderer.item(rng_for("pedal", i), 8.0, "x", 0) for i in range(8)]
+        notes = np.concatenate([item.notes[item.notes[:, 2] == 60] for item in items])
+        return set(np.round(notes[notes[:, 0] > 0, 1] - notes[notes[:, 0] > 0, 0], 2).tolist())
+
+    assert lengths(pedal=True) == {2.0}
+    assert lengths(pedal=False) == {0.5}
+
+
 def test_a_skyline_is_the_top_of_chords_and_of_what_is_held() -> None:
     notes = np.array([[0, 2, 60, 80], [0, 2, 64, 80], [0.01, 2, 67, 80], [1, 1.5, 62, 80], [1.5, 3, 72, 80.0]])
     np.testing.assert_allclose(skyline(notes), [[0, 1.5, 64, 80], [1.5, 3, 72, 80]])
@@ -171,7 +190,7 @@ def test_sound_begins_where_labels_say_and_not_before(tmp_path: Path) -> None:
     pitch = np.random.default_rng(0).integers(50, 90, 100)
     write_midi(tmp_path / "a.mid", np.column_stack([onset, onset + 0.1, pitch, np.full(100, 80)]))
     renderer = Renderer(
-        RATE, None, programs="piano", melody=False, varied=True, recorded=False, files=(tmp_path / "a.mid",)
+        RATE, None, programs="piano", melody=False, pedal=True, varied=True, recorded=False, files=(tmp_path / "a.mid",)
     )
     checked = 0
     for i in range(20):
@@ -230,7 +249,9 @@ def test_windows_of_a_file_hold_the_files_notes(tmp_path: Path) -> None:
     write_midi(path, np.column_stack([onset, onset + 0.4, rng.integers(40, 80, 400), rng.integers(20, 100, 400)]))
     played = read_midi(path)
     notes = apply_pedal(played.notes, played.pedal)
-    renderer = Renderer(RATE, None, programs="piano", melody=False, varied=False, recorded=False, files=(path,))
+    renderer = Renderer(
+        RATE, None, programs="piano", melody=False, pedal=True, varied=False, recorded=False, files=(path,)
+    )
     for i in range(20):
         item = renderer.item(rng_for("window", i), 3.0, "x")
         strikes = item.notes[item.notes[:, 0] > 0]

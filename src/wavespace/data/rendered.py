@@ -68,6 +68,7 @@ class Rendered(DataModule):
             to four voices; or General MIDI programs, 0 to 127, one of which plays each window, without pedal unless
             it is a piano: the label "instrument" is its place among them.
         melody: only the highest note sounds, each until the next begins: a single voice.
+        pedal: let the sustain pedal lengthen the notes of pianos, in sound and labels; False: the keys' own lengths.
         augment: vary room, noise, frequency response and level of training windows.
         batch_size: windows a batch.
         workers: loader processes; one keeps up with the demo's training on one core.
@@ -87,6 +88,7 @@ class Rendered(DataModule):
         soundfont: str | None = None,
         programs: Literal["piano", "mixed"] | tuple[int, ...] = "piano",
         melody: bool = False,
+        pedal: bool = True,
         augment: bool = True,
         batch_size: int = 6,
         workers: int = 1,
@@ -109,6 +111,7 @@ class Rendered(DataModule):
         super().__init__(AudioSpec(sample_rate, seconds, labels), batch_size, workers, eval_batch_size=4)
         self.midi, self.test_midi, self.soundfont = midi, test_midi, soundfont
         self.programs, self.melody = programs if isinstance(programs, str) else tuple(programs), melody
+        self.pedal = pedal
         self.augment, self.seed, self.piece_seconds = augment, seed, piece_seconds
         self.pieces = {"val": val_pieces, "test": test_pieces}
 
@@ -146,6 +149,7 @@ class Rendered(DataModule):
                 self.soundfont,
                 programs=self.programs,
                 melody=self.melody,
+                pedal=self.pedal,
                 varied=split == "train",
                 recorded=self.augment,
                 files=tuple(files.get(split, ())),
@@ -207,6 +211,7 @@ class Renderer:
         soundfont: as in `Rendered`.
         programs: what it is played on, as in `Rendered`.
         melody: play the highest voice alone.
+        pedal: let it lengthen the notes of pianos.
         varied: play it in other ways than it was written.
         recorded: and record that in any way; what is not varied is recorded with a little room and noise.
         files: MIDI files to draw from; none: the composer.
@@ -216,6 +221,7 @@ class Renderer:
     soundfont: str | None
     programs: str | tuple[int, ...]
     melody: bool
+    pedal: bool
     varied: bool
     recorded: bool
     files: tuple[Path, ...]
@@ -238,7 +244,7 @@ class Renderer:
         elif self.programs == "mixed":
             piano = bool(rng.random() < 0.75)
         speed = 0.8 * (1.25 / 0.8) ** rng.random() if self.varied else 1.0
-        sustained = piano and (not self.varied or rng.random() < 0.8)
+        sustained = piano and (not self.varied or rng.random() < 0.8) and self.pedal
         notes = self._excerpt(rng, (LEAD_IN + seconds) * speed, file, sustained)
         notes[:, :2] /= speed
         if self.varied:

@@ -228,7 +228,9 @@ class PianoRoll(Task):
         """Choose the onset threshold by onset F1, then the two others together by F1 of onset and offset."""
 
         def score(figure: str, **thresholds: float) -> tuple[float, float]:
-            found = [note_scores(struck(item.notes), self.decode(item.heads, **thresholds))[figure] for item in observed]
+            found = [
+                note_scores(struck(item.notes), self.decode(item.heads, **thresholds))[figure] for item in observed
+            ]
             # Of equal scores the one nearest to a half.
             return float(np.mean(found)), -sum(abs(threshold - 0.5) for threshold in thresholds.values())
 

@@ -1,0 +1,90 @@
+"""An autoencoder of dense layers: all bins of a frame at once, and of the few frames around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from wavespace.models.autoencoder import LinearPath
+from wavespace.models.blocks import Norm, Scale, as_frames, from_frames, norm_layer, precise
+from wavespace.spec import FeatureSpec
+
+
+class Dense(nn.Module):
+    """A linear map to the code and back, and beside each way a hidden layer that adds what no linear map can give.
+
+    The hidden layers add nothing at first, and `fit` sets the linear part: training starts at the PCA of the same
+    `latent`. Dense products over whole frames do more in a second of a CPU than convolutions along frequency.
+
+    Args:
+        in_spec: features.
+        out_spec: what the task needs.
+        latent: numbers a frame of the code.
+        hidden: units on each way.
+        reach: frames on each side that a code hears, and codes on each side from which a frame is rebuilt; with 0 each
+            frame stands for itself.
+        norm: kind of normalisation. Group norm, over all frames of a window, mixes frames after all.
+
+    Attributes:
+        step: frames that share a code.
+        context: frames on each side that can change an output frame; with group norm, all of the window a little.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    step = 1
+
+    def __init__(
+        self,
+        in_spec: FeatureSpec,
+        out_spec: FeatureSpec,
+        *,
+        latent: int = 16,
+        hidden: int = 256,
+        reach: int = 1,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        size = in_spec.channels * in_spec.bins
+        if not 1 <= latent <= size:
+            raise ValueError(f"latent is {latent}; a frame has {size} numbers")
+        if hidden < 1 or reach < 0:
+            raise ValueError(f"hidden is {hidden} and reach {reach}; they must be at least 1 and 0")
+        self.scale, self.target = Scale(in_spec), Scale(out_spec)
+        self.channels, self.bins = out_spec.channels, out_spec.bins
+        self.context = 2 * reach
+        self.linear = LinearPath(in_spec, out_spec, latent)
+        self.into = _layers(size, hidden, latent, reach, norm)
+        self.out = _layers(latent, hidden, self.channels * self.bins, reach, norm)
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Set the linear part to the principal components of features `(B, C, F, T)`."""
+        self.linear.fit(self.scale.into(features) for features in batches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` to `(B, C', F', T)`."""
+        return self.decode(self.encode(x))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` to codes `(B, latent, 1, T)`."""
+        x = self.scale.into(x)
+        return self.linear.into(x) + precise(self.into(as_frames(x)))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Codes `(B, latent, 1, T)` to `(B, C', F', T)`."""
+        added = from_frames(precise(self.out(code)), self.channels, self.bins)
+        return self.target.out(self.linear.out(code) + added)
+
+
+def _layers(size: int, hidden: int, out: int, reach: int, norm: Norm) -> nn.Sequential:
+    """`(B, size, 1, T)` to `(B, out, 1, T)`; nothing, at first."""
+    last = nn.Conv2d(hidden, out, 1)
+    with torch.no_grad():
+        last.weight.zero_()
+        if last.bias is not None:
+            last.bias.zero_()
+    first = nn.Conv2d(size, hidden, (1, 2 * reach + 1), padding=(0, reach), bias=False)
+    return nn.Sequential(first, norm_layer(norm, hidden), nn.GELU(), last)

@@ -1,0 +1,74 @@
+"""Every experiment runs from its file, cut to seconds, and says what became of its claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from tests.training import TRAINER, make_medley
+
+from wavespace import config
+from wavespace.claims import claims
+from wavespace.data.notes import write_midi
+from wavespace.errors import ConfigError
+from wavespace.train import run
+
+
+def cut(cfg: dict, folder: Path) -> list[str]:
+    """Overrides that leave an experiment its parts, and take its length."""
+    overrides = [*TRAINER, "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.max_time=null"]
+    kind = cfg["data"]["_target_"].rsplit(".", 1)[1]
+    if kind == "Rendered":
+        pytest.importorskip("tinysoundfont", reason="needs tinysoundfont: pip install --no-deps tinysoundfont")
+        overrides += ["data.workers=0", "data.val_pieces=1", "data.test_pieces=1", "data.piece_seconds=2.0"]
+        overrides += ["data.batch_size=2", "data.seconds=1.0"]
+        if cfg["data"]["midi"]:
+            for i in range(4):
+                onset = 0.25 * np.arange(40)
+                write_midi(folder / f"{i}.mid", np.column_stack([onset, onset + 0.2, 50 + onset, 0 * onset + 80]))
+            overrides.append(f"data.midi={folder}")
+    elif kind == "Synthetic":
+        overrides += ["data.workers=0", "data.val_items=2", "data.test_items=2", "data.batch_size=2"]
+    elif kind == "MedleySolos":
+        made = [o for o in make_medley(folder) if o.startswith(("data.root", "data.stores"))]
+        overrides += [*made, "data.splits=official", "data.batch_size=2", "data.seconds=0.5"]
+    return overrides
+
+
+@pytest.mark.parametrize("name", config.choices("experiment"))
+def test_every_experiment_runs_and_measures_what_it_claims(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = OmegaConf.to_container(config.compose([f"experiment={name}"]))
+    assert isinstance(whole, dict)
+    assert whole["expect"], f"{name} claims nothing"
+    cfg = config.compose([f"experiment={name}", *cut(whole, tmp_path), f"runs={tmp_path / 'runs'}"])
+    run(cfg)
+    told = [line for line in capsys.readouterr().out.splitlines() if "claimed" in line]
+    assert len(told) == len(whole["expect"])
+    assert not [line for line in told if "not measured" in line]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "met"),
+    [
+        (">= 0.8", 0.8, True), ("> 0.8", 0.8, False), ("< 2", 1.5, True), ("<= 1e-3", 2e-3, False),
+        ("< 0.5 * baseline/x", 1.1, False), ("<0.6*baseline/x", 1.1, True), ("< baseline/x", 1.9, True),
+        ("< baseline/y", 1.9, None),
+    ],
+)  # fmt: skip
+def test_a_claim_holds_a_figure_against_a_number_or_a_share_of_another(text: str, value: float, met: bool) -> None:
+    assert [claim.met for claim in claims({"test/x": text}, {"test/x": value, "baseline/x": 2.0})] == [met]
+
+
+def test_a_figure_that_a_run_lacks_is_not_measured() -> None:
+    assert claims({"test/x": "> 1"}, {})[0].met is None
+    assert claims(None, {}) == []
+
+
+@pytest.mark.parametrize("text", ["0.8", "= 0.8", "about 1", ">= 0.8 dB", "> 2 x baseline/x"])
+def test_what_is_no_claim_is_refused_with_the_configuration(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"write it as '>= 0\.8'"):
+        config.compose([f"+expect={{test/x: '{text}'}}"])
