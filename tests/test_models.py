@@ -21,6 +21,7 @@ from wavespace.models.blocks import Rebin, Scale, pad_to
 from wavespace.models.conv1d import Conv1D
 from wavespace.models.conv2d import Conv2D
 from wavespace.models.crnn import CRNN
+from wavespace.models.dense import Dense
 from wavespace.models.harmonic import Harmonic, HarmonicStack
 from wavespace.models.local_mlp import LocalMLP
 from wavespace.models.peaks import Peaks
@@ -60,6 +61,7 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
         {"width": 16, "layers": 2, "heads": 2, "hidden": 16, "window": 5, "positions": "learned", "stem": False},
     ),
     "transformer all": (Transformer, {"width": 16, "layers": 1, "heads": 2, "hidden": 16, "window": None}),
+    "dense": (Dense, {"latent": 3, "hidden": 12}),
     "crnn": (CRNN, {"width": 2, "depth": 2, "hidden": 6}),
 }
 NEED_DECIBELS = ("harmonic", "peaks")
@@ -75,6 +77,9 @@ def model_of(name: str, in_spec: FeatureSpec, out_spec: FeatureSpec, **more: Any
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
+    for parameter in model.parameters():  # what starts at zero lets nothing through before its first step
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
         model.train()(features(in_spec, 2, 40, seed=3))
     return model.eval()
