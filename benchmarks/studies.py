@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from wavespace import config
 from wavespace.runfolder import RunFolder
@@ -29,7 +28,7 @@ def main(names: list[str]) -> None:
         if not names or file.stem in names:
             table = tabulate(file.stem, OmegaConf.to_container(OmegaConf.load(file)))
             insert(file.stem, table)
-            Console().print(table)
+            print(table)
 
 
 def tabulate(name: str, study: Any) -> str:
