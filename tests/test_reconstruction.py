@@ -241,20 +241,6 @@ def test_what_has_no_code_or_no_instruments_is_not_probed(tmp_path: Path) -> Non
 # --- What ships ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in choices("experiment") if name.startswith("medley_")])
-def test_an_experiment_runs(name: str, tmp_path: Path) -> None:
-    place = [o for o in make_medley(tmp_path / "medley") if o.startswith(("data.root", "data.stores"))]
-    small = ["data.seconds=0.5", "data.sample_rate=22050", "frontend.bins=64", "frontend.n_fft=1024", "task.heard=1"]
-    cfg = compose([f"experiment={name}", *place, *TRAINER, *SHORT, *small])
-    run = RunFolder(tmp_path / "run")
-    fit(cfg, build(cfg), run)
-    figures = run.status()["metrics"]
-    assert figures["test/multi_scale"] > 0
-    assert ("test/instrument_probe" in figures) == (name != "medley_unet")
-    for figure in cfg.expect:  # what is claimed is measured
-        assert figure in figures
-
-
 @pytest.mark.parametrize("net", [name for name in choices("model") if name.startswith("original_")])
 def test_an_original_net_follows_its_input(net: str) -> None:
     cfg = compose(["data=medley_solos", "frontend=log_frequency", "task=reconstruction", f"model={net}"])
