@@ -14,6 +14,7 @@ VERBS = {
     "transcribe": "audio files to MIDI with a checkpoint",
     "check": "hold a configuration against the code: parts, sizes, parameters, cost; nothing is trained",
     "prepare": "check a dataset and build its store",
+    "pods": "launches on rented GPUs: status, attach, stop, reap, cost",
     "report": "rewrite a run's report.html, or list the runs of a folder",
 }
 
@@ -67,6 +68,10 @@ def main() -> None:
     elif verb == "train":
         sys.argv = ["wavespace train", *arguments]
         import_module("wavespace.train").main()
+    elif verb == "pod-entry":  # these two are started on pods
+        guarded(lambda: import_module("wavespace.remote.pod_entry").main(arguments))
+    elif verb == "worker":
+        guarded(lambda: import_module("wavespace.remote.worker").main(arguments))
     elif verb in VERBS:
         guarded(lambda: import_module(f"wavespace.{verb}").main(arguments))
     else:

@@ -63,6 +63,8 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     baseline: Any = None
     """A model without parameters that is scored on the same test data beside the trained one."""
+    search: Any = None
+    """A search that W&B draws, for `train -m hydra/launcher=runpod`: method, metric, parameters, run_cap."""
     expect: Any = None
     """What is claimed of the figures, by name: `{test/l1_db: "< 0.5 * baseline/l1_db"}`; told at the end of a run."""
 
@@ -70,7 +72,7 @@ class TrainConfig:
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 
 _RUNTIME = {
-    "": {"name", "fresh", "runs", "logger", "compile", "save_every", "expect"},
+    "": {"name", "fresh", "runs", "logger", "compile", "save_every", "expect", "search"},
     "data": {"workers", "root", "stores", "url"},
     "frontend": {"weights"},
     "trainer": {

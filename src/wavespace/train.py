@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,11 +19,15 @@ from omegaconf import DictConfig
 
 from wavespace.claims import claims
 from wavespace.config import check, command_line, compose, conf_dir, resolved
+from wavespace.errors import UserError
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import guarded
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
+
+SIGTERM_EXIT = 143
+"""Exit code of a run that was told to stop, as a shell gives for SIGTERM: not 0, which would say that it is done."""
 
 MEASURED = 256
 """Windows of training audio on which a front-end with normalize=dataset is measured, and a baseline is fitted."""
@@ -31,19 +36,48 @@ MEASURED = 256
 def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
+    signal.signal(signal.SIGTERM, stop)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
 
 
+def stop(*_: Any) -> None:
+    """On SIGTERM."""
+    sys.exit(SIGTERM_EXIT)
+
+
 def job(cfg: DictConfig) -> float | None:
     """One job of Hydra's. A single run ends here with its own sentence; in a multirun the others go on."""
+    if cfg.search is not None:
+        raise UserError("this sweep is drawn by W&B: wavespace train -m sweep=… hydra/launcher=runpod (docs/runpod.md)")
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run(cfg)
     return guarded(lambda: run(cfg))
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train one configuration, or return what its finished run found. The value is the best of the task's metric."""
+    """`train`, with a W&B run of its own where one was asked for: its end says how training ended."""
+    code: Any = 1
+    try:
+        value = train(cfg)
+        code = 0
+        return value
+    except SystemExit as stop:
+        code = stop.code
+        raise
+    finally:
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            if code == SIGTERM_EXIT:
+                wandb.run.mark_preempting()
+            wandb.finish(exit_code=code if isinstance(code, int) else 1)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train one configuration, or return what its finished run found. The value is the best of the task's metric.
+
+    Raises:
+        SystemExit: with `SIGTERM_EXIT`, on SIGTERM; `last.ckpt` then has the step at which it came.
+    """
     folder = RunFolder.of(cfg)
     status = folder.status()
     if status.get("state") == "finished" and not cfg.fresh:
@@ -58,11 +92,7 @@ def run(cfg: DictConfig) -> float | None:
         fit(cfg, parts, folder)
         return None
     with folder.writing(cfg):
-        try:
-            fit(cfg, parts, folder)
-        finally:
-            if wandb := sys.modules.get("wandb"):
-                wandb.finish()  # the next member of a multirun is a run of its own
+        fit(cfg, parts, folder)
     return _close(cfg, folder)
 
 
@@ -72,6 +102,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     from omegaconf import OmegaConf
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import LambdaCallback
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from wavespace.build import make
     from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger
@@ -87,7 +118,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - data.workers))
     _quiet()
     if _rank() == 0:
-        folder.update(monitor=task.monitor, table=list(task.table))
+        folder.update(monitor=task.monitor, mode=task.mode, table=list(task.table))
     goes_on = folder.last.is_file()
     step = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if goes_on else None
     if goes_on:
@@ -112,7 +143,14 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
+    # Lightning's own handler ends a step before it stops, and then exits with 0, as if all were done.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(SIGTERM_EXIT) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
     if not trainer.is_global_zero:
         return
@@ -187,7 +225,8 @@ def _extra_logger(cfg: DictConfig, folder: RunFolder) -> list[Any]:
     if cfg.logger.get("_target_", "").endswith("WandbLogger"):
         identity = {"id": f"{cfg.name}-{folder.path.name}", "name": f"{cfg.name}/{folder.path.name}", "resume": "allow"}
         logger = make(cfg.logger, "logger", save_dir=str(folder.path), config=resolved(cfg), **identity)
-        folder.update(wandb={"id": identity["id"], "url": getattr(logger.experiment, "url", None)})
+        run = logger.experiment  # in a sweep, W&B has named it
+        folder.update(wandb={"id": run.id, "url": run.url})
         return [logger]
     return [make(cfg.logger, "logger")]
 
@@ -246,6 +285,8 @@ class Sweep(Callback):
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        if not str(config.hydra.launcher._target_).startswith("hydra._internal"):
+            return  # other launchers have told of their jobs
         from rich.console import Console
         from rich.table import Table
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from wavespace.runfolder import RunFolder, write_atomic
 
@@ -75,6 +76,11 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what no validation saved, as with `trainer.limit_val_batches=0`."""
         if self.saved != trainer.global_step:
+            self._save(trainer, [self.folder.last])
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """On SIGTERM, save the step that has just ended; a validation that was cut off is done again."""
+        if isinstance(exception, SIGTERMException) and not trainer.validating and self.saved != trainer.global_step:
             self._save(trainer, [self.folder.last])
 
     def _save(self, trainer: Trainer, paths: list[Path]) -> None:

@@ -1,0 +1,177 @@
+"""`wavespace pods status|attach|stop|reap|cost`: launches on rented GPUs, seen and ended from anywhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wavespace.errors import UserError
+
+if TYPE_CHECKING:
+    from wavespace.remote.controller import Controller
+    from wavespace.remote.ledger import Launch
+
+DEEDS = {
+    "status": "what each launch is doing; of one launch, every job and pod",
+    "attach": "go on with a launch: watch it, try lost jobs again, end its pods when all is done",
+    "stop": "end a launch: training is saved, pods are ended, its sweeps are closed",
+    "reap": "end the pods of launches that nobody leads, as after a crash of this machine",
+    "cost": "dollars spent, at most, by launch and pod",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do one of the deeds."""
+    parser = argparse.ArgumentParser(
+        prog="wavespace pods",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Launches on rented GPUs (docs/runpod.md).\n\n"
+        + "\n".join(f"  {deed:<8}{text}" for deed, text in DEEDS.items()),
+    )
+    parser.add_argument("deed", choices=DEEDS)
+    parser.add_argument("launch", nargs="?", help="a launch's id, or a part of it; without one: all, or the newest")
+    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("WAVESPACE_RUNS", "runs")))
+    given = parser.parse_args(arguments)
+
+    from wavespace.remote.ledger import Launch
+
+    launches = [Launch.named(given.runs, given.launch)] if given.launch is not None else Launch.all(given.runs)
+    if not launches:
+        raise UserError(f"there is no launch in {given.runs / 'launches'}; --runs names another folder of runs")
+    deed = {"status": status, "attach": attach, "stop": stop, "reap": reap, "cost": cost}[given.deed]
+    if given.deed in ("attach", "stop"):
+        launches = launches[-1:]
+    deed(launches)
+
+
+def status(launches: Sequence[Launch]) -> None:
+    """By the ledger and results.json alone for many launches; one is looked at where it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from wavespace.remote.fates import load, table
+    from wavespace.remote.state import State
+
+    console = Console(soft_wrap=True)
+    rows = Table("launch", "state", "jobs", "done", "failed", "pods", "$", "of $", box=None)
+    for launch in launches:
+        plan, state, found = launch.plan, State.of(launch.events()), load(launch.folder / "results.json")
+        word = "settled" if state.settled else "led" if launch.led else "left alone" if state.live else "interrupted"
+        count = {of: sum(fate.state == of for fate in found) for of in ("finished", "failed")}
+        money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
+        jobs = "search" if plan.search else str(len(plan.jobs))
+        rows.add_row(launch.id, word, jobs, str(count["finished"]), str(count["failed"]), str(len(state.live)), *money)
+    console.print(rows)
+    if len(launches) > 1:
+        return
+    (launch,) = launches
+    found = load(launch.folder / "results.json")
+    if not State.of(launch.events()).settled:
+        controller = _controller(launch)
+        listed = controller.look()
+        found = controller.fates
+        if listed is None:
+            console.print(f"pods are as last known: {controller.trouble}", highlight=False)
+    console.print(table(found, launch.plan.settings.metric))
+    pods = Table("pod", "id", "machine", "state", "$ an hour", box=None)
+    for pod in State.of(launch.events()).pods.values():
+        word = pod.refused or ("gone" if pod.gone else pod.ending or ("up" if pod.ready else "starting"))
+        pods.add_row(pod.name, pod.id or "-", str(pod.candidate), word, f"{pod.price:g}")
+    console.print(pods)
+
+
+def attach(launches: Sequence[Launch]) -> None:
+    """Be the launch's controller until it is settled."""
+    from wavespace.remote.fates import Board
+    from wavespace.remote.launch import conclude, controller_title, interruptible
+
+    (launch,) = launches
+    with launch.leading(), interruptible():
+        controller = _controller(launch)
+        board = Board(controller_title(controller))
+        controller.show = board
+        try:
+            controller.run()
+        finally:
+            board.close()
+            conclude(controller)
+
+
+def stop(launches: Sequence[Launch]) -> None:
+    """End it all. A controller that leads the launch is told to, else this is its controller."""
+    from wavespace.remote.launch import conclude, interruptible
+
+    (launch,) = launches
+    if launch.led:
+        print(f"launch {launch.id} is led by another process on this machine, which is told to end it")
+        launch.tell_to_end()
+        while launch.led:
+            time.sleep(1)
+        return
+    with launch.leading(), interruptible():
+        controller = _controller(launch)
+        controller.settle("`wavespace pods stop`")
+        conclude(controller)
+
+
+def reap(launches: Sequence[Launch]) -> None:
+    """End pods by the names of launches that are here and that nobody leads; others with our prefix are only told."""
+    from wavespace.remote.plan import PREFIX
+    from wavespace.remote.pods import Refused, Runpod, Unknown
+
+    runpod = Runpod()
+    try:
+        pods = [pod for pod in runpod.list() if pod.name.startswith(f"{PREFIX}-")]
+    except (Unknown, Refused) as error:
+        raise UserError(f"{error}; nothing was ended, try again") from None
+    known = {launch.id: launch for launch in launches}
+    for pod in pods:
+        id = pod.name.removeprefix(f"{PREFIX}-").rsplit("-", 2)[0]
+        launch = known.get(id)
+        if launch is None:
+            print(f"{pod.name} ({pod.id}) is of a launch that is not in this folder of runs; left alone")
+        elif launch.led:
+            print(f"{pod.name} ({pod.id}) is of a launch that is being led; left alone")
+        else:
+            launch.write("pod.ending", name=pod.name, why="reaped")
+            try:
+                runpod.terminate(pod.id)
+            except (Unknown, Refused) as error:
+                print(f"{pod.name} ({pod.id}) could not be ended: {error}; run this again")
+            else:
+                print(f"{pod.name} ({pod.id}) ended")
+    if not pods:
+        print("there are no pods of ours")
+
+
+def cost(launches: Sequence[Launch]) -> None:
+    """From the ledgers: from asking for a pod to the listing that missed it, so never too little."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from wavespace.remote.state import State
+
+    rows = Table("launch", "pod", "machine", "hours", "$", box=None)
+    total, now = 0.0, time.time()
+    for launch in launches:
+        state = State.of(launch.events())
+        total += state.spent(now)
+        for pod in state.pods.values():
+            if spent := pod.cost(now):
+                hours = spent / pod.price if pod.price else 0.0
+                rows.add_row(launch.id, pod.name, str(pod.candidate), f"{hours:.2f}", f"{spent:.2f}")
+    rows.add_row("total", "", "", "", f"{total:.2f}")
+    Console(soft_wrap=True).print(rows)
+
+
+def _controller(launch: Launch) -> Controller:
+    from wavespace.remote.controller import Controller
+    from wavespace.remote.pods import Runpod
+    from wavespace.remote.sweep import Wandb
+
+    settings = launch.plan.settings
+    return Controller(launch, Runpod(), Wandb(settings.entity, settings.project))

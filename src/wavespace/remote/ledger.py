@@ -1,0 +1,149 @@
+"""A launch on disk: its plan, and an append-only ledger of what was asked of others and what they answered.
+
+Before each act in the outside world its intent is on disk; after it, the answer. Whoever reads the ledger from its
+beginning knows all that the launch knows, so a controller may be killed between any two lines.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wavespace.errors import BadInput, UserError
+from wavespace.remote.plan import Plan
+from wavespace.runfolder import write_atomic
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """Text without the values of this process's secrets: variables whose names say so, and the Runpod key."""
+    for value in sorted(secrets_here(), key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
+
+
+def secrets_here() -> set[str]:
+    """The values of this process's secrets."""
+    values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
+    if key := getattr(sys.modules.get("runpod"), "api_key", None):
+        values.add(str(key))
+    return values
+
+
+class Launch:
+    """The folder `<runs>/launches/<id>/`: `plan.json ledger.jsonl results.json lock`, each line and file whole."""
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        self.folder, self.now = folder, now
+
+    @classmethod
+    def create(cls, runs: Path, plan: Plan, now: Callable[[], float] = time.time) -> Launch:
+        """Write a new launch's plan."""
+        launch = cls(runs / "launches" / plan.id, now)
+        launch.save(plan)
+        return launch
+
+    @classmethod
+    def all(cls, runs: Path) -> list[Launch]:
+        """Every launch of a folder of runs, oldest first."""
+        return [cls(path.parent) for path in sorted((runs / "launches").glob("*/plan.json"))]
+
+    @classmethod
+    def named(cls, runs: Path, name: str) -> Launch:
+        """The launch with this id, or the only one whose id contains `name`; "" is the newest.
+
+        Raises:
+            BadInput: there is none, or more than one.
+        """
+        found = [launch for launch in cls.all(runs) if name in launch.folder.name]
+        exact = [launch for launch in found if launch.folder.name == name] or (found[-1:] if not name else found)
+        if len(exact) == 1:
+            return exact[0]
+        known = ", ".join(launch.folder.name for launch in found or cls.all(runs)) or "none"
+        raise BadInput(f"{'more than one' if found else 'no'} launch in {runs / 'launches'} is named '{name}': {known}")
+
+    @property
+    def id(self) -> str:
+        """The launch's name, everywhere."""
+        return self.folder.name
+
+    @property
+    def plan(self) -> Plan:
+        """What is to be done."""
+        return Plan.from_json((self.folder / "plan.json").read_text())
+
+    def save(self, plan: Plan) -> None:
+        """Set what is to be done."""
+        write_atomic(self.folder / "plan.json", redacted(plan.to_json()))
+
+    def write(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """Append an event, on the disk when this returns; secrets' values never reach it."""
+        line = redacted(json.dumps({"t": round(self.now(), 3), "kind": kind} | facts)) + "\n"
+        with (self.folder / "ledger.jsonl").open("ab") as file:
+            if file.tell() and not self._ends_whole():  # a kill cut the last line off
+                line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        return json.loads(line)
+
+    def _ends_whole(self) -> bool:
+        with (self.folder / "ledger.jsonl").open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Every event in order; a line that a kill cut off never happened."""
+        try:
+            lines = (self.folder / "ledger.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+    def tell_to_end(self, end: bool = True) -> None:
+        """Tell the launch's controller, which may be another process, to end it; or take that back."""
+        path = self.folder / "end"
+        path.touch() if end else path.unlink(missing_ok=True)
+
+    def told_to_end(self) -> bool:
+        """Whether somebody has."""
+        return (self.folder / "end").exists()
+
+    @property
+    def led(self) -> bool:
+        """Whether a controller lives."""
+        with (self.folder / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            return False
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Be the launch's only controller.
+
+        Raises:
+            UserError: there is one.
+        """
+        with (self.folder / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"launch {self.id} is led by another process; `wavespace pods status {self.id}` shows it"
+                ) from None
+            yield

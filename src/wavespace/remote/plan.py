@@ -1,0 +1,210 @@
+"""What a launch is to do, as plain data: its jobs, its settings, its name. Nothing here talks to anybody."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from wavespace.errors import BadInput, ConfigError
+
+PREFIX = "ws"
+"""Every pod of ours has a name that begins with it; no other pod is ever touched."""
+
+MOST_JOBS = 500
+"""Jobs a sweep: beyond it W&B's grid begins again (wandb #5247)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One override-set of a multirun.
+
+    Attributes:
+        index: its place in the multirun; makes equal override-sets distinct.
+        signature: of the run that it composes to (`wavespace.config.signature`).
+        overrides: as Hydra's sweeper gave them.
+    """
+
+    index: int
+    signature: str
+    overrides: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The one value that W&B's grid hands to an agent: readable in its pages, and a worker needs no more."""
+        return f"{self.index}|{self.signature[:8]}|{shlex.join(self.overrides)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Job:
+        """A job from its text; its signature is then the first eight digits.
+
+        Raises:
+            BadInput: it is not a job's text.
+        """
+        index, signature, overrides = [*text.split("|", 2), "", ""][:3]
+        try:
+            return cls(int(index), signature, tuple(shlex.split(overrides)))
+        except ValueError as error:
+            raise BadInput(f"'{text}' is not a job as `<index>|<signature>|<overrides>`: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`hydra/launcher=runpod`; `conf/hydra/launcher/runpod.yaml` says what each is for."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    max_cost: Annotated[float, Field(gt=0)]
+    image: Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
+    project: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")] = "wavespace"
+    entity: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    gpus: Annotated[tuple[Annotated[str, Field(pattern=r'^[^"\\]+$')], ...], Field(min_length=1)] = (
+        "NVIDIA RTX A4000",
+    )
+    clouds: Annotated[tuple[Annotated[str, Field(pattern="^(community|secure)$")], ...], Field(min_length=1)] = (
+        "community",
+        "secure",
+    )
+    data_centers: tuple[str, ...] = ()
+    spot: bool = False
+    max_pods: Annotated[int, Field(ge=1)] = 4
+    max_hours: Annotated[float, Field(gt=0)] = 6.0
+    boot_timeout: Annotated[float, Field(gt=0)] = 15.0
+    idle_timeout: Annotated[float, Field(gt=0)] = 5.0
+    retries: Annotated[int, Field(ge=0)] = 1
+    secrets: Mapping[str, str] = field(default_factory=lambda: {"WANDB_API_KEY": "WANDB_API_KEY"})
+    env: Mapping[str, str] = field(default_factory=dict)
+    volume: str | None = None
+    disk: Annotated[int, Field(ge=10)] = 40
+    metric: str | None = None
+    raise_on_failure: bool = True
+    dry_run: bool = False
+    detach: bool = False
+    poll_seconds: Annotated[float, Field(gt=0)] = 15.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        """From `hydra.launcher`'s plain data.
+
+        Raises:
+            ConfigError: every wrong or missing value, with its key.
+        """
+        values = {
+            key: value for key, value in given.items() if key != "_target_" and (value is not None or key not in NEEDED)
+        }
+        if isinstance(values.get("secrets"), list):
+            values["secrets"] = {name: name for name in values["secrets"]}
+        if isinstance(values.get("env"), list):
+            if absent := [name for name in values["env"] if name not in os.environ]:
+                raise ConfigError(f"hydra.launcher.env: this machine has no variable {', '.join(absent)}")
+            values["env"] = {name: os.environ[name] for name in values["env"]}
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            found = [_fault(problem["loc"], problem["msg"], problem["input"]) for problem in error.errors()]
+            raise ConfigError("\n  ".join(["hydra/launcher=runpod can't be used so:", *found])) from None
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """What to ask for, in the order of the settings."""
+        return [
+            Candidate(gpu, cloud, center)
+            for gpu in self.gpus
+            for cloud in self.clouds
+            for center in self.data_centers or (None,)
+        ]
+
+
+NEEDED = {
+    "max_cost": "is missing: the most, in dollars, that the whole launch may cost, as in hydra.launcher.max_cost=5",
+    "image": "is missing: the image that pods run, as in hydra.launcher.image=you/wavespace:1 (docker/README.md)",
+}
+
+
+def _fault(place: Sequence[Any], message: str, value: Any) -> str:
+    key = ".".join(["hydra.launcher", *map(str, place)])
+    if message == "Field required" or message.startswith("Missing required"):
+        return f"{key} {NEEDED.get(str(place[-1]), 'is missing')}"
+    if message.startswith("Unexpected keyword"):
+        return f"{key}: there is no such key; keys: {', '.join(Settings.__dataclass_fields__)}"
+    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}"
+
+
+class Candidate(NamedTuple):
+    """A kind of machine to ask for."""
+
+    gpu: str
+    cloud: str
+    center: str | None
+
+    def __str__(self) -> str:
+        return f"{self.gpu} ({', '.join(filter(None, (self.cloud, self.center)))})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A launch, whole: what a controller needs to begin it, or to go on with it.
+
+    Attributes:
+        id: names the launch at W&B, at Runpod and on disk.
+        study: `name` of the configuration.
+        jobs: in order; a sweeper that decides as it goes adds to them.
+        settings: as chosen for this launch.
+        search: a W&B search in place of the jobs' grid: `method`, `parameters`, `metric`, `run_cap`.
+        stay: more jobs may come when these are done, so pods are kept for `idle_timeout`.
+    """
+
+    id: str
+    study: str
+    jobs: tuple[Job, ...]
+    settings: Settings
+    search: Mapping[str, Any] | None = None
+    stay: bool = False
+
+    def to_json(self) -> str:
+        """As text; contains no secret's value, only names."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """From `to_json`."""
+        data = json.loads(text)
+        jobs = tuple(Job(**job | {"overrides": tuple(job["overrides"])}) for job in data.pop("jobs"))
+        return cls(jobs=jobs, settings=Settings.of(data.pop("settings")), **data)
+
+
+def digest(settings: Settings, study: str, jobs: Iterable[Job], search: Mapping[str, Any] | None) -> str:
+    """Eight hex digits of what is to be done and where it is written down, not of what it may cost."""
+    what = [settings.project, settings.entity, study, [job.text for job in jobs], search]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def launch_id(digest: str) -> str:
+    """A new launch's name: when, and what."""
+    return f"{time.strftime('%y%m%d-%H%M%S')}-{digest}"
+
+
+def sweep_config(plan: Plan, name: str, jobs: Sequence[Job]) -> dict[str, Any]:
+    """The W&B sweep that hands out `jobs`, each once, or draws from the plan's search space."""
+    parameters: dict[str, Any] = {"launch": {"value": plan.id}}
+    if plan.search is None:
+        chosen: dict[str, Any] = {"method": "grid"}
+        parameters["job"] = {"values": [job.text for job in jobs]}
+    else:
+        chosen = {key: value for key, value in plan.search.items() if key != "parameters"}
+        parameters |= {"job": {"value": plan.jobs[0].text}} | dict(plan.search["parameters"])
+    return {
+        "name": name,
+        "description": f"wavespace launch {plan.id}",
+        **chosen,
+        "parameters": parameters,
+        "program": "wavespace",
+        "command": ["${interpreter}", "-m", "wavespace.cli", "worker", "${args_no_hyphens}"],
+    }

@@ -1,0 +1,210 @@
+"""What a pod runs: a self-test, `wandb agent` on the launch's sweeps, timers, and the pod's own end.
+
+A start command that ends is started again, and billed (runpodctl #149): so this one ends the pod, and never itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from wavespace.remote.pods import Refused, Runpod, Unknown
+from wavespace.remote.sweep import Sweep, Wandb
+
+SAVING = 60
+"""Seconds that training has to save itself before its pod ends."""
+
+LOOK = 5.0
+"""Seconds between looks at the agent."""
+
+SELF_TEST = "import torch; x = torch.ones(64, 64, device='cuda'); assert (x @ x)[0, 0].item() == 64"
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Work until there is nothing left to do, then end the pod."""
+    parser = argparse.ArgumentParser(prog="wavespace pod-entry", description="The start command of a launch's pod.")
+    parser.add_argument("launch")
+    parser.add_argument("--name", required=True, help="the pod's name")
+    parser.add_argument("--path", required=True, help="entity/project at W&B")
+    parser.add_argument("--until", type=float, required=True, help="when Runpod ends the pod, in seconds since 1970")
+    parser.add_argument("--idle", type=float, required=True, help="minutes without a job after which the pod ends")
+    parser.add_argument("--stay", action="store_true", help="more sweeps may come when all is done")
+    given = parser.parse_args(arguments)
+    pod = PodEntry(given.launch, given.name, given.path, given.until, given.idle * 60, given.stay)
+    signal.signal(signal.SIGTERM, pod.stop)
+    pod.run()
+
+
+class PodEntry:
+    """One pod's life.
+
+    Args:
+        launch: whose sweeps it works on, oldest first.
+        name: the pod's.
+        path: `entity/project` at W&B.
+        until: when Runpod ends it; it ends itself a little earlier, with its training saved.
+        idle: seconds without a job after which it ends.
+        stay: whether it waits for more sweeps when all are done.
+    """
+
+    def __init__(self, launch: str, name: str, path: str, until: float, idle: float, stay: bool) -> None:
+        self.launch, self.name, self.path, self.until, self.idle, self.stay = launch, name, path, until, idle, stay
+        self.id = os.environ.get("RUNPOD_POD_ID", "")
+        self.folder = Path(tempfile.gettempdir()) / f"wavespace-{self.id or name}"
+        self.done = self.folder / "done"
+        self.agent: subprocess.Popen[bytes] | None = None
+        self.stopped = False
+        self.last_work = time.time()
+
+    def run(self) -> NoReturn:
+        """Work, then end."""
+        if not self.done.exists():  # else the container was started again after its end
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reason: str | None = "the pod's entry failed"
+            try:
+                reason = self._work()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            finally:
+                self._end_agent()
+                self.done.write_text(reason or "")
+            if reason:
+                print(f"ending: {reason}", flush=True)
+                self._report(reason)
+        self.terminate()
+
+    def stop(self, *_: object) -> None:
+        """On SIGTERM: training saves itself, then the pod ends."""
+        self.stopped = True
+
+    # --- Work ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> str | None:
+        """Run agents until there is nothing to do; returns what was wrong, if anything was."""
+        if fault := self_test():
+            return f"the GPU does not work: {fault}"
+        wandb = Wandb(*self.path.split("/"))
+        failures = 0
+        while (why := self._over()) is None:
+            try:
+                sweeps = wandb.sweeps(self.launch)
+                sweep = next((sweep for sweep in sweeps if sweep.open), None)
+                if sweep is None and not self.stay and self._all_done(wandb, sweeps):
+                    return None
+            except Unknown as error:
+                print(error, flush=True)
+                sweep = None
+            if sweep is not None:
+                failures = failures + 1 if self._run_agent(sweep) else 0
+                if failures == 3:
+                    return "three agents in a row failed"
+            time.sleep(LOOK)
+        print(f"ending: {why}", flush=True)
+        return None
+
+    def _all_done(self, wandb: Wandb, sweeps: Sequence[Sweep]) -> bool:
+        """Whether no follow-up is to be expected: every run of every sweep has finished."""
+        runs = [run for sweep in sweeps for run in wandb.runs(sweep.id)]
+        return bool(runs) and all(run.stored or run.duplicate for run in runs)
+
+    def _run_agent(self, sweep: Sweep) -> bool:
+        """An agent on a sweep until it ends; True where it failed."""
+        command = [sys.executable, "-m", "wandb", "agent", "--forward-signals", "--term-timeout", str(SAVING)]
+        command += ["--max-consecutive-failed-runs", "3", f"{self.path}/{sweep.id}"]
+        own = {"WAVESPACE_POD_FOLDER": str(self.folder), "WAVESPACE_POD_NAME": self.name}
+        # The sweep's `${interpreter}` is the python of PATH: let it be ours.
+        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        with (self.folder / "agent.log").open("ab") as log:
+            self.agent = subprocess.Popen(
+                command, env=os.environ | own | {"PATH": search}, stdout=log, stderr=subprocess.STDOUT
+            )
+            while self.agent.poll() is None and self._over() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.agent.wait(LOOK)
+            self._end_agent()
+        code, self.agent = self.agent.returncode, None
+        return code not in (0, -signal.SIGTERM)
+
+    def _over(self) -> str | None:
+        """Why the pod's time is over, if it is."""
+        now = time.time()
+        if self._busy():
+            self.last_work = now
+        if self.stopped:
+            return "told to stop"
+        if now > self.until - min(2 * SAVING, 0.1 * self.idle + SAVING):
+            return "its time is over"
+        if now - self.last_work > self.idle:
+            return f"no job for {self.idle / 60:g} minutes"
+        return None
+
+    def _busy(self) -> bool:
+        """Whether a worker lives."""
+        try:
+            os.kill(int((self.folder / "busy").read_text()), 0)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _end_agent(self) -> None:
+        """SIGTERM, which the agent hands on to its worker, and time for that to save itself."""
+        if self.agent is None or self.agent.poll() is not None:
+            return
+        self.agent.terminate()
+        try:
+            self.agent.wait(SAVING + 5)
+        except subprocess.TimeoutExpired:
+            self.agent.kill()
+
+    # --- End -------------------------------------------------------------------------------------------------
+
+    def _report(self, reason: str) -> None:
+        """Leave the reason and the agent's last lines at W&B, where the launch finds them."""
+        with contextlib.suppress(Exception):
+            import wandb
+
+            entity, project = self.path.split("/")
+            about = {"launch": self.launch, "pod": self.id, "pod_name": self.name}
+            run = wandb.init(entity=entity, project=project, job_type="pod", name=self.name, config=about)
+            run.summary["reason"] = reason
+            log = self.folder / "agent.log"
+            if log.is_file():
+                print("\n".join(log.read_text(errors="replace").splitlines()[-50:]))
+            run.finish(exit_code=1)
+
+    def terminate(self) -> NoReturn:
+        """End the pod, as often as it takes."""
+        wait = 1.0
+        while True:
+            try:
+                if self.id:
+                    Runpod().terminate(self.id)
+                    print("asked Runpod to end this pod", flush=True)
+            except (Unknown, Refused, ValueError) as error:
+                print(f"can't end this pod yet: {error}", flush=True)
+            time.sleep(wait)
+            wait = min(2 * wait, 60.0)
+
+
+def self_test() -> str | None:
+    """What is wrong with the GPU that this container was given; None where it computes, or where none is seen.
+
+    A driver older than the image's CUDA shows itself here, at once, and not in 500 failed runs (wandb #5088).
+    """
+    visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("void", "none", "")
+    if not visible and not Path("/dev/nvidiactl").exists():
+        return None
+    try:
+        done = subprocess.run([sys.executable, "-c", SELF_TEST], capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        return "a small product took more than five minutes"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,0 +1,212 @@
+"""One job of a sweep, on a pod: what `wandb agent` starts for each run that W&B gives it.
+
+It says at W&B what it is, sees whether another has the job, trains as `wavespace train` does, and leaves the figures,
+the checkpoint and its own word that it has finished in the run, which is all that the launch goes by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wavespace.errors import BadInput, UserError
+from wavespace.remote.ledger import redacted
+from wavespace.remote.plan import Job
+from wavespace.remote.pods import Unknown
+from wavespace.remote.sweep import DUPLICATE, Run, Wandb
+from wavespace.train import SIGTERM_EXIT, stop
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from wavespace.runfolder import RunFolder
+
+TRANSMIT = 2
+"""Seconds between what is sent to W&B; its own 15 are a quarter of a short run."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`wavespace worker job=<index>|<signature>|<overrides> launch=<id> [key=value …]`."""
+    signal.signal(signal.SIGTERM, stop)
+    given = dict(word.split("=", 1) for word in arguments if "=" in word and not word.startswith("_"))
+    if "job" not in given:
+        raise BadInput("wavespace worker is started by `wandb agent` of a launch's sweep, with a job=… to do")
+    job, launch = Job.parse(given["job"]), given.get("launch", "")
+    drawn = [f"{key}={value}" for key, value in given.items() if key not in ("job", "launch")]
+    with _busy():
+        sys.exit(work(job, given["job"], launch, drawn))
+
+
+def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
+    """Do a job in the W&B run of this process; returns the exit code, 0 only where the run is finished and stored."""
+    import wandb
+
+    begun = time.monotonic()
+    pod = {"pod": os.environ.get("RUNPOD_POD_ID"), "pod_name": os.environ.get("WAVESPACE_POD_NAME")}
+    price = float(os.environ.get("WAVESPACE_POD_PRICE") or 0)
+    settings = wandb.Settings(x_file_stream_transmit_interval=TRANSMIT)
+    run = wandb.init(resume="allow", project=os.environ.get("WANDB_PROJECT"), settings=settings)
+    given = {"job": text, "launch": launch} | pod | {"pod_price": price}
+    run.config.update({k: v for k, v in given.items() if k not in run.config or k in pod}, allow_val_change=True)
+    path = f"{run.entity}/{run.project}/{run.id}"
+    try:
+        if not drawn and (other := _rival(run, launch, text)):
+            print(f"job {job.index} is {'done' if other.stored else 'being done'} by {other.url}")
+            run.tags = (*(run.tags or ()), DUPLICATE)
+            run.finish(exit_code=0)
+            return 0
+        figures = _train(run, job, drawn)
+        minutes = (time.monotonic() - begun) / 60 + float(run.summary.get("minutes") or 0)
+        run.summary.update(figures | pod | {"minutes": minutes, "dollars": minutes / 60 * price, "outcome": "finished"})
+        run.finish(exit_code=0)
+    except SystemExit as stopped:
+        preempted = stopped.code == SIGTERM_EXIT
+        if preempted:
+            run.summary["minutes"] = (time.monotonic() - begun) / 60 + float(run.summary.get("minutes") or 0)
+            run.mark_preempting()
+        run.finish(exit_code=SIGTERM_EXIT if preempted else 1)
+        return SIGTERM_EXIT if preempted else 1
+    except Exception as error:
+        traceback.print_exc()
+        run.summary["reason"] = redacted(f"{type(error).__name__}: {error}")[:500]
+        run.finish(exit_code=1)
+        return 1
+    return 0 if _is_stored(path) else 1
+
+
+def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
+    """Compose and train; returns the figures for the run's summary."""
+    from wavespace.config import compose, resolved, signature
+    from wavespace.runfolder import RunFolder
+    from wavespace.train import train
+
+    chosen = [text for text in job.overrides if not text.startswith("logger=")]
+    cfg = compose([*chosen, *drawn, "logger=wandb"])
+    if not drawn and not signature(cfg).startswith(job.signature):
+        raise UserError(
+            f"this image composes the job's overrides to {signature(cfg)}, and the launch to {job.signature}: "
+            "they have different versions of wavespace; build the image anew from the checkout that launches"
+        )
+    folder = RunFolder.of(cfg)
+    about = {"signature": folder.path.name, "commit": os.environ.get("WAVESPACE_COMMIT"), "gpu": _gpu()}
+    run.name = f"{cfg.name}/{folder.path.name}" + (f" {' '.join(drawn)}" if drawn else "")
+    run.config.update(resolved(cfg) | about, allow_val_change=True)
+    _restore(run, cfg, folder)
+    try:
+        train(cfg)
+    except SystemExit:
+        _keep(run, folder)
+        raise
+    _keep(run, folder)
+    status = folder.status()
+    return status.get("metrics", {}) | {"monitor": status.get("monitor"), "step": status.get("step")}
+
+
+def _rival(run: Any, launch: str, text: str) -> Run | None:
+    """Another run that has finished this job, or had it earlier and still does it.
+
+    W&B's grid is not exactly-once (wandb #4323, #2611): two agents may be given one job.
+    """
+    for _ in range(3):
+        with contextlib.suppress(Unknown):
+            found = Wandb(run.entity, run.project).rivals(launch, text)
+            break
+        time.sleep(2)
+    else:
+        return None  # the launch counts one result a job in any case
+    mine = next((rival for rival in found if rival.id == run.id), None)
+    others = [rival for rival in found if rival.id != run.id and not rival.duplicate]
+    now = time.time()
+    for rival in others:
+        earlier = mine is None or run.resumed or (rival.created, rival.id) < (mine.created, mine.id)
+        if rival.stored or (rival.alive(now) and earlier):
+            return rival
+    return None
+
+
+def _name(folder: RunFolder) -> str:
+    return f"checkpoint-{folder.path.parent.name}-{folder.path.name}"
+
+
+KEPT = ("metrics.csv", "status.json", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+"""What travels, in the order in which it is put in place: a run goes on from last.ckpt once all else is there."""
+
+
+def _keep(run: Any, folder: RunFolder) -> None:
+    """Store the run folder's state as an artifact, so that a pod anywhere can go on from it, or a notebook open it."""
+    import wandb
+
+    files = [name for name in KEPT if (folder.path / name).is_file()]
+    if "checkpoints/last.ckpt" not in files:
+        return
+    artifact = wandb.Artifact(_name(folder), type="checkpoint")
+    for name in files:
+        artifact.add_file(str(folder.path / name), name=name)
+    run.log_artifact(artifact).wait()
+
+
+def _restore(run: Any, cfg: DictConfig, folder: RunFolder) -> None:
+    """Bring back what an earlier run of this configuration has stored, unless this machine has it."""
+    import wandb
+
+    if folder.last.is_file() or cfg.fresh:
+        return
+    try:
+        artifact = wandb.Api().artifact(f"{run.entity}/{run.project}/{_name(folder)}:latest", type="checkpoint")
+    except Exception:  # there is none; the client has several ways to say so
+        return
+    with tempfile.TemporaryDirectory(dir=_made(folder.path)) as aside:
+        artifact.download(root=aside)
+        for name in KEPT:
+            if (Path(aside) / name).is_file():
+                _made((folder.path / name).parent)
+                shutil.move(Path(aside) / name, folder.path / name)
+    print(f"restored {artifact.name} into {folder.path}")
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _is_stored(path: str) -> bool:
+    """Whether W&B has the finished run: one that was deleted meanwhile loses all that it logs, without an error."""
+    import wandb
+
+    for _ in range(5):
+        with contextlib.suppress(Exception):
+            run = wandb.Api().run(path)
+            if run.state == "finished" and run.summary_metrics.get("outcome") == "finished":
+                return True
+        time.sleep(2)
+    print(f"W&B does not have run {path} as finished", file=sys.stderr)
+    return False
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+@contextlib.contextmanager
+def _busy() -> Iterator[None]:
+    """Tell the pod's entry that there is work, by a file with our process id."""
+    if not (folder := os.environ.get("WAVESPACE_POD_FOLDER")):
+        yield
+        return
+    mark = Path(folder) / "busy"
+    mark.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
