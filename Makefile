@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench experiments studies lock clean
+.PHONY: help setup demo test lint bench experiments studies image lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ experiments: $(READY) ## run every experiment and hold its claim against it: a n
 
 studies: $(READY) ## train what the tables of docs/findings.md are made of, and write them anew: hours
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/studies.py
+
+image: ## build the image that pods run, with docker or buildah: docker/README.md
+	docker/build.sh
 
 lock: ## pin the newest packages that fit, with hashes
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock

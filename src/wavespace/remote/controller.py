@@ -240,7 +240,8 @@ class Controller:
     def _look_at_jobs(self) -> None:
         """The runs of every sweep that can still change; what is not known now stays as it was."""
         try:
-            self.sweeps = {sweep.name: sweep for sweep in reversed(self.wandb.sweeps(self.launch.id))}
+            looked = [(name, self.wandb.sweep(id)) for name, id in self.state.ids.items()]
+            self.sweeps = {name: sweep for name, sweep in looked if sweep is not None}
             runs = list(itertools.chain.from_iterable(self.wandb.runs(id) for id in self.state.ids.values()))
         except Unknown as error:
             self.trouble = str(error)

@@ -65,9 +65,7 @@ class Settings:
     image: Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
     project: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")] = "wavespace"
     entity: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
-    gpus: Annotated[tuple[Annotated[str, Field(pattern=r'^[^"\\]+$')], ...], Field(min_length=1)] = (
-        "NVIDIA RTX A4000",
-    )
+    gpus: Annotated[tuple[Annotated[str, Field(pattern=r'^[^"\\]+$')], ...], Field(min_length=1)]
     clouds: Annotated[tuple[Annotated[str, Field(pattern="^(community|secure)$")], ...], Field(min_length=1)] = (
         "community",
         "secure",

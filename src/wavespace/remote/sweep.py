@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -68,6 +68,22 @@ class Run:
         return self.state in ("running", "preempting") and now - self.heartbeat < SILENCE
 
 
+def rival_of(id: str, runs: Iterable[Run], *, resumed: bool, now: float) -> Run | None:
+    """The run that makes a run of the same job needless: one that has finished it, or had it earlier and still does it.
+
+    A run that is resumed gives way to any other that is doing the job: while it waited, the job was handed on.
+    """
+    found = list(runs)
+    mine = next((run for run in found if run.id == id), None)
+    for run in found:
+        if run.id == id or run.duplicate:
+            continue
+        earlier = mine is None or resumed or (run.created, run.id) < (mine.created, mine.id)
+        if run.stored or (run.alive(now) and earlier):
+            return run
+    return None
+
+
 class Wandb:
     """A project at W&B."""
 
@@ -109,6 +125,22 @@ class Wandb:
             for _, id, name, state in sorted(named)
             if name.rsplit("-", 1)[0] == launch
         ]
+
+    def sweep(self, id: str) -> Sweep | None:
+        """A sweep as it is now; None where it was deleted. The client's list asks for each of a project's sweeps.
+
+        Raises:
+            Unknown: no answer.
+        """
+        with _asking():
+            try:
+                found = self._fresh().sweep(f"{self.path}/{id}")
+                found.load(force=True)
+            except ValueError as error:
+                if "Could not find sweep" in str(error):
+                    return None
+                raise
+            return Sweep(id, str(found.config.get("name", "")), str(found.state).upper() in ("RUNNING", "PENDING"))
 
     def create(self, config: Mapping[str, Any]) -> Sweep:
         """The sweep named `config["name"]`: made if there is none.

@@ -22,7 +22,7 @@ from wavespace.errors import BadInput, UserError
 from wavespace.remote.ledger import redacted
 from wavespace.remote.plan import Job
 from wavespace.remote.pods import Unknown
-from wavespace.remote.sweep import DUPLICATE, Run, Wandb
+from wavespace.remote.sweep import DUPLICATE, Run, Wandb, rival_of
 from wavespace.train import SIGTERM_EXIT, stop
 
 if TYPE_CHECKING:
@@ -123,14 +123,7 @@ def _rival(run: Any, launch: str, text: str) -> Run | None:
         time.sleep(2)
     else:
         return None  # the launch counts one result a job in any case
-    mine = next((rival for rival in found if rival.id == run.id), None)
-    others = [rival for rival in found if rival.id != run.id and not rival.duplicate]
-    now = time.time()
-    for rival in others:
-        earlier = mine is None or run.resumed or (rival.created, rival.id) < (mine.created, mine.id)
-        if rival.stored or (rival.alive(now) and earlier):
-            return rival
-    return None
+    return rival_of(run.id, found, resumed=run.resumed, now=time.time())
 
 
 def _name(folder: RunFolder) -> str:

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Build the image with docker where its daemon answers, else with buildah.
+#
+#   docker/build.sh [further options of the build, such as --build-arg RUN_AS=root]
+#
+#   IMAGE       its name (wavespace:latest)
+#   BASE_IMAGE  what it stands on (the Dockerfile's). "debootstrap" makes one from Debian's packages, without a registry;
+#               so does buildah, as root, where the registry can't be reached.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+image=${IMAGE:-wavespace:latest}
+base=${BASE_IMAGE:-}
+default_base=$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)
+options=()
+
+# What this machine needs to reach a package index is lent to the build, by secrets: no layer keeps them.
+lent=$(mktemp -d)
+trap 'rm -rf "$lent"' EXIT
+certificates=${SSL_CERT_FILE:-${PIP_CERT:-${REQUESTS_CA_BUNDLE:-}}}
+env | grep -E '^(PIP|UV)_[A-Z_]+=|^(https?|no|all)_proxy=|^(HTTPS?|NO|ALL)_PROXY=' | grep -vE '^(PIP_CERT|PIP_FIND_LINKS|UV_FIND_LINKS|UV_CACHE_DIR|UV_OFFLINE)=' \
+  | while IFS='=' read -r name value; do printf '%s=%q\n' "$name" "$value"; done > "$lent/builder" || true
+if [ -f "$certificates" ]; then
+  cp -L "$certificates" "$lent/certificates"
+  for name in SSL_CERT_FILE PIP_CERT REQUESTS_CA_BUNDLE; do echo "$name=/run/secrets/certificates" >> "$lent/builder"; done
+  options+=(--secret "id=certificates,src=$lent/certificates")
+fi
+for file in "${PIP_CONFIG_FILE:-}" ~/.config/pip/pip.conf /etc/pip.conf; do
+  if [ -f "$file" ]; then
+    grep -vE '^ *cert *=' "$file" > "$lent/pip.conf" || true
+    echo "PIP_CONFIG_FILE=/run/secrets/pip.conf" >> "$lent/builder"
+    options+=(--secret "id=pip.conf,src=$lent/pip.conf")
+    break
+  fi
+done
+
+bare_base() {  # Debian and its Python, nothing else
+  local tree container
+  tree=$(mktemp -d)
+  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$tree" > "$lent/debootstrap.log" \
+    || { tail -n 20 "$lent/debootstrap.log" >&2; return 1; }
+  rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree"/var/lib/apt/lists/*
+  container=$(buildah from scratch)
+  buildah copy --quiet "$container" "$tree" / > /dev/null
+  buildah commit --quiet --rm "$container" localhost/wavespace-base > /dev/null
+  rm -rf --one-file-system "$tree"
+}
+
+if [ "$base" != debootstrap ] && docker info > /dev/null 2>&1; then
+  options+=(--secret "id=builder,src=$lent/builder")
+  [ -z "$base" ] || options+=(--build-arg "BASE_IMAGE=$base")
+  build=(docker build --file docker/Dockerfile)
+elif command -v buildah > /dev/null; then
+  if [ -z "$base" ] && ! buildah pull --quiet --policy missing "$default_base" > /dev/null 2>&1; then
+    command -v debootstrap > /dev/null || { echo "docker/build.sh: $default_base can't be had, nor is there debootstrap to do without it" >&2; exit 1; }
+    echo "docker/build.sh: $default_base can't be had; the base is made by debootstrap" >&2
+    base=debootstrap
+  fi
+  if [ "$base" = debootstrap ]; then
+    base=localhost/wavespace-base
+    buildah inspect --type image "$base" > /dev/null 2>&1 || bare_base
+  fi
+  [ -z "$base" ] || options+=(--build-arg "BASE_IMAGE=$base")
+  cache=${UV_CACHE_DIR:-$HOME/.cache/uv}
+  if [ -d "$cache" ]; then
+    options+=(--volume "$cache:/var/cache/uv")
+    echo "UV_CACHE_DIR=/var/cache/uv" >> "$lent/builder"
+  fi
+  options+=(--secret "id=builder,src=$lent/builder")
+  build=(buildah build --layers --format docker --file docker/Dockerfile)
+  [ "$(id -u)" != 0 ] || build+=(--isolation chroot)
+else
+  echo "docker/build.sh: needs a docker daemon or buildah (apt-get install buildah debootstrap)" >&2
+  exit 1
+fi
+commit=$(git describe --always --dirty --abbrev=12 2> /dev/null || true)
+"${build[@]}" "${options[@]}" --build-arg "COMMIT=$commit" --tag "$image" "$@" .
+echo "built $image"
