@@ -1,13 +1,28 @@
-"""Shared fixtures."""
+"""Shared fixtures, and what holds of every process that tests start."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+# Without bytecode each process compiles torch and Lightning anew, which takes ten seconds of a core.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.pop("WAVESPACE_RUNS", None)  # runs go where a test says
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)  # tests run side by side
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the files without a test that compares times none is imported where no other test is asked for."""
+    if config.option.markexpr == "timing" and collection_path.suffix == ".py":
+        return "pytest.mark.timing" not in collection_path.read_text("utf-8") or None
+    return None
 
 
 @pytest.fixture(scope="session")

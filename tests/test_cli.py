@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from processes import LIMIT, command, forked
 from training import RENDERED, TRAINER, make_medley
+from wavespace import train
 
 COMMAND = Path(sys.executable).with_name("wavespace")
 REPOSITORY = Path(__file__).parents[1]
 
 
-def wavespace(
-    *arguments: str, cwd: Path | None = None, command: Path = COMMAND, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [command, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | environment
-    )
+def wavespace(*arguments: str, cwd: Path | None = None, entry: Path = COMMAND) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([entry, *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=LIMIT)
 
 
 def test_help_teaches_by_three_examples() -> None:
@@ -44,7 +44,7 @@ def test_an_unknown_verb_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("verb", [["train"], ["check"]])
 def test_faults_of_the_command_line_are_sentences_without_a_traceback(verb: list[str], tmp_path: Path) -> None:
-    found = wavespace(*verb, "sed=3", "model=unett", "optim.lr=fast", "trainer.max_stepz=2", cwd=tmp_path)
+    found = command(*verb, "sed=3", "model=unett", "optim.lr=fast", "trainer.max_stepz=2", cwd=tmp_path)
     assert found.returncode == 2
     assert "4 faults" in found.stderr
     for hint in ("'seed'", "'unet'", "optim.lr", "'max_steps'"):
@@ -54,7 +54,7 @@ def test_faults_of_the_command_line_are_sentences_without_a_traceback(verb: list
 
 
 def test_what_cannot_work_together_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    found = wavespace("train", "data=medley_solos", "task=piano_roll", cwd=tmp_path)
+    found = command("train", "data=medley_solos", "task=piano_roll", cwd=tmp_path)
     assert found.returncode == 2
     for name in ("task=piano_roll", "data=medley_solos", "rendered"):
         assert name in found.stderr
@@ -62,45 +62,52 @@ def test_what_cannot_work_together_is_refused_before_anything_is_written(tmp_pat
 
 
 def test_a_missing_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
-    found = wavespace("train", "experiment=medley_unet", f"data.root={tmp_path / 'nowhere'}", cwd=tmp_path)
+    found = command("train", "experiment=medley_unet", f"data.root={tmp_path / 'nowhere'}", cwd=tmp_path)
     assert found.returncode == 2
     assert str(tmp_path / "nowhere") in found.stderr
     assert "Traceback" not in found.stderr
 
 
 def test_a_multirun_checks_every_member_before_the_first_starts(tmp_path: Path) -> None:
-    found = wavespace("train", "-m", *RENDERED, *TRAINER, "model.width=4,wide", cwd=tmp_path)
+    found = command("train", "-m", *RENDERED, *TRAINER, "model.width=4,wide", cwd=tmp_path)
     assert found.returncode == 2
     assert "model.width = wide" in found.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_a_killed_multirun_goes_on_and_a_finished_one_returns_at_once(tmp_path: Path) -> None:
-    sweep = ["train", "-m", *RENDERED, *TRAINER, "seed=0,1"]
-    killer = (
-        "import os, signal, sys; import wavespace.train as train; whole = train.fit\n"
-        "def fit(cfg, parts, folder):\n"
-        "    if cfg.seed == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    whole(cfg, parts, folder)\n"
-        f"train.fit = fit; sys.argv = {['wavespace', *sweep[1:]]!r}; train.main()"
-    )
-    killed = subprocess.run([sys.executable, "-c", killer], cwd=tmp_path, capture_output=True, check=False)
-    assert killed.returncode == -9, killed.stderr.decode()
+def train_until_the_second(arguments: list[str]) -> None:
+    """The command, but that it is killed when the member of seed 1 begins."""
+    whole = train.fit
 
-    found = wavespace(*sweep, cwd=tmp_path)
+    def fit(cfg: Any, parts: Any, folder: Any) -> None:
+        if cfg.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(cfg, parts, folder)
+
+    train.fit = fit
+    sys.argv = ["wavespace", *arguments]
+    train.main()
+
+
+def test_a_killed_multirun_goes_on_and_a_finished_one_returns_at_once(tmp_path: Path) -> None:
+    sweep = ["-m", *RENDERED, *TRAINER, "seed=0,1"]
+    killed = forked(train_until_the_second, sweep, cwd=tmp_path)
+    assert killed.returncode == -9, killed.stderr
+
+    found = command("train", *sweep, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     states = [json.loads(file.read_text()) for file in tmp_path.rglob("status.json")]
     assert [status["state"] for status in states] == ["finished", "finished"]
     assert found.stdout.count("is finished; its result is returned") == 1
     assert found.stdout.count("finished") >= 3  # the table's two rows, too
 
-    single = wavespace("train", *RENDERED, *TRAINER, "seed=1", cwd=tmp_path)
+    single = command("train", *RENDERED, *TRAINER, "seed=1", cwd=tmp_path)
     assert "is finished; its result is returned" in single.stdout
 
 
 def test_wandb_offline_has_a_run_for_each_folder_with_its_identity(tmp_path: Path) -> None:
     overrides = [*make_medley(tmp_path / "medley"), *TRAINER, "seed=0,1"]
-    found = wavespace("train", "-m", *overrides, "logger=wandb", "logger.offline=true", cwd=tmp_path)
+    found = command("train", "-m", *overrides, "logger=wandb", "logger.offline=true", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     folders = [path.parent for path in tmp_path.rglob("status.json")]
     assert len(folders) == 2
@@ -152,11 +159,11 @@ def test_a_wheel_works_elsewhere_with_a_users_own_configuration_and_model(tmp_pa
         "        return self.net(x)\n"
     )
     parts = [o for o in make_medley(tmp_path / "medley") if not o.startswith("model")]
-    command = home / "bin" / "wavespace"
-    found = wavespace("train", "--config-dir", "conf", "model=mine", *parts, *TRAINER, cwd=user, command=command)
+    entry = home / "bin" / "wavespace"
+    found = wavespace("train", "--config-dir", "conf", "model=mine", *parts, *TRAINER, cwd=user, entry=entry)
     assert found.returncode == 0, found.stderr
     assert (next((user / "runs" / "run").iterdir()) / "report.html").is_file()
-    wrong = wavespace("train", "--config-dir", "conf", "model=mine", "model.widht=3", *parts, cwd=user, command=command)
+    wrong = command("train", "--config-dir", "conf", "model=mine", "model.widht=3", *parts, cwd=user)
     assert wrong.returncode == 2
     assert "did you mean 'width'" in wrong.stderr
 
@@ -196,31 +203,46 @@ def test_completion_offers_verbs_and_hydras_own_choices() -> None:
 def test_torchrun_trains_one_model_on_two_processes(tmp_path: Path) -> None:
     overrides = [*make_medley(tmp_path / "medley"), *TRAINER, "trainer.devices=2", "trainer.strategy=ddp"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run(
-        [*torchrun, "-m", "wavespace.train", *overrides], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert found.returncode == 0, found.stderr
+    with (tmp_path / "said").open("w") as said:  # no pipes, which the children of one that is killed would hold
+        found = subprocess.run(
+            [*torchrun, "-m", "wavespace.train", *overrides],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            check=False,
+            cwd=tmp_path,
+            timeout=LIMIT,
+        )
+    told = (tmp_path / "said").read_text()
+    assert found.returncode == 0, told
     (status,) = (json.loads(file.read_text()) for file in tmp_path.rglob("status.json"))
     assert (status["state"], status["step"]) == ("finished", 8)
-    assert found.stdout.count("report.html") == 1  # the first process alone speaks
+    assert told.count("report.html") == 1  # the first process alone speaks
 
 
 @pytest.mark.timing
 def test_a_finished_run_returns_in_under_three_seconds(tmp_path: Path) -> None:
     overrides = [*make_medley(tmp_path / "medley"), *TRAINER]
-    assert wavespace("train", *overrides, cwd=tmp_path).returncode == 0
+    assert command("train", *overrides, cwd=tmp_path).returncode == 0
     seconds = []
     for _ in range(3):  # the best of three, for a busy machine
         start = time.perf_counter()
         again = wavespace("train", *overrides, cwd=tmp_path)
         seconds.append(time.perf_counter() - start)
         assert "is finished; its result is returned" in again.stdout
-    assert min(seconds) < 3
+        if seconds[-1] < 3:
+            return
+    pytest.fail(f"it took {seconds} seconds")
 
 
 @pytest.mark.timing
-def test_nobody_waits_for_help_configuration_or_the_first_step() -> None:
-    from startup import rows
+def test_nobody_waits_for_help_configuration_or_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    import startup
+    from harness import Row, compare
 
-    for row in rows():
+    def compared(name: str, ours: Any, peer: Any, peer_name: str, goal: float, rounds: int) -> Row:
+        # What imports nothing is far from its goal, whatever the machine does; what trains is near.
+        return compare(name, ours, peer, peer_name, goal, rounds if goal > 1 else 1)
+
+    monkeypatch.setattr(startup, "compare", compared)
+    for row in startup.rows():
         assert row.met, row

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from wavespace import build, config
@@ -37,36 +39,43 @@ BASELINES = {"peaks": "task=piano_roll", "pca": "task=reconstruction", "harmonic
 
 
 @lru_cache
-def whole() -> DictConfig:
-    """A configuration to put sections into."""
-    return config.compose()
-
-
-@lru_cache
 def section(group: str, choice: str, *overrides: str) -> DictConfig:
     """A section of the configuration, composed once."""
     return config.compose([f"{group}={choice}", *overrides])[group]
 
 
 @lru_cache
-def on_meta(node: str, audio: AudioSpec) -> FrontEnd:
+def audio_of(data: str, *overrides: str) -> AudioSpec:
+    return make(section("data", data, *overrides), "data").spec
+
+
+@lru_cache
+def on_meta(constructor: Callable[..., FrontEnd], audio: AudioSpec) -> FrontEnd:
     """A front-end on the meta device that has heard two items; each model is then given what came of them."""
-    frontend: FrontEnd = make(OmegaConf.create(node), "frontend", in_spec=audio)
+    frontend = constructor(in_spec=audio)
     features = frontend(torch.empty(2, 1, audio.samples, device="meta"))
     frontend.forward = lambda audio: features  # type: ignore[method-assign]
     return frontend
 
 
 @pytest.fixture(scope="module", autouse=True)
-def front_ends_are_built_once() -> Iterator[None]:
-    """A front-end's tables take longer to make than a small model on the meta device."""
+def sections_are_read_and_front_ends_built_once() -> Iterator[None]:
+    """Both take longer than to make a small model on the meta device."""
+    known: dict[int, tuple[DictConfig, Callable[..., Any]]] = {}
 
     def cached(node: DictConfig, key: str, **built: Any) -> Any:
-        return on_meta(OmegaConf.to_yaml(node), built["in_spec"]) if key == "frontend" else make(node, key, **built)
+        if id(node) not in known:  # and with the section itself, so that none comes to lie where it was
+            settings = OmegaConf.to_container(node, resolve=True)
+            known[id(node)] = node, instantiate(settings, _partial_=True, _convert_="all")
+        constructor = known[id(node)][1]
+        return on_meta(constructor, built["in_spec"]) if key == "frontend" else constructor(**built)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "make", cached)
         yield
+
+
+COMPOSED: set[tuple[AudioSpec, str, str, str]] = set()
 
 
 @pytest.mark.parametrize(("data", "frontend"), list(itertools.product(CHOICES["data"], CHOICES["frontend"])))
@@ -74,11 +83,16 @@ def front_ends_are_built_once() -> Iterator[None]:
 def test_a_combination_composes_or_refuses(data: str, frontend: str, model: str) -> None:
     # At any other rate EnCodec refuses, before a model or task is met.
     rate = ["data.sample_rate=24000"] if frontend == "encodec" else []
-    cfg = whole().copy()
-    cfg.data, cfg.frontend = section("data", data, *rate), section("frontend", frontend)
-    cfg.model = section("model", model, *SMALL.get(model, []))
-    audio = make(cfg.data, "data").spec
+    audio = audio_of(data, *rate)
+    cfg: Any = SimpleNamespace(
+        data=section("data", data, *rate),
+        frontend=section("frontend", frontend),
+        model=section("model", model, *SMALL.get(model, [])),
+        optim=section("optim", "adamw"),
+    )
     for task in CHOICES["task"]:
+        if (audio, frontend, model, task) in COMPOSED:
+            continue  # with other data, of which no more than the same spec was looked at
         cfg.task = section("task", task)
         try:
             built = probe(cfg, audio)
@@ -105,6 +119,7 @@ def test_a_combination_composes_or_refuses(data: str, frontend: str, model: str)
         else:
             assert set(built.needs) <= set(audio.labels)
             assert built.out_spec.frame_rate == built.frontend.out_spec.frame_rate
+            COMPOSED.add((audio, frontend, model, task))
 
 
 @pytest.mark.parametrize("experiment", config.choices("experiment"))

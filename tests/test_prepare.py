@@ -6,8 +6,6 @@ import hashlib
 import io
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from datasets import PIECES, RATE, maestro
+from processes import SERVER, as_started_by_hand
 from standins.files import Fault, FileServer, serving
 from training import make_medley
 from wavespace import check, prepare
@@ -211,16 +210,26 @@ def test_stopped_while_unpacking_it_goes_on(
     assert ARCHIVE not in names(tmp_path / "medley")
 
 
+def prepare_with_its_workers(arguments: list[str]) -> None:
+    """In a session of its own, so that all of it can be killed at once; nobody listens."""
+    as_started_by_hand()
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    prepare.main(arguments)
+
+
 def test_killed_at_any_moment_the_same_command_goes_on(server: FileServer, archive: bytes, tmp_path: Path) -> None:
     gate = threading.Event()
     server.fault = lambda request: Fault(until=gate) if len(server.requests) > 38 else None  # of some 46
-    command = [sys.executable, "-m", "wavespace", "prepare", *words(server, tmp_path)]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = SERVER.Process(target=prepare_with_its_workers, args=(words(server, tmp_path),))
+    process.start()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(performed(tmp_path)) < 3:
         time.sleep(0.05)
+    assert process.pid
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     had = performed(tmp_path)
     assert 3 <= len(had) < 20
     gate.set()

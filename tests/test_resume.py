@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from processes import command, forked
 from training import RENDERED, TRAINER, make_medley
+from wavespace.callbacks import samples
 from wavespace.config import compose
 from wavespace.runfolder import RunFolder
-from wavespace.train import run
-
-KILL = """
-import os, signal, sys
-from wavespace.config import compose
 from wavespace.tasks.base import Task
 from wavespace.train import run
 
-when, begin = int(sys.argv[1]), Task.on_train_batch_start
 
-def on_train_batch_start(self, batch, batch_idx):
-    if self.global_step == when:
-        os.kill(os.getpid(), signal.SIGKILL)
-    begin(self, batch, batch_idx)
+@pytest.fixture(autouse=True)
+def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples are made once the weights and figures are written, and take half of so short a run."""
+    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
 
-Task.on_train_batch_start = on_train_batch_start
-run(compose(sys.argv[2:]))
-"""
+
+def run_until_killed(when: int, overrides: list[str]) -> None:
+    """Train until the step of that number begins."""
+    begin = Task.on_train_batch_start
+
+    def on_train_batch_start(self: Task, batch: Any, batch_idx: int) -> None:
+        if self.global_step == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        begin(self, batch, batch_idx)
+
+    Task.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+    run(compose(overrides))
 
 
 def state_of(folder: RunFolder) -> dict[str, torch.Tensor]:
@@ -45,8 +51,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(data: str, workers: int, killed_a
     run(whole)
 
     broken = [*overrides, f"runs={tmp_path / 'broken'}"]
-    killed = subprocess.run([sys.executable, "-c", KILL, str(killed_at), *broken], capture_output=True, check=False)
-    assert killed.returncode == -9, killed.stderr.decode()
+    killed = forked(run_until_killed, killed_at, broken)
+    assert killed.returncode == -9, killed.stderr
     folder = RunFolder.of(compose(broken))
     assert folder.status()["state"] == "running"
     before = torch.load(folder.last, weights_only=True)["global_step"]
@@ -80,9 +86,7 @@ def test_two_runs_of_one_configuration_do_not_write_at_once(tmp_path: Path) -> N
     cfg = compose([*RENDERED, *TRAINER, f"runs={tmp_path}"])
     with RunFolder.of(cfg).writing(cfg):
         overrides = [*RENDERED, *TRAINER, f"runs={tmp_path}"]
-        other = subprocess.run(
-            [sys.executable, "-m", "wavespace", "train", *overrides], capture_output=True, check=False, text=True
-        )
+        other = command("train", *overrides)
     assert other.returncode == 2
     assert "another process is running this configuration" in other.stderr
     assert "Traceback" not in other.stderr

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from processes import command
 from wavespace.callbacks import samples
 from wavespace.callbacks.pictures import draw
 from wavespace.callbacks.samples import save_samples
@@ -202,8 +200,8 @@ RUN = [
 def test_wandb_holds_what_the_run_folder_holds(tmp_path: Path) -> None:
     # A process of its own: W&B leaves its service in the environment, which later tests' processes would share.
     overrides = [*RUN, f"runs={tmp_path}", "logger=wandb", "logger.offline=true"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    subprocess.run([sys.executable, "-m", "wavespace.train", *overrides], check=True, env=environment, cwd=tmp_path)
+    found = command("train", *overrides, cwd=tmp_path, WANDB_MODE="offline")
+    assert found.returncode == 0, found.stderr
     [status] = tmp_path.rglob("status.json")
     folder = status.parent / "samples"
     [files] = status.parent.glob("wandb/offline-run-*/files")

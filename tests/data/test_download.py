@@ -187,9 +187,10 @@ def test_a_call_goes_on_where_the_one_before_stopped(
 
 
 CHILD = """
-import sys
+import signal, sys
 from pathlib import Path
 from wavespace.data import download
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what a shell runs in the background ignores
 download.SEGMENT = 1_000
 download.fetch(sys.argv[1], Path(sys.argv[2]))
 """

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from processes import SERVER
 from wavespace.data import store as module
 from wavespace.data.audio import Audio, read_audio, read_blocks
 from wavespace.data.base import Item, Notes, collate
@@ -290,14 +291,13 @@ def send_windows(items: list[StoreItems], send: Any) -> None:
     send.send([[each[position].audio for position in range(len(each))] for each in items])
 
 
-def test_a_spawned_worker_reads_no_wrong_window_of_400(stored: Store) -> None:
+def test_a_worker_that_inherits_nothing_reads_no_wrong_window_of_400(stored: Store) -> None:
     stored.window(0, 0, 100)
     stores = [stored, Store.open(stored.folder, "memmap")]
     assert len(pickle.dumps(stored)) < 1_000
     items = [StoreItems.spread(store, np.array([0, 2, 3, 5]), 500, 200) for store in stores]
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=send_windows, args=(items, send), daemon=True)
+    receive, send = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=send_windows, args=(items, send), daemon=True)
     process.start()
     send.close()
     for each, audio in zip(items, receive.recv(), strict=True):

@@ -1,0 +1,64 @@
+"""Processes forked off one that has imported torch and Lightning already, which takes each six seconds of a core."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["wavespace.build", "wavespace.cli", "wavespace.train", "pytorch_lightning"])
+LIMIT = 300
+"""Seconds after which a process is killed, on a machine that may be busy."""
+
+
+def forked(
+    call: Callable[..., object], *arguments: object, cwd: Path | None = None, **environment: str
+) -> CompletedProcess[str]:
+    """Call a function of a module in a process of its own, and tell how that ended and what it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = SERVER.Process(target=_child, args=(said, cwd or Path.cwd(), environment, call, arguments))
+        process.start()
+        process.join(LIMIT)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutError(
+                f"{arguments} ran for {LIMIT} seconds; it said\n" + "\n".join(p.read_text() for p in said)
+            )
+        return CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in said))
+
+
+def command(*arguments: str, cwd: Path | None = None, **environment: str) -> CompletedProcess[str]:
+    """What `wavespace ARGUMENTS` does once Python has imported what it needs."""
+    return forked(_main, *arguments, cwd=cwd, **environment)
+
+
+def as_started_by_hand() -> None:
+    """Undo what would have this process start its own, such as loaders, from a server too."""
+    multiprocessing.set_start_method(None, force=True)
+
+
+def _main(*arguments: str) -> None:
+    from wavespace.cli import main
+
+    sys.argv = ["wavespace", *arguments]
+    main()
+
+
+def _child(
+    said: list[Path], cwd: Path, environment: dict[str, str], call: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
+    for number, path in enumerate(said, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
+    as_started_by_hand()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    call(*arguments)
