@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench experiments studies image lock clean
+.PHONY: help setup demo test lint bench chaos experiments studies image lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ lint: $(READY) ## ruff and mypy
 
 bench: $(READY) ## time what matters against its peers, in one run, as ratios
 	$(BIN)/python benchmarks/run.py
+
+chaos: $(READY) ## 300 launches in which much goes wrong, and one of 200 jobs on 8 pods: half an hour
+	WAVESPACE_CHAOS_SEEDS=300 $(BIN)/python -m pytest -q -n 2 tests/remote/test_chaos.py
 
 experiments: $(READY) ## run every experiment and hold its claim against it: a night; data is looked for in data/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/experiments.py

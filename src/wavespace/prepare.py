@@ -19,6 +19,7 @@ and repeat the command: it goes on. `wavespace train` builds the store, too, but
   wavespace prepare data=maestro data.only=[test]                # a part of it: 13 GB instead of 108
   wavespace prepare data=medley_solos
   wavespace prepare data=audio_folder data.folder=recordings
+  wavespace prepare data=medley_solos hydra/launcher=runpod hydra.launcher.volume=ID hydra.launcher.max_cost=1  # on a pod
   wavespace prepare data=maestro data.sample_rate=24000 frontend=encodec cache=true    # features, too
 """
 
@@ -27,6 +28,11 @@ def main(arguments: list[str]) -> None:
     """Prepare, and print what is there."""
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(USAGE, end="")
+        return
+    if "hydra/launcher=runpod" in arguments:
+        from wavespace.remote.volume import prepare_on_pod
+
+        prepare_on_pod(arguments)
         return
     verify = "--verify" in arguments
     cfg = config.compose(*hydra_arguments([word for word in arguments if word != "--verify"]))

@@ -20,7 +20,17 @@ from wavespace.errors import UserError
 from wavespace.remote import fates as fate_of
 from wavespace.remote.fates import Fate
 from wavespace.remote.ledger import Launch
-from wavespace.remote.plan import MOST_JOBS, PREFIX, Candidate, Job, Plan, Settings, sweep_config
+from wavespace.remote.plan import (
+    MOST_JOBS,
+    PREFIX,
+    Candidate,
+    Job,
+    Plan,
+    Settings,
+    launch_of,
+    pod_name,
+    sweep_config,
+)
 from wavespace.remote.pods import Offer, Pod, Refused, Runpod, Unknown
 from wavespace.remote.state import PodRecord, State
 from wavespace.remote.sweep import Run, Sweep, Wandb
@@ -36,6 +46,9 @@ LACKING = ("queued", "preempted", "retry")
 
 GRACE = 30.0
 """Seconds that a stopped pod has for saving its training before it is ended."""
+
+ARRIVAL = 30.0
+"""Seconds after which a request that was cut off has shown its pod, or never will."""
 
 
 class Clock(Protocol):
@@ -108,16 +121,22 @@ class Controller:
 
         Ctrl-C does not wait for training to be saved; once more leaves pods to their own ends.
         """
-        if not self.state.draining:
-            self.note("drain", why=why)
         try:
+            if not self.state.draining:
+                self.note("drain", why=why)
             while not self.step():
                 self.clock.sleep(self.settings.poll_seconds)
         except KeyboardInterrupt:
             self._end_all()
+        except BaseException:
+            self._end_all()
+            raise
 
     def _end_all(self) -> None:
-        """M1: end what a listing shows under our names; no state of ours can be in the way."""
+        """M1: end what a listing shows under our names, whatever our state says, and what it does not show yet."""
+        for pod in [pod for pod in self.state.live if pod.id is not None]:
+            self._terminate(str(pod.id))
+        asked = max((pod.begun for pod in self.state.live if pod.id is None), default=0.0)
         empty = 0
         for _ in range(100):
             try:
@@ -127,7 +146,7 @@ class Controller:
             empty = empty + 1 if found == [] else 0
             for pod in found or []:
                 self._terminate(pod.id)
-            if empty == 2:
+            if empty >= 2 and self.clock.time() - asked > ARRIVAL:
                 return
             self.clock.sleep(min(self.settings.poll_seconds, 5.0))
         raise UserError(
@@ -208,7 +227,7 @@ class Controller:
 
     def _ours(self, name: str) -> bool:
         """M10: only names of this very launch."""
-        return name.startswith(f"{PREFIX}-{self.launch.id}-")
+        return launch_of(name) == self.launch.id
 
     def _recognize(self, pod: Pod) -> None:
         record = self.state.pods.get(pod.name)
@@ -234,7 +253,7 @@ class Controller:
             return
         if record.id is not None:
             self.note("pod.gone", name=record.name)
-        elif self.clock.time() - record.begun > 30:  # a request that was cut off has arrived by now, or will not
+        elif self.clock.time() - record.begun > ARRIVAL:
             self.note("pod.refused", name=record.name, why="no answer, and it never appeared")
 
     def _look_at_jobs(self) -> None:
@@ -290,7 +309,8 @@ class Controller:
             self.note("drain", why=f"the last {lazy.index(False) if False in lazy else len(lazy)} pods did nothing")
             return
         if self.state.committed(self.clock.time()) > self.settings.max_cost + 1e-6:  # M2: a price has risen
-            dearest = max(self.state.live, key=lambda pod: pod.price, default=None)
+            known = [pod for pod in self.state.live if pod.id is not None]
+            dearest = max(known, key=lambda pod: pod.price, default=None)
             if dearest is not None:
                 self._end(dearest, "its price would exceed max_cost")
         if self.looked and (gone := [name for name in self.state.ids if name not in self.sweeps]):
@@ -514,7 +534,7 @@ class Controller:
         if not hours:
             return None
         attempts = [pod.attempt for pod in self.state.pods.values() if pod.slot == slot]
-        name = f"{PREFIX}-{self.launch.id}-{slot}-{max(attempts, default=0) + 1}"
+        name = pod_name(self.launch.id, slot, max(attempts, default=0) + 1)
         until = now + hours * 3600
         start = command(self.plan, self.wandb.path, name, until)
         return Offer(name, candidate, price, until, start, environment(self.settings, price), self.settings)

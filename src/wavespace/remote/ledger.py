@@ -12,12 +12,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wavespace.errors import BadInput, UserError
+from wavespace.errors import BadInput, ConfigError, UserError
 from wavespace.remote.plan import Plan
 from wavespace.runfolder import write_atomic
 
@@ -29,6 +29,17 @@ def redacted(text: str) -> str:
     for value in sorted(secrets_here(), key=len, reverse=True):
         text = text.replace(value, "***")
     return text
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same for each text of plain data: numbers and JSON's own signs stay as they are."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item) for item in value]
+    return value
 
 
 def secrets_here() -> set[str]:
@@ -82,12 +93,22 @@ class Launch:
         return Plan.from_json((self.folder / "plan.json").read_text())
 
     def save(self, plan: Plan) -> None:
-        """Set what is to be done."""
-        write_atomic(self.folder / "plan.json", redacted(plan.to_json()))
+        """Set what is to be done.
+
+        Raises:
+            ConfigError: it holds a secret's value, which W&B, Runpod and the disk would then show.
+        """
+        text = plan.to_json()
+        if _without_secrets(json.loads(text)) != json.loads(text):
+            raise ConfigError(
+                "an override or a setting holds the value of a variable that is named as a secret (KEY, TOKEN, SECRET, "
+                "PASSWORD, CREDENTIAL), and would be shown at W&B; give it to pods by hydra.launcher.secrets"
+            )
+        write_atomic(self.folder / "plan.json", text)
 
     def write(self, kind: str, **facts: Any) -> dict[str, Any]:
         """Append an event, on the disk when this returns; secrets' values never reach it."""
-        line = redacted(json.dumps({"t": round(self.now(), 3), "kind": kind} | facts)) + "\n"
+        line = json.dumps({"t": round(self.now(), 3), "kind": kind} | _without_secrets(facts)) + "\n"
         with (self.folder / "ledger.jsonl").open("ab") as file:
             if file.tell() and not self._ends_whole():  # a kill cut the last line off
                 line = "\n" + line

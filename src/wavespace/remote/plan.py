@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +19,22 @@ from wavespace.errors import BadInput, ConfigError
 PREFIX = "ws"
 """Every pod of ours has a name that begins with it; no other pod is ever touched."""
 
+PREPARE = "prepare"
+"""In place of a run's signature: the job is `wavespace prepare`."""
+
 MOST_JOBS = 500
 """Jobs a sweep: beyond it W&B's grid begins again (wandb #5247)."""
+
+
+def pod_name(launch: str, slot: int, attempt: int) -> str:
+    """What a launch's pod is called at Runpod."""
+    return f"{PREFIX}-{launch}-{slot}-{attempt}"
+
+
+def launch_of(pod: str) -> str | None:
+    """The launch that a pod of this name belongs to; None for any other pod of the account (M10)."""
+    found = re.fullmatch(rf"{PREFIX}-(.+)-[0-9]+-[0-9]+", pod)
+    return found[1] if found else None
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class Settings:
         "secure",
     )
     data_centers: tuple[str, ...] = ()
+    cuda: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+$")], ...] = ()
     spot: bool = False
     max_pods: Annotated[int, Field(ge=1)] = 4
     max_hours: Annotated[float, Field(gt=0)] = 6.0

@@ -179,6 +179,8 @@ def creation(offer: Offer) -> str:
     }
     if candidate.center:
         fields["dataCenterId"] = candidate.center
+    if settings.cuda:
+        fields["allowedCudaVersions"] = settings.cuda
     if settings.volume:
         fields |= {"networkVolumeId": settings.volume, "volumeMountPath": "/workspace"}
     if settings.spot:

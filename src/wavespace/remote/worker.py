@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from wavespace.errors import BadInput, UserError
 from wavespace.remote.ledger import redacted
-from wavespace.remote.plan import Job
+from wavespace.remote.plan import PREPARE, Job
 from wavespace.remote.pods import Unknown
 from wavespace.remote.sweep import DUPLICATE, Run, Wandb, rival_of
 from wavespace.train import SIGTERM_EXIT, stop
@@ -89,6 +89,11 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
     from wavespace.runfolder import RunFolder
     from wavespace.train import train
 
+    if job.signature == PREPARE:
+        from wavespace.prepare import main as prepare
+
+        prepare(list(job.overrides))
+        return {}
     chosen = [text for text in job.overrides if not text.startswith("logger=")]
     cfg = compose([*chosen, *drawn, "logger=wandb"])
     if not drawn and not signature(cfg).startswith(job.signature):
