@@ -62,6 +62,7 @@ class PodEntry:
         self.folder = Path(tempfile.gettempdir()) / f"wavespace-{self.id or name}"
         self.done = self.folder / "done"
         self.agent: subprocess.Popen[bytes] | None = None
+        self.sweeps: list[Sweep] = []
         self.stopped = False
         self.last_work = time.time()
 
@@ -96,9 +97,8 @@ class PodEntry:
         failures = 0
         while (why := self._over()) is None:
             try:
-                sweeps = wandb.sweeps(self.launch)
-                sweep = next((sweep for sweep in sweeps if sweep.open), None)
-                if sweep is None and not self.stay and self._all_done(wandb, sweeps):
+                sweep = self._open_sweep(wandb)
+                if sweep is None and not self.stay and self._all_done(wandb):
                     return None
             except Unknown as error:
                 print(error, flush=True)
@@ -107,13 +107,21 @@ class PodEntry:
                 failures = failures + 1 if self._run_agent(sweep) else 0
                 if failures == 3:
                     return "three agents in a row failed"
-            time.sleep(LOOK)
+            time.sleep(LOOK if sweep else 3 * LOOK)
         print(f"ending: {why}", flush=True)
         return None
 
-    def _all_done(self, wandb: Wandb, sweeps: Sequence[Sweep]) -> bool:
+    def _open_sweep(self, wandb: Wandb) -> Sweep | None:
+        """The launch's oldest open sweep. Known ones first: the client's list asks for each sweep of a project."""
+        for known in self.sweeps:
+            if (found := wandb.sweep(known.id)) and found.open:
+                return found
+        self.sweeps = wandb.sweeps(self.launch)
+        return next((sweep for sweep in self.sweeps if sweep.open), None)
+
+    def _all_done(self, wandb: Wandb) -> bool:
         """Whether no follow-up is to be expected: every run of every sweep has finished."""
-        runs = [run for sweep in sweeps for run in wandb.runs(sweep.id)]
+        runs = [run for sweep in self.sweeps for run in wandb.runs(sweep.id)]
         return bool(runs) and all(run.stored or run.duplicate for run in runs)
 
     def _run_agent(self, sweep: Sweep) -> bool:
