@@ -1,53 +1,99 @@
-"""`wavespace report PATH…`: what a run did, as one page that opens from disk; of several runs, a table.
+"""`wavespace report PATH…`: what a run did, as one page that opens from disk; of several, a table and what it says.
 
-The page is made from the files of the run folder alone. What is missing or damaged is said on it.
+A page is made from the files of the run folder alone. What is missing or damaged is said on it.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import csv
-import html
 import io
 import json
-import math
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from wavespace.analysis.pages import number, render
+from wavespace.analysis.plots import PAGE, inline, style, thinned, together
+from wavespace.analysis.runs import (
+    Run,
+    Series,
+    higher_is_better,
+    parse_config,
+    parse_metrics,
+    parse_status,
+    read_part,
+    read_runs,
+)
 from wavespace.errors import UserError
 from wavespace.runfolder import RunFolder, write_atomic
 
 MEDIA_LIMIT = 4_500_000
 """Bytes of pictures and sounds (as base64) in a page; what does not fit is named by its file."""
 
-Series = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Steps and values of one metric, `(K,)` each."""
+
+MOST_LINES = 50
+"""Runs, and reasons, that the terminal shows."""
 
 
 def main(arguments: list[str]) -> None:
-    """Rewrite reports; where a path holds several runs, print a table of them too."""
+    """The page of a run; of several, their pages, a table, and a page of them all."""
     parser = argparse.ArgumentParser(
         prog="wavespace report",
-        description="Rewrite the report.html of runs from what is in their folders, whatever state they are in. "
-        "For a folder of runs, also list them: state, steps, figures on the test split (else validation), minutes.",
+        description="Of one run: rewrite its report.html from what is in its folder, whatever state it is in. "
+        "Of several: a page with a table, fits and figures (report.html, runs.csv, runs.parquet, figures/) in the "
+        "folder that was named or in --out; each run's own page is written where it is missing or older than the run.",
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="a run folder runs/<name>/<signature>, or a folder of them"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a run folder runs/<name>/<signature>, a folder of them, a launch runs/launches/<id>, "
+        "or a sweep on W&B as ENTITY/PROJECT/SWEEP",
     )
-    for path in parser.parse_args(arguments).paths:
-        runs = [RunFolder(folder) for folder in _run_folders(path)]
-        reports = [write_report(run) for run in runs]
-        if runs[0].path == path:
-            print(reports[0])
-        else:
-            _print_runs(runs)
-            print(f"{len(runs)} reports rewritten: {path}/…/report.html")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the page of several runs goes")
+    parser.add_argument("--metric", help="what runs are compared by, as val/l1_db; else what they watched themselves")
+    parser.add_argument("--pages", action="store_true", help="rewrite each run's own page, too")
+    given = parser.parse_args(arguments)
+
+    runs = read_runs(given.paths)
+    local = [run for run in runs if Path(run.source).is_dir()]
+    if len(given.paths) == len(local) == len(runs) == 1 and Path(given.paths[0]) == Path(runs[0].source):
+        print(write_report(RunFolder(Path(runs[0].source))))
+        return
+    out = given.out or (
+        Path(given.paths[0]) if Path(given.paths[0]).is_dir() and len(given.paths) == 1 else Path("report")
+    )
+    if (out / "status.json").exists():
+        raise UserError(f"{out} is a run folder; name another one with --out for the page of several runs")
+    written = _write_pages(local, given.pages)
+    from wavespace.analysis.study import write_study
+
+    page = write_study(runs, out, metric=given.metric, title=" ".join(map(str, given.paths)))
+    _print_runs(runs)
+    print(f"{written} pages of runs written anew, {len(local) - written} were up to date" if local else "")
+    print(page)
+
+
+def _write_pages(runs: list[Run], every: bool) -> int:
+    """Each run's own page, if it is older than what it is made from; returns how many were written."""
+    from rich.console import Console
+    from rich.progress import track
+
+    def stale(folder: Path) -> bool:
+        try:
+            written = (folder / "report.html").stat().st_mtime_ns
+        except OSError:
+            return True
+        sources = (folder / name for name in ("status.json", "config.yaml", "metrics.csv", "samples/samples.json"))
+        return any(path.stat().st_mtime_ns > written for path in sources if path.exists())
+
+    old = [Path(run.source) for run in runs if every or stale(Path(run.source))]
+    console = Console(stderr=True)
+    for folder in track(old, "pages", console=console, transient=True, disable=not console.is_terminal):
+        write_report(RunFolder(folder))
+    return len(old)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -55,35 +101,27 @@ def write_report(folder: RunFolder) -> Path:
 
     One file that needs no network and runs no script; a missing or damaged source is a sentence on the page.
     """
-    import jinja2
-
-    import wavespace
-
     notices: list[str] = []
-    status = _read(folder, "status.json", _status, notices, {})
-    text, config = _read(folder, "config.yaml", _config, notices, ("", {}))
-    metrics = _read(folder, "metrics.csv", lambda text: _metrics(text, notices), notices, {})
-    samples = _read(folder, "samples/samples.json", json.loads, notices, [])
+    status = read_part(folder.path / "status.json", parse_status, notices, {})
+    text, config = read_part(folder.path / "config.yaml", parse_config, notices, ("", {}))
+    metrics = read_part(folder.path / "metrics.csv", lambda text: parse_metrics(text, notices), notices, {})
+    samples = read_part(folder.path / "samples/samples.json", json.loads, notices, [], "samples/samples.json")
     nodes = [config.get(group) for group in ("data", "frontend", "model", "task")]
     targets = [str(node["_target_"]) for node in nodes if isinstance(node, dict) and "_target_" in node]
-    template = (Path(__file__).parent / "templates" / "run.html").read_text("utf-8")
     names = list(dict.fromkeys(key.partition("/")[2] for key in status.get("metrics", {}) if "/" in key))
-    page = (
-        jinja2.Environment(autoescape=True, trim_blocks=True)
-        .from_string(template)
-        .render(
-            name=config.get("name") or folder.path.absolute().parent.name,
-            signature=status.get("signature") or folder.path.absolute().name,
-            parts=[target.rpartition(".")[2] for target in targets],
-            status=status,
-            table=figures_table(status),
-            every=figures_table(status | {"table": names}),
-            charts=_charts(metrics, status),
-            samples=_samples(samples, folder.path / "samples", notices),
-            config=text,
-            notices=notices,
-            version=wavespace.__version__,
-        )
+    page = render(
+        "run.html",
+        name=config.get("name") or folder.path.absolute().parent.name,
+        signature=status.get("signature") or folder.path.absolute().name,
+        parts=[target.rpartition(".")[2] for target in targets],
+        status=status,
+        table=figures_table(status),
+        every=figures_table(status | {"table": names}),
+        logged=logged_table(metrics),
+        charts=_charts(metrics, status),
+        samples=_samples(samples, folder.path / "samples", notices),
+        config=text,
+        notices=notices,
     )
     write_atomic(folder.path / "report.html", page.encode("utf-8", "replace"))  # JSON can hold what UTF-8 can't
     return folder.path / "report.html"
@@ -97,94 +135,24 @@ def figures_table(status: dict[str, Any]) -> list[list[str]]:
     """
     figures = status.get("metrics", {})
     splits = [split for split in ("val", "test", "baseline") if any(key.startswith(f"{split}/") for key in figures)]
-    rows = [[name, *(_number(figures.get(f"{split}/{name}")) for split in splits)] for name in status.get("table", [])]
+    rows = [[name, *(number(figures.get(f"{split}/{name}")) for split in splits)] for name in status.get("table", [])]
     return [["", *splits], *rows]
 
 
-# --- The files of a run -------------------------------------------------------------------------------------
-
-
-def _read(folder: RunFolder, name: str, parse: Callable[[str], Any], notices: list[str], otherwise: Any) -> Any:
-    """What a file of a run holds, or `otherwise` and a notice."""
-    try:
-        return parse((folder.path / name).read_text("utf-8"))
-    except FileNotFoundError:
-        notices.append(f"{name} is missing.")
-    except Exception as error:  # whatever a damaged file makes a parser raise
-        notices.append(f"{name} is damaged ({' '.join(str(error).split())[:120]}).")
-    return otherwise
-
-
-def _status(text: str) -> dict[str, Any]:
-    """status.json, without values that are not of their kind."""
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError("it is no object")
-    kinds: dict[str, Any] = {
-        "state": str, "signature": str, "step": int, "minutes": int | float,
-        "metrics": dict, "table": list, "wandb": dict,
-    }  # fmt: skip
-    status = {key: value for key, value in found.items() if isinstance(value, kinds.get(key, object))}
-    if "minutes" in status:
-        status["minutes"] = float(status["minutes"])
-    figures = status.get("metrics", {})
-    status["metrics"] = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
-    status["table"] = [str(name) for name in status.get("table", [])]
-    return status
-
-
-def _config(text: str) -> tuple[str, dict[str, Any]]:
-    """The text of config.yaml, and what it says."""
-    from omegaconf import OmegaConf
-
-    found = OmegaConf.to_container(OmegaConf.create(text))
-    if not isinstance(found, dict):
-        raise ValueError("it is no mapping")
-    return text, {str(key): value for key, value in found.items()}
-
-
-def _metrics(text: str, notices: list[str]) -> dict[str, Series]:
-    """Each column of metrics.csv, where it has values."""
-    rows = csv.DictReader(io.StringIO(text))
-    if "step" not in (rows.fieldnames or ()):
-        raise ValueError("it has no column step")
-    points: dict[str, list[tuple[float, float]]] = {}
-    damaged = 0
-    for row in rows:
-        try:
-            step = float(row.pop("step"))
-            found = {name: float(value) for name, value in row.items() if value}
-        except (TypeError, ValueError):
-            damaged += 1
-            continue
-        for name, value in found.items():
-            points.setdefault(name, []).append((step, value))
-    if damaged:
-        notices.append(f"metrics.csv has {damaged} damaged row{'s' if damaged > 1 else ''}, left out here.")
-    return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
+def logged_table(metrics: dict[str, Series]) -> list[list[str]]:
+    """What was logged in training as text: a head, then the best value, if it is known which, and the last, of each."""
+    rows = []
+    for name, (steps, values) in sorted(metrics.items()):
+        higher, known = higher_is_better(name), np.flatnonzero(np.isfinite(values))
+        best, at = "–", "–"
+        if higher is not None and len(known):
+            place = known[np.argmax(values[known] if higher else -values[known])]
+            best, at = number(float(values[place])), f"{steps[place]:.0f}"
+        rows.append([name, best, at, number(float(values[-1]))])
+    return [["", "best", "at step", "last"], *rows]
 
 
 # --- Curves -------------------------------------------------------------------------------------------------
-
-INK, LINE = "#010101", "#010102"
-COLOURS = [f"#0102{index:02x}" for index in range(6)]
-"""Stand-ins for the page's own colours (`--faint`, `--line`, `--c0` ...), which differ between light and dark."""
-
-STYLE: Any = {
-    "svg.fonttype": "none", "path.simplify": False, "font.size": 9, "lines.linewidth": 1.6, "lines.markersize": 3,
-    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-    "axes.grid": True, "axes.grid.axis": "y", "grid.color": LINE, "ytick.major.size": 0, "ytick.minor.size": 0,
-}  # fmt: skip
-
-POINTS = 300
-"""Most points to a curve; of more, neighbours are averaged."""
 
 
 class Chart(NamedTuple):
@@ -224,61 +192,37 @@ def _chart(
 
     listed: list[tuple[str, str, str]] = []
     notes = ["last values beside the names"]
-    with rc_context(STYLE | {"svg.hashsalt": " ".join(curves)}):
+    with rc_context(style(PAGE) | {"svg.hashsalt": " ".join(curves)}):
         figure = Figure(figsize=(5, 3.1), layout="constrained")
         panels = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1)) if rate else [figure.subplots()]
         axes = panels[0]
         for index, (name, series) in enumerate(curves.items()):
             marker = "o" if len(series[0]) < (40 if name.startswith("val/") else 2) else ""
-            dashes = ("-", "--", ":")[index // len(COLOURS) % 3]
-            axes.plot(*_thinned(series), dashes, color=COLOURS[index % len(COLOURS)], marker=marker)
-            listed.append((name, _number(series[1][-1]), f"--c{index % len(COLOURS)}"))
+            dashes = ("-", "--", ":")[index // len(PAGE.colours) % 3]
+            axes.plot(*thinned(series), dashes, color=PAGE.colours[index % len(PAGE.colours)], marker=marker)
+            listed.append((name, number(series[1][-1]), f"--c{index % len(PAGE.colours)}"))
         if rate:
-            panels[1].plot(*_thinned(rate), color=INK)
-            panels[1].set(ylim=(0, None), yticks=[0, max(_thinned(rate)[1], default=1)])
+            panels[1].plot(*thinned(rate), color=PAGE.ink)
+            panels[1].set(ylim=(0, None), yticks=[0, max(thinned(rate)[1], default=1)])
             panels[1].yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
-            listed.append(("lr", _number(rate[1][-1]), "--faint"))
+            listed.append(("lr", number(rate[1][-1]), "--faint"))
         panels[-1].set_xlabel("step")
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if (together := max(map(_together, curves.values()))) > 1:
-            notes.insert(0, f"a point is the mean of up to {together} logged steps")
+        if (most := max(map(together, curves.values()))) > 1:
+            notes.insert(0, f"a point is the mean of up to {most} logged steps")
         if log and not any(np.any(values <= 0) for _, values in curves.values()):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
             axes.yaxis.set_minor_formatter(NullFormatter())
         if best is not None:
-            axes.axvline(best, color=INK, lw=0.8, ls=(0, (2, 3)))
+            axes.axvline(best, color=PAGE.ink, lw=0.8, ls=(0, (2, 3)))
             notes.insert(0, f"dotted: the best, at step {best:.0f}")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         drawn = io.StringIO()
         nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
-    return Chart(title, "; ".join(notes), _inline(drawn.getvalue(), f"{title}: {', '.join(curves)}"), listed)
-
-
-def _together(series: Series) -> int:
-    """How many logged steps make a point."""
-    return math.ceil(len(series[0]) / POINTS)
-
-
-def _thinned(series: Series) -> Series:
-    """At most `POINTS` points: means over neighbours, of values that are numbers."""
-    starts = np.arange(0, len(series[0]), _together(series))
-    sizes = np.diff(np.append(starts, len(series[0])))
-    steps, values = (np.add.reduceat(column, starts) / sizes for column in series)  # (K,)
-    return steps[np.isfinite(values)], values[np.isfinite(values)]
-
-
-def _inline(svg: str, label: str) -> str:
-    """A drawing of matplotlib's as an element of the page: named for those who can't see it, in the page's colours."""
-    svg = re.sub(r"<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in every drawing, and one page holds many
-    named = f' role="img" aria-label="{html.escape(label)}"'
-    svg = re.sub(r' width="\S+" height="\S+"', lambda _: named, svg, count=1)
-    for stand_in, name in [(INK, "--faint"), (LINE, "--line"), *((c, f"--c{i}") for i, c in enumerate(COLOURS))]:
-        svg = svg.replace(stand_in, f"var({name})")
-    return svg
+    return Chart(title, "; ".join(notes), inline(drawn.getvalue(), f"{title}: {', '.join(curves)}"), listed)
 
 
 # --- Samples ------------------------------------------------------------------------------------------------
@@ -337,43 +281,28 @@ def _media(path: Path) -> tuple[str, bytes]:
 # --- Many runs ----------------------------------------------------------------------------------------------
 
 
-def _run_folders(path: Path) -> list[Path]:
-    """The run folder that a path is, or those that lie one or two levels below it."""
-    if not path.exists():
-        raise UserError(f"{path}: there is no such folder; runs lie in runs/<name>/<signature>")
-    for found in ([path], sorted(path.glob("*")), sorted(path.glob("*/*"))):
-        names = ("status.json", "config.yaml", "metrics.csv", "checkpoints")
-        if runs := [folder for folder in found if any((folder / name).exists() for name in names)]:
-            return runs
-    raise UserError(f"{path}: holds no runs; a run folder has a config.yaml and a status.json")
-
-
-def _print_runs(runs: list[RunFolder]) -> None:
+def _print_runs(runs: list[Run]) -> None:
     """A row a run; under them, why runs failed or can't be read."""
     from rich.console import Console
     from rich.table import Table
 
-    several = len({run.path.parent for run in runs}) > 1
-    rows, reasons = [], []
-    for run in runs:
-        name = f"{run.path.parent.name}/{run.path.name}" if several else run.path.name
-        notices: list[str] = []
-        status = _read(run, "status.json", _status, notices, {})
-        rows.append((name, status))
-        reasons += [f"{name}: {reason}" for reason in [status.get("reason"), *notices] if reason]
-
-    metrics = list(dict.fromkeys(metric for _, status in rows for metric in status.get("table", [])))
+    folders = [Path(run.source) for run in runs]
+    several = len({folder.parent for folder in folders}) > 1
+    names = [f"{folder.parent.name}/{folder.name}" if several else folder.name for folder in folders]
+    metrics = list(dict.fromkeys(metric for run in runs for metric in run.facts.get("table", [])))
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for title in ["step", *(metric.replace("_", " ") for metric in metrics), "minutes"]:
         table.add_column(title, justify="right")
-    for name, status in rows:
-        figures = status.get("metrics", {})
-        cells = [_number(figures.get(f"test/{metric}", figures.get(f"val/{metric}"))) for metric in metrics]
-        minutes = f"{status['minutes']:.1f}" if "minutes" in status else "–"
-        table.add_row(name, status.get("state", "unknown"), str(status.get("step", "–")), *cells, minutes)
+    for name, run in list(zip(names, runs))[:MOST_LINES]:
+        cells = [number(run.figures.get(f"test/{metric}", run.figures.get(f"val/{metric}"))) for metric in metrics]
+        minutes = f"{run.facts['minutes']:.1f}" if "minutes" in run.facts else "–"
+        table.add_row(name, run.state, str(run.facts.get("step", "–")), *cells, minutes)
     console = Console(markup=False, highlight=False)
     console.print(table)
-    for reason in reasons:
-        console.print(reason)
+    odd = [f"{name}: {reason}" for name, run in zip(names, runs) for reason in run.reasons if run.state != "finished"]
+    for line in odd[:MOST_LINES]:
+        console.print(line)
+    if max(len(runs), len(odd)) > MOST_LINES:
+        console.print(f"… {len(runs)} runs; the page and its files have them all")

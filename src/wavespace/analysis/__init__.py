@@ -1,0 +1,46 @@
+"""From runs to findings: tables of runs, fits, figures, audits. What is asked for is imported then, and no sooner.
+
+In a notebook: `runs = analysis.table("runs/demo")`, `analysis.parabola(runs["optim.lr"], runs["val/loss"])`,
+`analysis.against(runs, "optim.lr", "val/loss")`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wavespace.analysis.fidelity import CONTROL, control, pareto, tradeoff
+    from wavespace.analysis.fits import CantFit, effects, parabola, power_law
+    from wavespace.analysis.listening import draw_errors, draw_response, errors, response, shares
+    from wavespace.analysis.notebook import facts, listen, look, open_data, open_run, sample, show
+    from wavespace.analysis.plots import against, curves, draw_effects, draw_tradeoff
+    from wavespace.analysis.runs import objective, read_runs, spread, swept, table
+    from wavespace.analysis.study import write_study
+
+_HOMES = {
+    "fits": ("CantFit", "effects", "parabola", "power_law"),
+    "listening": ("draw_errors", "draw_response", "errors", "response", "shares"),
+    "notebook": ("facts", "listen", "look", "open_data", "open_run", "sample", "show"),
+    "plots": ("against", "curves", "draw_effects", "draw_tradeoff"),
+    "study": ("write_study",),
+    "runs": ("objective", "read_runs", "spread", "swept", "table"),
+    "fidelity": ("CONTROL", "control", "pareto", "tradeoff"),
+}
+
+__all__ = [
+    "CONTROL", "CantFit", "against", "control", "curves", "draw_effects", "draw_errors", "draw_response",
+    "draw_tradeoff", "effects", "errors", "facts", "listen", "look", "objective", "open_data", "open_run", "parabola",
+    "pareto", "power_law", "read_runs", "response", "sample", "shares", "show", "spread", "swept", "table", "tradeoff",
+    "write_study",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"wavespace.analysis.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'wavespace.analysis' has no attribute '{name}'")

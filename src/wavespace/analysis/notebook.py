@@ -1,0 +1,115 @@
+"""What notebooks do twice: open a run with its data, take an item through it, look, listen."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+
+from wavespace import checkpoint, config
+from wavespace.build import make
+from wavespace.callbacks.pictures import STYLE, draw
+from wavespace.data.base import DataModule, Item, collate
+from wavespace.data.notes import window
+from wavespace.tasks.base import Picture, Sample, Task
+
+if TYPE_CHECKING:
+    from IPython.display import Audio, Image
+    from matplotlib.figure import Figure
+
+    from wavespace.frontends.base import FrontEnd
+
+SECONDS = 10.0
+"""How much of an item is taken, from its start."""
+
+
+class Opened(NamedTuple):
+    """A task and the data that it was trained on, or other data."""
+
+    task: Task
+    data: DataModule
+
+
+def open_run(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
+    """The best checkpoint of a run folder, or a checkpoint, with its data ready to be asked for items.
+
+    Args:
+        path: a run folder `runs/<name>/<signature>` or a file.
+        overrides: what changes in its data, as `data.root=/elsewhere`, or other data, as `data=rendered`.
+
+    Raises:
+        UserError: the checkpoint or the data can't be used.
+    """
+    task = checkpoint.load(path)
+    cfg = config.amend(checkpoint.config_of(checkpoint.read(path)), overrides, task.frontend.in_spec.sample_rate)
+    return Opened(task, open_data(cfg))
+
+
+def open_data(cfg: Any) -> DataModule:
+    """The data of a configuration, ready to be asked for items."""
+    data: DataModule = make(cfg.data, "data")
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+@torch.inference_mode()
+def sample(task: Task, data: DataModule, index: int = 0) -> Sample:
+    """A validation item through a task: pictures, sounds, notes."""
+    items: Any = data.val_set
+    item: Item = items[index]
+    audio = item.audio[: round(SECONDS * data.spec.sample_rate)]
+    batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, SECONDS), features=None)])
+    moved = task.transfer_batch_to_device(batch, task.device, 0)
+    features = task.eval().features(moved.audio)  # (1, C, F, T)
+    return task.sample(task.apply_model(features), features, moved, 0)
+
+
+def look(what: Sample | tuple[FrontEnd, Item]) -> Image:
+    """The pictures of a sample, one under the other; or an item of audio as a front-end hears it, with its notes."""
+    if not isinstance(what, Sample):
+        frontend, item = what
+        spec = frontend.out_spec
+        audio = np.asarray(item.audio, dtype=np.float32) / (32768 if item.audio.dtype == np.int16 else 1)
+        with torch.inference_mode():
+            values = frontend(torch.from_numpy(audio).view(1, 1, -1))[0, frontend.shown].numpy()  # (F, T)
+        picture = Picture("input", values, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
+        what = Sample(item.name, [picture], {}, item.notes, item.notes)
+    return show(draw(what)[0])
+
+
+def show(figure: Figure) -> Image:
+    """A figure as a notebook displays it, whatever backend of matplotlib there is."""
+    from IPython.display import Image
+
+    picture = io.BytesIO()
+    with rc_context(STYLE):  # ticks are made as they are drawn
+        figure.savefig(picture, format="png", dpi=150)
+    return Image(picture.getvalue(), width=560)
+
+
+def listen(sound: np.ndarray, sample_rate: int) -> Audio:
+    """A player of a sound `(N,)`, at the level that it has."""
+    from IPython.display import Audio
+
+    whole = np.asarray(sound, dtype=np.float32) / (32768 if np.asarray(sound).dtype == np.int16 else 1)
+    return Audio(np.clip(whole, -1, 1), rate=sample_rate, normalize=False)
+
+
+def facts(task: Task) -> dict[str, Any]:
+    """What a checkpoint is, in a few lines: parts, sizes, parameters."""
+    spec = task.frontend.out_spec
+    return {
+        "front-end": type(task.frontend).__name__,
+        "model": type(task.model).__name__,
+        "task": type(task).__name__,
+        "sample rate": task.frontend.in_spec.sample_rate,
+        "features": f"{spec.channels} × {spec.bins} bins, {spec.unit}",
+        "frames a second": round(spec.frame_rate, 3),
+        "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+    }

@@ -1,0 +1,406 @@
+"""Runs as rows: from run folders, multiruns and launches on disk to one typed table.
+
+A run that is damaged, unfinished or of an older version is a row with its reason. Nothing here imports pandas before a
+table is asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wavespace.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Series = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Steps and values of one metric, `(K,)` each."""
+
+FACTS = (
+    "run", "signature", "state", "reason", "step", "best_step", "parameters", "minutes", "cpu_minutes", "dollars",
+    "monitor", "source",
+)  # fmt: skip
+"""Columns of a table that are neither keys of the configuration nor metrics."""
+
+KNOWN = ("step", "parameters", "minutes", "cpu_minutes", "monitor")
+"""Facts that status.json may hold."""
+
+PARTS = ("data", "frontend", "model", "task")
+
+HIGHER = ("f1", "precision", "recall", "accuracy", "rpa", "rca", "vr", "probe")
+LOWER = ("loss", "db", "scale", "vfa", "unexplained", "share", "entropy", "constraint", "fp")
+
+
+@dataclass
+class Run:
+    """One run as its files, or W&B, tell of it.
+
+    Attributes:
+        name: of the study, `runs/<name>/`.
+        signature: of the configuration.
+        source: the folder, or the address of the page on W&B.
+        state: as in status.json; "unknown" where nothing says.
+        reasons: what is wrong with it, a sentence each.
+        config: leaves of the resolved configuration by dotted key.
+        figures: of the best checkpoint on validation, and of the test split and the baseline, by name.
+        facts: step, parameters, minutes, cpu_minutes, dollars, monitor: those that are known.
+        history: what was logged in training, by name.
+    """
+
+    name: str
+    signature: str
+    source: str
+    state: str = "unknown"
+    reasons: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Series] = field(default_factory=dict)
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Which way a metric is better, by the last word of its name that tells; None if none does."""
+    for word in reversed(re.split(r"[^a-z0-9]+", metric.rpartition("/")[2].lower())):
+        if word in HIGHER or word in LOWER:
+            return word in HIGHER
+    # A training loss may have any name.
+    return False if metric.startswith("train/") else None
+
+
+# --- The files of a run -------------------------------------------------------------------------------------
+
+
+def read_part(path: Path, parse: Callable[[str], Any], notices: list[str], otherwise: Any, name: str = "") -> Any:
+    """What a file of a run holds, or `otherwise` and a notice that names the file."""
+    name = name or path.name
+    try:
+        return parse(path.read_text("utf-8"))
+    except FileNotFoundError:
+        notices.append(f"{name} is missing.")
+    except Exception as error:  # whatever a damaged file makes a parser raise
+        notices.append(f"{name} is damaged ({' '.join(str(error).split())[:120]}).")
+    return otherwise
+
+
+def parse_status(text: str) -> dict[str, Any]:
+    """status.json, without values that are not of their kind."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    kinds: dict[str, Any] = {
+        "state": str, "signature": str, "step": int, "minutes": int | float, "cpu_minutes": int | float,
+        "parameters": int, "metrics": dict, "table": list, "wandb": dict,
+    }  # fmt: skip
+    status = {key: value for key, value in found.items() if isinstance(value, kinds.get(key, object))}
+    for key in ("minutes", "cpu_minutes"):
+        if key in status:
+            status[key] = float(status[key])
+    figures = status.get("metrics", {})
+    status["metrics"] = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    status["table"] = [str(name) for name in status.get("table", [])]
+    return status
+
+
+def parse_config(text: str) -> tuple[str, dict[str, Any]]:
+    """The text of config.yaml, and what it says."""
+    found = _yaml(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is no mapping")
+    return text, {str(key): value for key, value in found.items()}
+
+
+def _yaml(text: str) -> Any:
+    """What YAML says, in a twentieth of OmegaConf's time where it is as small and flat as a configuration.
+
+    libyaml recurses: what is nested by thousands would end the process.
+    """
+    import yaml
+
+    if len(text) > 100_000 or sum(map(text.count, "[{-?!&")) > 3000:
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_container(OmegaConf.create(text))
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
+    """Each column of metrics.csv, where it has values."""
+    rows = csv.DictReader(io.StringIO(text))
+    if "step" not in (rows.fieldnames or ()):
+        raise ValueError("it has no column step")
+    points: dict[str, list[tuple[float, float]]] = {}
+    damaged = 0
+    for row in rows:
+        try:
+            step = float(row.pop("step"))
+            found = {name: float(value) for name, value in row.items() if value}
+        except (TypeError, ValueError):
+            damaged += 1
+            continue
+        for name, value in found.items():
+            points.setdefault(name, []).append((step, value))
+    if damaged:
+        notices.append(f"metrics.csv has {damaged} damaged row{'s' if damaged > 1 else ''}, left out here.")
+    return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
+
+
+def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted key; lists, and mappings with nothing in them, are leaves as JSON."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            leaves |= flat(value, f"{name}.")
+        else:
+            leaves[name] = json.dumps(value, default=str) if isinstance(value, list | tuple | Mapping) else value
+    return leaves
+
+
+# --- Reading runs -------------------------------------------------------------------------------------------
+
+
+def read_run(folder: Path) -> Run:
+    """A run folder as far as its files can be read."""
+    absolute = folder.absolute()
+    run = Run(absolute.parent.name, absolute.name, str(folder))
+    status = read_part(folder / "status.json", parse_status, run.reasons, {})
+    _, config = read_part(folder / "config.yaml", parse_config, run.reasons, ("", {}))
+    run.config = flat(config)
+    if (folder / "metrics.csv").exists() or status.get("state") == "finished":
+        run.history = read_part(folder / "metrics.csv", lambda text: parse_metrics(text, run.reasons), run.reasons, {})
+    run.name, run.signature = str(config.get("name") or run.name), str(status.get("signature") or run.signature)
+    run.figures = dict(status.get("metrics", {}))
+    run.facts = {key: status[key] for key in KNOWN if status.get(key) is not None}
+    run.facts["table"] = status.get("table", [])
+    run.state = status.get("state", "unknown")
+    if status.get("reason"):
+        run.reasons.insert(0, str(status["reason"]))
+    if run.state in ("running", "preempted"):
+        run.reasons.append(f"unfinished, at step {status.get('step', 0)} of {run.config.get('trainer.max_steps', '?')}")
+    run.reasons += _older(config)
+    return run
+
+
+def _older(config: Mapping[str, Any]) -> list[str]:
+    """Why a configuration is not one of this version's."""
+    if not config:
+        return []
+    nodes = {part: config.get(part) for part in PARTS}
+    targets = {
+        part: node["_target_"] for part, node in nodes.items() if isinstance(node, Mapping) and "_target_" in node
+    }
+    if missing := [part for part in PARTS if part not in targets]:
+        return [f"config.yaml is of another version: it has no {', '.join(missing)}"]
+    gone = [f"{part} {target}" for part, target in targets.items() if not _exists(str(target))]
+    return [f"config.yaml is of another version: {name} is no more" for name in gone]
+
+
+@cache
+def _exists(target: str) -> bool:
+    """Whether the module of one of our own targets is there; nothing is imported but packages."""
+    from importlib.util import find_spec
+
+    module = target.rpartition(".")[0]
+    if not module.startswith("wavespace."):
+        return True
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The run folder that a path is, or those that lie one or two levels below it."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder; runs lie in runs/<name>/<signature>")
+    for found in ([path], sorted(path.glob("*")), sorted(path.glob("*/*"))):
+        names = ("status.json", "config.yaml", "metrics.csv", "checkpoints")
+        if runs := [folder for folder in found if any((folder / name).exists() for name in names)]:
+            return runs
+    raise UserError(f"{path}: holds no runs; a run folder has a config.yaml and a status.json")
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Runs of folders, multiruns, launches and W&B sweeps, each once.
+
+    Args:
+        paths: a run folder, a folder of them, a launch `runs/launches/<id>`, or `ENTITY/PROJECT/SWEEP` on W&B.
+
+    Raises:
+        UserError: a path holds no runs, or W&B can't be asked.
+    """
+    from wavespace.analysis import sweeps
+
+    found: dict[tuple[str, str], Run] = {}
+    for path in paths:
+        if name := sweeps.on_wandb(str(path)):
+            runs = sweeps.read_sweep(name)
+        elif sweeps.is_launch(Path(path)):
+            runs = sweeps.read_launch(Path(path))
+        else:
+            runs = [read_run(folder) for folder in run_folders(Path(path))]
+        for run in runs:
+            found.setdefault((run.name, run.signature), run)
+    return list(found.values())
+
+
+# --- The table ----------------------------------------------------------------------------------------------
+
+
+def table(runs: Iterable[Run | str | Path] | str | Path) -> pd.DataFrame:
+    """A row a run: facts, the configuration by its real keys, metrics.
+
+    Columns: those of `FACTS`; each leaf of the configuration by its dotted key, and `data`, `frontend`, `model` and
+    `task` as the names of their classes; figures by name, `val/…` being those of the best checkpoint; and of what
+    was logged in training `NAME:last`, and `NAME:best` where the name tells which way is better. Types are pandas' own
+    that know of missing values; lists are JSON.
+
+    Args:
+        runs: from `read_runs`, or the paths that it takes.
+    """
+    import pandas as pd
+
+    given = [runs] if isinstance(runs, str | Path) else list(runs)
+    whole = [run for run in given if isinstance(run, Run)]
+    whole += read_runs([run for run in given if not isinstance(run, Run)])
+    found = pd.DataFrame([_row(run) for run in whole])
+    for name in (name for name in FACTS if name not in found):
+        found[name] = None
+    for name in ("step", "best_step", "parameters", "minutes", "cpu_minutes", "dollars"):
+        found[name] = pd.to_numeric(found[name], errors="coerce").astype("Float64")
+    for name in ("step", "best_step", "parameters"):
+        found[name] = found[name].round().where(found[name].abs() < 2**53).astype("Int64")
+    metrics = sorted(name for name in found if "/" in name)
+    keys = [name for name in found if name not in FACTS and "/" not in name]
+    found = found[[*FACTS, *keys, *metrics]].copy()
+    found[metrics] = found[metrics].astype("Float64")
+    for name in [*keys, "run", "signature", "state", "reason", "monitor", "source"]:
+        found[name] = _typed(found[name])
+    return found
+
+
+def _row(run: Run) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "run": f"{run.name}/{run.signature}",
+        "signature": run.signature,
+        "state": run.state,
+        "reason": "; ".join(reason.rstrip(".") for reason in run.reasons) or None,
+        "source": run.source,
+    }
+    row |= {key: run.facts.get(key) for key in (*KNOWN, "dollars")}
+    row["best_step"] = run.figures.get("best_step")
+    for part in PARTS:
+        if target := run.config.get(f"{part}._target_"):
+            row[part] = str(target).rpartition(".")[2]
+    row |= {key: value for key, value in run.config.items() if key not in FACTS and "/" not in key}
+    row |= {name: value for name, value in run.figures.items() if "/" in name}
+    for name, (_, values) in run.history.items():
+        if "/" not in name:  # the learning rate
+            continue
+        row[f"{name}:last"] = float(values[-1])
+        higher, known = higher_is_better(name), values[np.isfinite(values)]
+        if higher is not None and len(known):
+            row[f"{name}:best"] = float(known.max() if higher else known.min())
+    return row
+
+
+def _typed(column: pd.Series) -> pd.Series:
+    """Numbers, truths or text, each with missing values; what is mixed becomes text."""
+    kinds = {type(value) for value in column if value is not None and value == value}
+    if kinds <= {bool}:
+        return column.astype("boolean")
+    if kinds <= {int}:
+        try:
+            return column.astype("Int64")
+        except OverflowError:
+            return column.map(lambda value: str(value) if value == value else None).astype("string")
+    if kinds <= {int, float}:
+        return column.astype("Float64")
+    return column.map(lambda value: None if value is None or value != value else str(value)).astype("string")
+
+
+# --- What was swept -----------------------------------------------------------------------------------------
+
+
+def config_keys(runs: pd.DataFrame) -> list[str]:
+    """Columns of a table that are keys of the configuration."""
+    return [str(name) for name in runs if name not in FACTS and "/" not in str(name)]
+
+
+def swept(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """Keys of the configuration that differ between runs, each with those that go with it one to one.
+
+    A key that only says which part was chosen (`model.width`, of `model=UNet` and `model=Dense`) is not one: it must
+    differ between runs of the same part. Seeds are not swept, they are repeated; nor is what can't change a result.
+    """
+    from wavespace.config import _RUNTIME
+
+    runtime = {f"{section}.{key}".lstrip(".") for section, keys in _RUNTIME.items() for key in keys}
+    codes: dict[str, Any] = {}
+    for key in config_keys(runs):
+        group, _, name = key.partition(".")
+        if key in runtime or f"{group}.{name.partition('.')[0]}" in runtime or "seed" in (key, name):
+            continue
+        if group in ("logger", "expect") or name == "_target_":
+            continue
+        code = runs[key].astype("string").fillna("").factorize()[0]
+        part = runs.get(f"{group}._target_") if name else None
+        if part is not None and part.nunique(dropna=False) > 1:
+            within = runs[key].astype("string").fillna("").groupby(part.astype("string").fillna("")).nunique()
+            different = bool((within > 1).any())
+        else:
+            different = len(np.unique(code)) > 1
+        if different:
+            codes[key] = code
+    found: dict[str, list[str]] = {}
+    for key in sorted(codes, key=lambda key: not key.startswith(("model", "optim"))):
+        for other, together in found.items():
+            pairs = len(set(zip(codes[key].tolist(), codes[other].tolist())))
+            if pairs == len(set(codes[key].tolist())) == len(set(codes[other].tolist())):
+                together.append(key)
+                break
+        else:
+            found[key] = []
+    return found
+
+
+def objective(runs: pd.DataFrame, metric: str | None = None) -> tuple[str, bool]:
+    """The metric that runs are compared by, and whether more of it is better: the one asked for, or the one most watch.
+
+    Raises:
+        UserError: no run has it, or nothing says which way is better.
+    """
+    if metric is None:
+        counts = runs["monitor"].dropna().value_counts()
+        metric = next((str(name) for name in counts.index if name in runs), None)
+        metric = metric or next((name for name in runs if str(name).startswith(("test/", "val/"))), None)
+        if metric is None:
+            raise UserError("no run has a figure yet: they come with the end of a run")
+    if metric not in runs:
+        names = sorted(str(name) for name in runs if "/" in str(name) and ":" not in str(name))
+        raise UserError(f"no run has the metric '{metric}'; there are: {', '.join(names) or 'none'}")
+    higher = higher_is_better(metric)
+    if higher is None:
+        raise UserError(f"{metric}: its name does not tell whether more is better; choose another metric")
+    return metric, higher
+
+
+def spread(runs: pd.DataFrame, metric: str, keys: Iterable[str] | None = None) -> pd.DataFrame:
+    """A row a point of the sweep: the keys, and `mean`, `sd`, `low`, `high` and `seeds` of a metric over its seeds."""
+    by = list(swept(runs) if keys is None else keys)
+    known = runs[runs[metric].notna()]
+    if not by:
+        by, known = ["task"], known.assign(task=known.get("task", "all"))
+    groups = known.groupby(by, dropna=False, observed=True, sort=True)[metric]
+    return groups.agg(mean="mean", sd="std", low="min", high="max", seeds="count").reset_index()

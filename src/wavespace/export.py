@@ -1,0 +1,294 @@
+"""`wavespace export RUN`: a checkpoint to hand on: weights alone, a model card, and ONNX where it can be.
+
+The slim file is a checkpoint like any other: `wavespace.load` opens it, and loading runs no code from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
+from wavespace.runfolder import write_atomic
+
+if TYPE_CHECKING:
+    from wavespace.tasks.base import Task
+
+KEPT = ("state_dict", "config", "specs", "versions")
+TOLERANCE = 1e-4
+"""Share of the output's range by which ONNX may differ from torch."""
+
+
+def main(arguments: list[str]) -> None:
+    """Write the slim file and its card, and with --onnx the net."""
+    parser = argparse.ArgumentParser(
+        prog="wavespace export",
+        description="A run's best checkpoint as a file to hand on (weights, configuration, shapes, figures, licence of "
+        "the data; no optimizer), with a model card in Markdown beside it.",
+    )
+    parser.add_argument("checkpoint", help="a run folder, a .ckpt file, an address, or wandb:ENTITY/PROJECT/NAME:ALIAS")
+    parser.add_argument("--out", type=Path, default=Path("model.ckpt"), metavar="FILE", help="default: model.ckpt")
+    parser.add_argument(
+        "--onnx", action="store_true", help="also the net, features to output, as FILE.onnx; needs onnx"
+    )
+    given = parser.parse_args(arguments)
+    written = [*export(given.checkpoint, given.out)]
+    if given.onnx:
+        written.append(export_onnx(given.checkpoint, given.out.with_suffix(".onnx")))
+    for path in written:
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+def export(source: str | Path, target: Path) -> tuple[Path, Path]:
+    """Write a slim checkpoint and, beside it, its card; returns their paths.
+
+    Args:
+        source: as `locate` takes it.
+        target: a file; replaced if it is there.
+
+    Raises:
+        UserError: the source can't be used, or the target is the source.
+    """
+    import io
+
+    import torch
+
+    from wavespace import checkpoint
+
+    path = locate(source)
+    whole = checkpoint.read(path)
+    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if target.exists() and target.resolve() == file.resolve():
+        raise BadInput(f"{target}: is the checkpoint itself; name another file with --out")
+    status = _status(path)
+    slim = {key: whole[key] for key in KEPT}
+    slim["metrics"] = whole.get("metrics") or {
+        key: float(value) for key, value in (status.get("metrics") or {}).items() if isinstance(value, int | float)
+    }
+    slim["licence"] = whole.get("licence") or _licence(whole)
+    data = io.BytesIO()
+    torch.save(slim, data)
+    write_atomic(target, data.getvalue())
+    card = target.with_suffix(".md")
+    write_atomic(card, model_card(slim, target.name, status))
+    return target, card
+
+
+def _status(path: Path) -> dict[str, Any]:
+    """status.json of the run that a checkpoint is of; empty where there is none."""
+    for folder in (path, path.parent, path.parent.parent):
+        try:
+            found = json.loads((folder / "status.json").read_text("utf-8"))
+            return found if isinstance(found, dict) else {}
+        except (OSError, ValueError):
+            continue
+    return {}
+
+
+def _licence(whole: dict[str, Any]) -> str:
+    """Licence of the data, as its class says it."""
+    from hydra.utils import get_object
+
+    from wavespace.checkpoint import config_of
+
+    try:
+        return str(getattr(get_object(config_of(whole).data["_target_"]), "licence", ""))
+    except Exception:  # somebody's own data, which is not here
+        return ""
+
+
+def model_card(slim: dict[str, Any], name: str, status: dict[str, Any]) -> str:
+    """What the run measured and what it was made of, in Markdown; nothing that was not measured.
+
+    Args:
+        slim: as `export` writes it.
+        name: of the file.
+        status: of the run; its `table` and `monitor` pick the figures that come first.
+    """
+    from omegaconf import OmegaConf
+
+    cfg: Any = OmegaConf.to_container(OmegaConf.create(slim["config"]))
+    parts = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in ("data", "frontend", "model", "task")}
+    features, audio = slim["specs"]["features"], slim["specs"]["audio"]
+    count = sum(value.numel() for key, value in slim["state_dict"].items() if key.startswith("model."))
+    figures = slim["metrics"]
+    first = list(status.get("table") or [])
+    names = sorted(
+        {key.partition("/")[2] for key in figures if "/" in key},
+        key=lambda n: (first.index(n) if n in first else len(first), n),
+    )
+    splits = [split for split in ("val", "test", "baseline") if any(key.startswith(f"{split}/") for key in figures)]
+    lines = [
+        f"# {cfg.get('name', 'model')}",
+        "",
+        f"{parts['task']} with {parts['model']} ({count:,} numbers) on {parts['frontend']} features, "
+        f"trained on {parts['data']}.",
+        "",
+        "```python",
+        "import wavespace",
+        f'task = wavespace.load("{name}")',
+        "```",
+        "",
+        "## Measured",
+        "",
+    ]
+    if splits:
+        lines += [f"| | {' | '.join(splits)} |", "|---|" + "--:|" * len(splits)]
+        for row in names:
+            cells = [f"{figures[f'{s}/{row}']:.4g}" if f"{s}/{row}" in figures else "–" for s in splits]
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+        lines += ["", "`val` chose the checkpoint and its thresholds; `baseline` is a model that no gradient teaches."]
+    else:
+        lines.append("Nothing: the run has no figures.")
+    spent = [f"{status['step']} steps"] if "step" in status else []
+    spent += [f"{status['minutes']:.1f} minutes"] if isinstance(status.get("minutes"), int | float) else []
+    lines += [
+        "",
+        "## Hears and gives",
+        "",
+        f"- Audio at {audio['sample_rate']} Hz, one channel, trained on {audio['seconds']:g} s at a time.",
+        f"- Features: {features['channels']} × {len(features['frequencies'])} bins, "
+        f"{features['frame_rate']:.5g} frames a second.",
+        *([f"- Training: {', '.join(spent)}, seed {cfg.get('seed', 0)}."] if spent else []),
+        f"- Written by wavespace {slim['versions'].get('wavespace')}, torch {slim['versions'].get('torch')}.",
+        "",
+        "## Data",
+        "",
+        f"{parts['data']}; licence: {slim['licence'] or 'not stated by its class'}.",
+        "",
+        "## Configuration",
+        "",
+        "```yaml",
+        slim["config"].strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# --- Where a checkpoint lies --------------------------------------------------------------------------------
+
+
+def locate(source: str | Path) -> Path:
+    """A run folder or a file on this disk; what lies elsewhere is downloaded once, to the user's cache.
+
+    Args:
+        source: a path, `https://…`, or `wandb:ENTITY/PROJECT/NAME:ALIAS` for an artifact with one checkpoint in it.
+
+    Raises:
+        UserError: it can't be had.
+    """
+    text = str(source)
+    if text.startswith(("https://", "http://")):
+        from wavespace.analysis.sweeps import cache_folder
+        from wavespace.data.download import fetch
+
+        name = re.sub(r"[^\w.-]+", "-", text.rpartition("/")[2].partition("?")[0]) or "model.ckpt"
+        target = cache_folder() / "checkpoints" / hashlib.sha256(text.encode()).hexdigest()[:12] / name
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fetch(text, target)
+        return target
+    if text.startswith("wandb:"):
+        return _artifact(text.removeprefix("wandb:"))
+    return Path(source)
+
+
+def _artifact(name: str) -> Path:
+    """The checkpoint of an artifact on W&B."""
+    from wavespace.analysis.sweeps import cache_folder
+
+    try:
+        import wandb
+
+        artifact = wandb.Api().artifact(name)
+        folder = Path(artifact.download(root=str(cache_folder() / "artifacts" / str(artifact.digest))))
+    except Exception as error:  # the client has a dozen of them, and no base class
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"wandb:{name}: can't be had from W&B ({type(error).__name__}: {why})") from None
+    found = sorted(folder.rglob("*.ckpt"))
+    if len(found) != 1:
+        raise BadCheckpoint(f"wandb:{name}: has {len(found)} .ckpt files; an artifact must hold one")
+    return found[0]
+
+
+# --- ONNX ---------------------------------------------------------------------------------------------------
+
+
+def export_onnx(source: str | Path, target: Path) -> Path:
+    """The net as ONNX, features `(1, C, F, T)` to what the task makes of it, held to torch's output.
+
+    Of any length T where the net can be traced so, else of the length that is written in the file. Front-ends stay
+    outside: their transforms are not ONNX's.
+
+    Raises:
+        UserError: onnx, onnxscript and onnxruntime are not installed, or the source can't be used.
+        Incompatible: the net can't be traced, or ONNX gives something else.
+    """
+    import importlib.util
+
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    from wavespace import checkpoint
+
+    task = checkpoint.load(locate(source))
+    rate = task.frontend.in_spec.sample_rate
+    frames = 2 * task.frontend.out_spec.frames(round(task.frontend.in_spec.seconds * rate), rate)
+    temporary = target.with_name(f".{target.name}.new")
+    why = ""
+    try:
+        for lengths in ([frames, 2 * frames + 3], [frames]):
+            try:
+                worst = _traced(task, temporary, lengths)
+            except Exception as error:  # of a tracer's many kinds
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                continue
+            if worst <= TOLERANCE:
+                temporary.replace(target)
+                return target
+            why = f"it differs from torch by {worst:.2g} of the output's range"
+        raise Incompatible(f"{type(task.model).__name__} can't be written as ONNX ({why})")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _traced(task: Task, path: Path, lengths: list[int]) -> float:
+    """Write the net for features of any length if there are several to try, else of the one; the worst difference."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    net, spec, rng = _net(task).eval(), task.frontend.out_spec, np.random.default_rng(0)
+    drawn = [
+        torch.from_numpy(rng.uniform(spec.low, spec.high, (1, spec.channels, spec.bins, frames)).astype(np.float32))
+        for frames in lengths
+    ]
+    with torch.no_grad():
+        expected = [net(features).numpy() for features in drawn]
+        torch.onnx.export(
+            net, (drawn[0],), str(path), input_names=["features"], output_names=["output"], dynamo=True,
+            external_data=False, verbose=False,
+            dynamic_shapes=({3: torch.export.Dim.AUTO},) if len(lengths) > 1 else None,
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = [session.run(None, {"features": features.numpy()})[0] for features in drawn]
+    return max(float(np.abs(f - e).max() / max(np.ptp(e), 1e-9)) for f, e in zip(found, expected))
+
+
+def _net(task: Task) -> Any:
+    """The task's way from features to output, as a module of its own."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.task = task
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.task.apply_model(features)
+
+    return Net()
