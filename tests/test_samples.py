@@ -206,7 +206,7 @@ def test_wandb_holds_what_the_run_folder_holds(tmp_path: Path) -> None:
     folder = status.parent / "samples"
     [files] = status.parent.glob("wandb/offline-run-*/files")
     entries = json.loads((folder / "samples.json").read_text())
-    assert [entry["kind"] for entry in entries] == ["sample", "sample", "audit"]
+    assert [entry["kind"] for entry in entries] == ["sample", "sample", "audit", "audit", "audit"]
 
     def contents(root: Path, *suffixes: str) -> list[bytes]:
         return sorted(path.read_bytes() for path in root.rglob("*") if path.suffix in suffixes)
@@ -218,7 +218,7 @@ def test_wandb_holds_what_the_run_folder_holds(tmp_path: Path) -> None:
         path.name: path.read_bytes() for path in folder.glob("*.mid")
     }
     keys = {re.sub(r"_\d+_\w+$", "", path.stem) for path in (files / "media").rglob("*.*")}
-    assert {"0 picture", "1 picture", "0 input", "1 input", "Latent space"} <= keys
+    assert {"0 picture", "1 picture", "0 input", "1 input", "Latent space", "Chromatic scale"} <= keys
 
 
 @pytest.mark.parametrize(

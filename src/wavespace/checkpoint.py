@@ -20,12 +20,14 @@ from wavespace.tasks.base import Task
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The dictionary of a checkpoint file, on the CPU.
+    """The dictionary of a checkpoint file, on the CPU; `path` may also be an address, or `wandb:` and an artifact.
 
     Raises:
         BadCheckpoint: the file is missing, damaged or not ours.
     """
-    path = Path(path)
+    from wavespace.export import locate
+
+    path = locate(path)
     if path.is_dir():  # a run folder
         path = path / "checkpoints" / "best.ckpt"
     if not path.is_file():

@@ -15,7 +15,9 @@ VERBS = {
     "check": "hold a configuration against the code: parts, sizes, parameters, cost; nothing is trained",
     "prepare": "check a dataset and build its store",
     "pods": "launches on rented GPUs: status, attach, stop, reap, cost",
-    "report": "rewrite a run's report.html, or list the runs of a folder",
+    "report": "runs, a launch or a W&B sweep as a page: table, fits, figures; of one run, what it did",
+    "export": "a run's checkpoint as a file to hand on, with a model card; ONNX where it can be",
+    "video": "what a front-end hears of a recording, with a cursor that moves with the sound",
 }
 
 HELP = f"""\

@@ -71,7 +71,7 @@ class TrainConfig:
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 
-_RUNTIME = {
+RUNTIME = {
     "": {"name", "fresh", "runs", "logger", "compile", "save_every", "expect", "search"},
     "data": {"workers", "root", "stores", "url"},
     "frontend": {"weights"},
@@ -312,8 +312,8 @@ def signature(cfg: DictConfig) -> str:
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without what can't change the result of a run."""
-    plain = {key: value for key, value in resolved(cfg).items() if key not in _RUNTIME[""]}
-    for section, keys in _RUNTIME.items():
+    plain = {key: value for key, value in resolved(cfg).items() if key not in RUNTIME[""]}
+    for section, keys in RUNTIME.items():
         if section and isinstance(plain.get(section), dict):
             plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
     return plain

@@ -344,9 +344,9 @@ def swept(runs: pd.DataFrame) -> dict[str, list[str]]:
     A key that only says which part was chosen (`model.width`, of `model=UNet` and `model=Dense`) is not one: it must
     differ between runs of the same part. Seeds are not swept, they are repeated; nor is what can't change a result.
     """
-    from wavespace.config import _RUNTIME
+    from wavespace.config import RUNTIME
 
-    runtime = {f"{section}.{key}".lstrip(".") for section, keys in _RUNTIME.items() for key in keys}
+    runtime = {f"{section}.{key}".lstrip(".") for section, keys in RUNTIME.items() for key in keys}
     codes: dict[str, Any] = {}
     for key in config_keys(runs):
         group, _, name = key.partition(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,7 +69,7 @@ def audits(task: Task, data: DataModule) -> Iterator[Audit]:
     """What a task and its model have to show, the same items every time; of values that are not finite, nothing.
 
     A model with codes gives their principal components; a task with several timbres gives the use of its channels, and
-    one with kernels, those.
+    one with kernels, those; then the answer to a chromatic scale, and which notes of the test split are missed.
 
     Args:
         task: is left in evaluation mode.
@@ -94,6 +95,14 @@ def audits(task: Task, data: DataModule) -> Iterator[Audit]:
         kernels = task.kernels().detach().float().cpu().numpy()  # (timbres, harmonics)
         if np.isfinite(kernels).all():
             yield draw_kernels(kernels)
+    from wavespace.analysis.listening import draw_errors, draw_response, errors, response
+
+    with suppress(Incompatible):  # neither a map nor a code
+        heard = response(task)
+        if np.isfinite(heard.values).all():
+            yield draw_response(heard)
+    with suppress(Incompatible):  # no notes to find
+        yield draw_errors(errors(task, data))
 
 
 @torch.no_grad()

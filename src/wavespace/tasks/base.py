@@ -197,9 +197,14 @@ class Task(LightningModule):
             "features": self.frontend.out_spec.to_dict(),
             "output": self.out_spec.to_dict(),
         }
-        checkpoint["versions"] = {
-            "wavespace": wavespace.__version__,
-            "torch": str(torch.__version__),
-            "pytorch-lightning": version("pytorch-lightning"),
-            "python": platform.python_version(),
-        }
+        checkpoint["versions"] = versions()
+
+
+def versions() -> dict[str, str]:
+    """Of what a run depends on."""
+    return {
+        "wavespace": wavespace.__version__,
+        "torch": str(torch.__version__),
+        "pytorch-lightning": version("pytorch-lightning"),
+        "python": platform.python_version(),
+    }
