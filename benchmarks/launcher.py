@@ -1,7 +1,8 @@
-"""What a launch costs beside training: `python benchmarks/launcher.py`, some eight minutes, on stand-ins of both services.
+"""What a launch costs beside training: `python benchmarks/launcher.py`, some ten minutes, on stand-ins of both services.
 
-Overhead is from one run's end to the next one's first training step on the same machine: beside a bare `wandb agent` that
-starts `wavespace train` for the same settings. Idle is the share of a pod's time that no run has, for jobs of a minute.
+Overhead is from one run's end to the next one's first training step on the same machine: beside a bare `wandb agent`
+that starts `wavespace train` for the same settings. Idle is the share of a pod's time that no run has, for jobs of a
+minute, the pod's start and end included.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def main() -> None:
             "trainer.val_check_interval=1000",
             "data.val_pieces=1",
         )
-        _, idle = ours(Path(aside) / "idle", 4, *minute)
+        _, idle = ours(Path(aside) / "idle", 6, *minute)
     print(f"a job's overhead: launch {own:.1f} s, bare wandb agent {peer:.1f} s, ratio {own / peer:.2f}")
     print(f"idle pod time, of busy time, for jobs of a minute: {idle:.3f} (goal 0.10)")
 

@@ -50,13 +50,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def status(launches: Sequence[Launch]) -> None:
     """By the ledger and results.json alone for many launches; one is looked at where it is."""
-    from rich.console import Console
     from rich.table import Table
 
-    from wavespace.remote.fates import load, table
+    from wavespace.remote.fates import load, table, terminal
     from wavespace.remote.state import State
 
-    console = Console(soft_wrap=True)
+    console = terminal()
     rows = Table("launch", "state", "jobs", "done", "failed", "pods", "$", "of $", box=None)
     for launch in launches:
         plan, state, found = launch.plan, State.of(launch.events()), load(launch.folder / "results.json")
@@ -120,18 +119,17 @@ def stop(launches: Sequence[Launch]) -> None:
 
 def reap(launches: Sequence[Launch]) -> None:
     """End pods by the names of launches that are here and that nobody leads; others with our prefix are only told."""
-    from wavespace.remote.plan import PREFIX
+    from wavespace.remote.plan import launch_of
     from wavespace.remote.pods import Refused, Runpod, Unknown
 
     runpod = Runpod()
     try:
-        pods = [pod for pod in runpod.list() if pod.name.startswith(f"{PREFIX}-")]
+        pods = [pod for pod in runpod.list() if launch_of(pod.name)]
     except (Unknown, Refused) as error:
         raise UserError(f"{error}; nothing was ended, try again") from None
     known = {launch.id: launch for launch in launches}
     for pod in pods:
-        id = pod.name.removeprefix(f"{PREFIX}-").rsplit("-", 2)[0]
-        launch = known.get(id)
+        launch = known.get(str(launch_of(pod.name)))
         if launch is None:
             print(f"{pod.name} ({pod.id}) is of a launch that is not in this folder of runs; left alone")
         elif launch.led:
@@ -150,9 +148,9 @@ def reap(launches: Sequence[Launch]) -> None:
 
 def cost(launches: Sequence[Launch]) -> None:
     """From the ledgers: from asking for a pod to the listing that missed it, so never too little."""
-    from rich.console import Console
     from rich.table import Table
 
+    from wavespace.remote.fates import terminal
     from wavespace.remote.state import State
 
     rows = Table("launch", "pod", "machine", "hours", "$", box=None)
@@ -165,7 +163,7 @@ def cost(launches: Sequence[Launch]) -> None:
                 hours = spent / pod.price if pod.price else 0.0
                 rows.add_row(launch.id, pod.name, str(pod.candidate), f"{hours:.2f}", f"{spent:.2f}")
     rows.add_row("total", "", "", "", f"{total:.2f}")
-    Console(soft_wrap=True).print(rows)
+    terminal().print(rows)
 
 
 def _controller(launch: Launch) -> Controller:

@@ -8,14 +8,15 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, open_dict, read_write
 
 from wavespace.claims import claims
 from wavespace.config import check, command_line, compose, conf_dir, resolved
@@ -41,18 +42,23 @@ def main() -> None:
     guarded(entry)
 
 
-def stop(*_: Any) -> None:
-    """On SIGTERM."""
+def stop(*_: Any) -> NoReturn:
+    """On SIGTERM. Being told again does not cut off what is being saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(SIGTERM_EXIT)
 
 
 def job(cfg: DictConfig) -> float | None:
     """One job of Hydra's. A single run ends here with its own sentence; in a multirun the others go on."""
     if cfg.search is not None:
-        raise UserError("this sweep is drawn by W&B: wavespace train -m sweep=… hydra/launcher=runpod (docs/runpod.md)")
+        guarded(_without_pods)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run(cfg)
     return guarded(lambda: run(cfg))
+
+
+def _without_pods() -> NoReturn:
+    raise UserError("this sweep is drawn by W&B: wavespace train -m sweep=… hydra/launcher=runpod (docs/runpod.md)")
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -102,11 +108,11 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     from omegaconf import OmegaConf
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import LambdaCallback
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from wavespace.build import make
     from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger
     from wavespace.callbacks.progress import TrainingProgress
+    from wavespace.tasks.base import versions
 
     data, task = parts
     task.config_text = OmegaConf.to_yaml(cfg, resolve=True)
@@ -118,7 +124,9 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - data.workers))
     _quiet()
     if _rank() == 0:
-        folder.update(monitor=task.monitor, mode=task.mode, table=list(task.table))
+        parameters = sum(parameter.numel() for parameter in task.parameters())
+        about = {"parameters": parameters, "versions": versions()}
+        folder.update(monitor=task.monitor, mode=task.mode, table=list(task.table), **about)
     goes_on = folder.last.is_file()
     step = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if goes_on else None
     if goes_on:
@@ -143,14 +151,17 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # Lightning's own handler ends a step before it stops, and then exits with 0, as if all were done.
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Lightning, once it trains, notes SIGTERM and ends the step; then it exits with 0, as if all were done.
+    before = signal.signal(signal.SIGTERM, lambda *_: None if trainer.received_sigterm else stop())
     try:
         trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
-    except SIGTERMException:
-        raise SystemExit(SIGTERM_EXIT) from None
+    except BaseException:  # its own, or that of a loader's worker that was told to stop as well
+        if not trainer.received_sigterm:
+            raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if trainer.received_sigterm:
+        stop()
 
     if not trainer.is_global_zero:
         return
@@ -192,10 +203,11 @@ def _training_audio(data: Any) -> Iterator[Any]:
 
 
 def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
+    from wavespace.analysis.fidelity import control
     from wavespace.evaluate import score
     from wavespace.probe import instrument_probe
 
-    figures = score(task, data, "test") | instrument_probe(task, data)
+    figures = score(task, data, "test") | instrument_probe(task, data) | control(task)
     return {f"{name}/{key}": value for key, value in figures.items()}
 
 
@@ -262,9 +274,21 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.members = []
-        if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # others decide as they go
-            # Hydra would turn an error here into a warning.
+        # `guarded`, as Hydra would turn an error here into a warning.
+        if config.search is not None and not str(config.hydra.launcher._target_).endswith("RunpodLauncher"):
+            guarded(_without_pods)
+        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # it decides as it goes
+            guarded(lambda: self._set_direction(config))
+        else:
             guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
+
+    def _set_direction(self, config: DictConfig) -> None:
+        """A sweeper that optimises goes the way of the task's metric, unless the command line says which."""
+        told = any(text.startswith("hydra.sweeper.direction=") for text in config.hydra.overrides.hydra)
+        if "direction" in config.hydra.sweeper and not told:
+            task: Any = get_class(config.task._target_)
+            with read_write(config), open_dict(config):
+                config.hydra.sweeper.direction = {"min": "minimize", "max": "maximize"}[task.mode]
 
     def _check_members(self, overrides: list[str], folder: str | None, params: dict[str, str]) -> None:
         from wavespace.build import make, probe
@@ -287,8 +311,9 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if not str(config.hydra.launcher._target_).startswith("hydra._internal"):
             return  # other launchers have told of their jobs
-        from rich.console import Console
         from rich.table import Table
+
+        from wavespace.remote.fates import terminal
 
         table = Table("run", "state", "metric", "folder", box=None)
         for label, cfg in self.members:
@@ -297,7 +322,7 @@ class Sweep(Callback):
             value = status.get("metrics", {}).get(status.get("monitor"))
             metric = f"{status['monitor']} {value:.3f}" if value is not None else str(status.get("reason") or "-")
             table.add_row(label, str(status.get("state", "not started")), metric, str(folder.path))
-        Console(soft_wrap=True).print(table)
+        terminal().print(table)
 
 
 def _rank() -> int:

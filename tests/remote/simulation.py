@@ -69,6 +69,7 @@ class SimulatedPod:
         words = pod.args.split()
         self.launch, self.until = words[2], float(words[words.index("--until") + 1])
         self.idle = float(words[words.index("--idle") + 1]) * 60
+        self.stay = "--stay" in words
         self.running, self.killed = True, False
         self.began = self.worked = cloud.world.now
         self.agent: str | None = None
@@ -117,7 +118,7 @@ class SimulatedPod:
             going = [sweep for sweep in ours if sweep.state in ("RUNNING", "PENDING")]
             if going:
                 self.sweep, self.agent = going[0].id, wandb.create_agent(going[0].id)
-            elif ours and all(self._is_done(id) for sweep in ours for id in sweep.runs):
+            elif not self.stay and ours and all(self._is_done(id) for sweep in ours for id in sweep.runs):
                 self.cloud.core.terminate(self.pod.id)
             return
         for command in wandb.heartbeat(self.agent, {}):
@@ -126,7 +127,9 @@ class SimulatedPod:
             elif command["type"] in ("run", "resume"):
                 self.run, self.resumed = command["run_id"], command["type"] == "resume"
                 self.run_since, self.initialized = self.cloud.world.now, False
-                self.job = str(command["args"]["job"]["value"])
+                given = {name: parameter["value"] for name, parameter in command["args"].items()}
+                self.job, self.drawn = str(given.pop("job")), given
+                del self.drawn["launch"]
 
     def _is_done(self, id: str) -> bool:
         run = self.cloud.run(id)
@@ -143,7 +146,7 @@ class SimulatedPod:
             config |= {"pod_price": self.pod.price}
             wandb.upsert_run(*self.cloud.path, self.run, config=config)
             found = [self.cloud.run(run.id) for run in wandb.find_runs(*self.cloud.path, {"config.job": self.job})]
-            if rival_of(self.run, found, resumed=self.resumed, now=now):
+            if not self.drawn and rival_of(self.run, found, resumed=self.resumed, now=now):
                 wandb.upsert_run(*self.cloud.path, self.run, tags=[DUPLICATE])
                 self._end(0)
                 return
@@ -155,7 +158,8 @@ class SimulatedPod:
             self._end(1, {"reason": "it failed"})
         else:
             self.cloud.finished.append((now, self.job))
-            self._end(0, {"outcome": "finished", "val/figure": float(index), "monitor": "val/figure"})
+            figure = self.cloud.figure(Job.parse(self.job), self.drawn)
+            self._end(0, {"outcome": "finished", "val/figure": figure, "monitor": "val/figure", "mode": "max"})
 
     def _end(self, code: int, summary: dict[str, Any] | None = None) -> None:
         assert self.run is not None
@@ -168,9 +172,12 @@ class SimulatedCloud:
 
     Attributes:
         finished: (time, job) whenever a job was done, however often.
+        figure: what comes out of a job with the parameters that W&B has drawn for it.
     """
 
-    def __init__(self, folder: Path, *, seed: int = 0, job_seconds: float = 60.0, chances: Chances | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, seed: int = 0, job_seconds: float = 60.0, chances: Chances | None = None
+    ) -> None:
         self.folder, self.job_seconds, self.chances = folder, job_seconds, chances or Chances()
         self.rng = random.Random(seed)
         self.world = World()
@@ -181,6 +188,7 @@ class SimulatedCloud:
         self.wandb = WandbServer(WandbCore(clock=self.world.time, seed=seed))
         self.runpod = RunpodServer(self.core, seed=seed, tick=3600)
         self.finished: list[tuple[float, str]] = []
+        self.figure: Callable[[Job, dict[str, Any]], float] = lambda job, drawn: float(job.index)
         self.world.moves.append(self.core.tick)
 
     def _start(self, pod: Pod) -> SimulatedPod:

@@ -69,7 +69,9 @@ def hold(cloud: SimulatedCloud, launch: Launch, found: list[Fate], jobs: int) ->
         assert "did nothing" in why or "before any succeeded" in why or "max_cost" in why, why
     ends = {text: min(time for time, job in cloud.finished if job == text) for text in done}
     for creation in cloud.core.created:
-        known = sum(ends.get(job.text, creation.time) > creation.time - 2 * plan.settings.poll_seconds for job in plan.jobs)
+        known = sum(
+            ends.get(job.text, creation.time) > creation.time - 2 * plan.settings.poll_seconds for job in plan.jobs
+        )
         assert creation.live <= max(known, 1) + 1  # one may have come by itself, from a request thought lost
     assert cloud.wandb.drift == [] == cloud.runpod.drift
 

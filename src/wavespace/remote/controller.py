@@ -134,8 +134,8 @@ class Controller:
 
     def _end_all(self) -> None:
         """M1: end what a listing shows under our names, whatever our state says, and what it does not show yet."""
-        for pod in [pod for pod in self.state.live if pod.id is not None]:
-            self._terminate(str(pod.id))
+        for id in [pod.id for pod in self.state.live if pod.id is not None]:
+            self._terminate(id)
         asked = max((pod.begun for pod in self.state.live if pod.id is None), default=0.0)
         empty = 0
         for _ in range(100):
@@ -241,6 +241,8 @@ class Controller:
             self.note("pod", name=pod.name, id=pod.id)
         if pod.price and pod.price != record.price:
             self.note("pod.price", name=pod.name, price=pod.price)
+        if self.clock.time() > record.until:  # Runpod has not kept to its date: it goes on costing
+            self.note("pod.overdue", name=pod.name)
         if pod.up and record.ready is None:
             self.note("pod.ready", name=pod.name)
         if pod.exited and not record.stopped and record.ending is None:
@@ -329,6 +331,7 @@ class Controller:
         """M3 and M5: the controller's own eye on each pod, beside the pod's entry and Runpod's date."""
         now = self.clock.time()
         busy = {run.pod for run in self.runs if run.alive(now)}
+        worked = {run.pod: run.heartbeat for run in sorted(self.runs, key=lambda run: run.heartbeat)}
         for name in [name for name in self.idle_since if not self.state.pods[name].live]:
             del self.idle_since[name]
         for pod in [pod for pod in self.state.live if pod.id is not None]:
@@ -336,8 +339,10 @@ class Controller:
                 self.idle_since.pop(pod.name, None)
                 idle = 0.0
             else:
-                idle = now - self.idle_since.setdefault(pod.name, now)
-            if now > pod.until:
+                since = max(self.idle_since.get(pod.name, now), worked.get(pod.id, 0.0))  # it worked between two looks
+                self.idle_since[pod.name] = min(since, now)
+                idle = now - self.idle_since[pod.name]
+            if now >= pod.until - 1e-3:  # the ledger rounds
                 self._end(pod, "its time is over")
             elif pod.ready is None and now - pod.begun > self.settings.boot_timeout * 60:
                 self._end(pod, f"it did not start in {self.settings.boot_timeout:g} minutes")
@@ -348,8 +353,9 @@ class Controller:
         if listed is not None and not self.plan.stay:  # M4: slots shrink as jobs end
             surplus = len(self.state.live) - min(self.settings.max_pods, self._left())
             spare = [pod for pod in reversed(self.state.live) if pod.id is not None and pod.ready is None]
-            # A pod that has just been given a job shows it some seconds later.
-            waits = {name: since for name, since in self.idle_since.items() if now - since > GRACE}
+            # A pod that has just been given a job shows it some seconds later; till then the job's run has no pod.
+            given = any(run.state == "pending" for run in self.runs)
+            waits = {name: since for name, since in self.idle_since.items() if now - since > GRACE and not given}
             spare += [self.state.pods[name] for name in sorted(waits, key=lambda name: waits[name])]
             for pod in spare[: max(surplus, 0)]:
                 self._end(pod, "surplus")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,7 @@ class Fate:
         pod: where that run is or was.
         attempts: runs that ended without a result.
         dollars: of all its runs.
+        mode: which way `value` is better, min or max; None where its run has not told.
         figures: the run's metrics, flat.
     """
 
@@ -40,6 +42,7 @@ class Fate:
     minutes: float = 0.0
     dollars: float = 0.0
     value: float | None = None
+    mode: str | None = None
     reason: str | None = None
     figures: Mapping[str, float] | None = None
 
@@ -85,9 +88,17 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
         minutes=round(sum(run.seconds for run in runs) / 60, 3),
         dollars=round(sum(_dollars(run) for run in runs), 4),
         value=figures.get(metric or str(run.summary.get("monitor"))),
+        mode=_mode(run, metric),
         reason=None if state != "failed" else _reason(run),
         figures=figures,
     )
+
+
+def _mode(run: Run, metric: str | None) -> str | None:
+    """Of the task's own metric on any split; nobody knows it of others."""
+    monitor = str(run.summary.get("monitor"))
+    same = metric is None or metric.partition("/")[2] == monitor.partition("/")[2]
+    return run.summary.get("mode") if same else None
 
 
 def _reason(run: Run) -> str:
@@ -134,6 +145,13 @@ def load(path: Path) -> list[Fate]:
 # --- What the terminal shows ---------------------------------------------------------------------------------
 
 
+def terminal() -> Any:
+    """Where a launch tells of itself; in a file or a pipe a table's rows are whole lines."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+
+
 def table(found: Sequence[Fate], metric: str | None) -> Any:
     """A row a job; what all jobs have in common stays out."""
     from rich.table import Table
@@ -152,19 +170,23 @@ def table(found: Sequence[Fate], metric: str | None) -> Any:
     return rows
 
 
+def best_of(found: Iterable[Fate]) -> float | None:
+    """The best value of those that have finished; None where they do not agree on which way is better."""
+    done = [(fate.value, fate.mode) for fate in found if fate.state == "finished" and fate.value is not None]
+    better = {"min": min, "max": max}.get(str(done[0][1])) if len({mode for _, mode in done}) == 1 else None
+    return better(value for value, _ in done) if better else None
+
+
 class Board:
     """How a whole sweep is going: a line on a terminal that is redrawn, elsewhere a line at each change.
 
     Args:
         title: of the sweep.
-        better: max or min, for the best so far.
     """
 
-    def __init__(self, title: str, better: Any = max) -> None:
-        from rich.console import Console
-
-        self.title, self.better = title, better
-        self.console = Console(soft_wrap=True)
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.console = terminal()
         self.began = time.monotonic()
         self.done_at_start: int | None = None
         self.last = ""
@@ -195,8 +217,7 @@ class Board:
     def _line(self, found: Sequence[Fate]) -> str:
         count = {state: sum(fate.state == state for fate in found) for state in ("finished", "running", "failed")}
         waits = len(found) - sum(count.values())
-        values = [fate.value for fate in found if fate.state == "finished" and fate.value is not None]
-        best = f", best {self.better(values):.4g}" if values else ""
+        best = f", best {value:.4g}" if (value := best_of(found)) is not None else ""
         return (
             f"{count['finished']}/{len(found)} done, {count['running']} running, {waits} waiting, "
             f"{count['failed']} failed{best}"

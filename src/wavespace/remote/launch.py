@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import atexit
 import copy
+import itertools
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from wavespace.config import check, command_line, compose, resolved, signature
 from wavespace.errors import ConfigError, UserError
 from wavespace.remote.controller import Controller, affordable, command, deleted, environment, with_jobs
-from wavespace.remote.fates import Board, Fate, save, table
+from wavespace.remote.fates import Board, Fate, save, table, terminal
 from wavespace.remote.ledger import Launch, redacted, secrets_here
 from wavespace.remote.plan import Candidate, Job, Plan, Settings, digest, launch_id, sweep_config
 from wavespace.remote.pods import Offer, Refused, Runpod, Unknown, creation
 from wavespace.remote.state import State
 from wavespace.remote.sweep import Wandb
+from wavespace.remote.worker import override
 
 
 class Member(NamedTuple):
@@ -97,6 +101,7 @@ class Session:
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of override-sets to their ends."""
         of = members(self.context, self.config, overrides, first)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
         search = search_of(of[0]) if of[0].config.get("search") else None
         if search is not None and len(of) > 1:
             raise UserError("W&B draws a search's values: sweep nothing else on the command line")
@@ -106,6 +111,13 @@ class Session:
             with_jobs(self.controller.launch, [member.job for member in of])
             self.controller.plan = self.controller.launch.plan
         assert self.controller is not None
+        planned = {job.index: job.text for job in self.controller.plan.jobs}
+        if other := [member.job for member in of if planned[member.job.index] != member.job.text]:
+            raise UserError(
+                f"job {other[0].index} is '{' '.join(other[0].overrides)}', and was another when launch "
+                f"{self.controller.launch.id} began: its sweeper draws anew each time; change `name` to begin anew, "
+                "and let hydra.sweeper.sampler have a seed"
+            )
         board, controller = Board(controller_title(self.controller)), self.controller
         controller.show = board
         with interruptible():
@@ -118,7 +130,9 @@ class Session:
             finally:
                 board.close()
                 conclude(controller)
-        return returns(found, of, self.settings.raise_on_failure) if search is None else _of_search(found, of)
+        if search is not None:
+            return _of_search(found, of[0], search)
+        return returns(found, of, self.settings.raise_on_failure)
 
     def _open(self, jobs: Sequence[Job], search: Mapping[str, Any] | None, config: DictConfig) -> None:
         """A new launch, or the one that the same command began; nothing is rented yet."""
@@ -161,8 +175,6 @@ def controller_title(controller: Controller) -> str:
 
 def conclude(controller: Controller) -> None:
     """Save and print the table of every override-set's fate: a sweeper stops at the first that failed."""
-    from rich.console import Console
-
     now = controller.clock.time()
     spent, why = controller.state.spent(now), redacted(controller.state.draining or "")
     found = [
@@ -171,7 +183,7 @@ def conclude(controller: Controller) -> None:
     controller.fates = found
     folder = controller.launch.folder
     save(folder / "results.json", found, launch=controller.launch.id, spent=round(spent, 4), why=why)
-    console = Console(soft_wrap=True)
+    console = terminal()
     console.print(table(found, controller.settings.metric))
     console.print(f"${spent:.2f} spent, at most; {folder / 'results.json'}", highlight=False)
     if why and not all(fate.state == "finished" for fate in found):
@@ -179,8 +191,6 @@ def conclude(controller: Controller) -> None:
 
 
 def _unfinished(fate: Fate, why: str) -> Fate:
-    from dataclasses import replace
-
     return replace(fate, reason=f"the launch ended before it was done ({why})")
 
 
@@ -221,7 +231,8 @@ def preflight(settings: Settings) -> tuple[Runpod, Wandb]:
     prices = {candidate: price for candidate in settings.candidates if (price := _asked(runpod, candidate, settings))}
     if not prices:
         raise UserError(
-            f"hydra.launcher.gpus: {' and '.join(settings.gpus)} are not offered in {' or '.join(settings.clouds)} cloud"
+            f"hydra.launcher.gpus: {' and '.join(settings.gpus)} are not offered in "
+            f"{' or '.join(settings.clouds)} cloud"
         )
     if not any(affordable(settings, 0.0, price, alone=True) for price in prices.values()):
         candidate = min(prices, key=lambda candidate: prices[candidate])
@@ -268,13 +279,19 @@ def search_of(member: Member) -> dict[str, Any]:
     known = ("method", "metric", "parameters", "run_cap", "early_terminate")
     if faults := [key for key in search if key not in known] or [key for key in known[:4] if not search.get(key)]:
         raise ConfigError(f"search.{faults[0]} is missing or not known; a search has {', '.join(known)}")
-    probes = [f"{key}={_probe(space)}" for key, space in search["parameters"].items()]
-    compose([*member.job.overrides, *probes])
+    for values in itertools.zip_longest(*(_probes(key, space) for key, space in search["parameters"].items())):
+        compose([*member.job.overrides, *(probe for probe in values if probe is not None)])
     return search
 
 
-def _probe(space: Mapping[str, Any]) -> Any:
-    return next((space[key] for key in ("value", "min", "mu") if key in space), None) or space["values"][0]
+def _probes(key: str, space: Mapping[str, Any]) -> list[str]:
+    """Overrides that a parameter may become: each of its values, or the ends of its range."""
+    found = space.get("values") or [space[name] for name in ("value", "min", "max", "mu") if name in space]
+    if not found:
+        raise ConfigError(f"search.parameters.{key} has neither value, values, min and max, nor mu")
+    if str(space.get("distribution")).removeprefix("q_") in ("log_uniform", "log_normal"):
+        found = [math.exp(exponent) for exponent in found]
+    return [override(key, value) for value in found]
 
 
 def dry_run(plan: Plan) -> None:
@@ -282,7 +299,8 @@ def dry_run(plan: Plan) -> None:
     import json
 
     settings = plan.settings
-    print(f"launch {plan.id}: {len(plan.jobs)} jobs, at most {settings.max_pods} pods, ${settings.max_cost:g}\n")
+    jobs = len(plan.jobs) if plan.search is None else int(plan.search["run_cap"])
+    print(f"launch {plan.id}: {jobs} jobs, at most {settings.max_pods} pods, ${settings.max_cost:g}\n")
     for job in plan.jobs:
         print(f"  {job.index:>4}  {job.signature}  {' '.join(job.overrides)}")
     print("\nsweep at W&B:\n" + json.dumps(sweep_config(plan, f"{plan.id}-1", plan.jobs), indent=2))
@@ -296,9 +314,7 @@ def dry_run(plan: Plan) -> None:
         print(f"\n{candidate}: " + ("not offered" if price is None else f"${price:g} an hour"), end="")
     ceiling = min(
         settings.max_cost,
-        min(settings.max_pods, len(plan.jobs))
-        * settings.max_hours
-        * max((p or 0 for p in prices.values()), default=1e9),
+        min(settings.max_pods, jobs) * settings.max_hours * max((p or 0 for p in prices.values()), default=1e9),
     )
     print(f"\nprice ceiling: ${ceiling:.2f} (pods x hours x price, never more than max_cost)")
     name = "…-0-1"
@@ -330,7 +346,12 @@ def _leave(controller: Controller) -> None:
     raise SystemExit(0)
 
 
-def _of_search(found: Sequence[Fate], of: Sequence[Member]) -> list[JobReturn]:
-    best = [fate for fate in found if fate.state == "finished"]
-    fate = best[0] if best else Fate(of[0].job.index, of[0].job.overrides, "failed", reason="no run has finished")
-    return returns([Fate(**vars(fate) | {"index": of[0].job.index})], of, raise_on_failure=True)
+def _of_search(found: Sequence[Fate], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
+    """The best run's figure stands for the whole search."""
+    name, sign = search["metric"]["name"], -1 if search["metric"].get("goal") == "minimize" else 1
+    done = [fate for fate in found if fate.state == "finished" and name in (fate.figures or {})]
+    value = max((sign * fate.figures[name] for fate in done if fate.figures), default=None)
+    fate = Fate(of.job.index, of.job.overrides, "finished", value=None if value is None else sign * value)
+    if value is None:
+        fate = replace(fate, state="failed", reason=f"no run has finished with {name}")
+    return returns([fate], [of], raise_on_failure=True)

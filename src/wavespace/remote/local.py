@@ -25,6 +25,7 @@ from wavespace.errors import ConfigError
 from wavespace.remote.fates import Board, Fate, is_number, table
 from wavespace.remote.launch import Member, interruptible, members, returns
 from wavespace.runfolder import RunFolder
+from wavespace.train import SIGTERM_EXIT
 
 SAVING = 60.0
 """Seconds that interrupted runs have to write their checkpoints."""
@@ -47,14 +48,17 @@ class Session:
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of override-sets to their ends, `processes` at a time."""
         of = members(self.context, self.config, overrides, first)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
         board = Board(f"{self.config.name} on this machine")
         jobs = [LocalJob(member, command_line(self.config.hydra)[1]) for member in of]
         with interruptible():
             try:
-                while not all(job.ended for job in jobs):
-                    self._start(jobs)
+                while self._start(jobs):
                     board([job.fate() for job in jobs])
                     time.sleep(LOOK)
+                    for job in jobs:
+                        job.look()
+                board([job.fate() for job in jobs])
             except KeyboardInterrupt:
                 board.say("interrupted: runs save what they have; the same command goes on")
                 _end(jobs)
@@ -64,18 +68,19 @@ class Session:
                 board.console.print(table([job.fate() for job in jobs], None))
         return returns([job.fate() for job in jobs], of, self.raise_on_failure)
 
-    def _start(self, jobs: Sequence[LocalJob]) -> None:
-        """Fill free places; two override-sets of one configuration are one run, so they take turns."""
-        running = [job for job in jobs if job.running]
-        taken = {job.place for job in running}
+    def _start(self, jobs: Sequence[LocalJob]) -> bool:
+        """Fill free places; False when all jobs have ended.
+
+        Two override-sets of one configuration are one run, so they take turns.
+        """
         for job in jobs:
-            free = [place for place in range(self.processes) if place not in taken]
-            if not free:
-                return
+            running = [job for job in jobs if job.running]
+            free = set(range(self.processes)) - {job.place for job in running}
+            if len({job.folder.path for job in jobs if job.running or job.elsewhere}) >= self.processes:
+                break
             if job.waiting and job.folder.path not in {other.folder.path for other in running}:
-                job.start(free[0], self._environment(free[0]))
-                running += [job] * job.running
-                taken |= {free[0]} if job.running else set()
+                job.start(min(free), self._environment(min(free)))
+        return not all(job.ended for job in jobs)
 
     def _environment(self, place: int) -> dict[str, str]:
         threads = max(1, (os.cpu_count() or 1) // self.processes)
@@ -86,36 +91,51 @@ class Session:
 
 
 class LocalJob:
-    """An override-set, its run folder, and its process while it has one."""
+    """An override-set, its run folder, and its process while it has one.
+
+    Attributes:
+        code: with which its process has ended.
+        elsewhere: a process that an earlier, killed command left behind trains it.
+    """
 
     def __init__(self, member: Member, config_dir: str | None) -> None:
         self.member, self.config_dir = member, config_dir
         self.folder = RunFolder.of(member.config)
         self.process: subprocess.Popen[bytes] | None = None
+        self.code: int | None = None
         self.place = -1
         self.fresh = bool(member.config.fresh)
+        self.elsewhere = False
+        self.look()
+
+    def look(self) -> None:
+        """Bring `code` and `elsewhere` up to date."""
+        if self.process is None:
+            self.elsewhere = self.folder.status().get("state") == "running" and _locked(self.folder)
+        elif self.code is None:
+            self.code = self.process.poll()
+            if self.code and _locked(self.folder):  # another was quicker to take the folder
+                self.process, self.code, self.elsewhere = None, None, True
 
     @property
     def waiting(self) -> bool:
         """Not started, and not done before."""
-        return self.process is None and not self.ended
+        return self.process is None and not self.elsewhere and not self.ended
 
     @property
     def running(self) -> bool:
         """Has a living process."""
-        return self.process is not None and self.process.poll() is None
+        return self.process is not None and self.code is None
 
     @property
     def ended(self) -> bool:
         """Its process has ended, or its result was there before."""
         if self.process is not None:
-            return self.process.poll() is not None
+            return self.code is not None
         return not self.fresh and self.folder.status().get("state") == "finished"
 
     def start(self, place: int, environment: Mapping[str, str]) -> None:
-        """Start training, unless a process that an earlier, killed command left behind still does."""
-        if _locked(self.folder.path / ".lock"):
-            return
+        """Start training."""
         command = [sys.executable, "-m", "wavespace.cli", "train", *self.member.job.overrides]
         if self.config_dir:
             command += ["--config-dir", self.config_dir]
@@ -133,15 +153,17 @@ class LocalJob:
         self.place = place
 
     def fate(self) -> Fate:
-        """Where it stands, by its run folder."""
+        """Where it stands, by its process and its run folder."""
         status = self.folder.status()
         state, reason = str(status.get("state", "")), status.get("reason")
-        if self.running:
-            state, reason = "running", None
-        elif self.process is not None and self.process.returncode and state != "preempted":
+        if self.running or self.elsewhere:
+            state = "running"
+        elif not self.ended:
+            state = "queued"
+        elif self.code in (SIGTERM_EXIT, -signal.SIGTERM):
+            state = "preempted"
+        elif self.code:
             state, reason = "failed", reason or _last_line(self.folder.path / "output.log")
-        elif not self.ended or state not in ("finished", "failed", "preempted"):
-            state, reason = "queued", None
         figures = {key: float(value) for key, value in status.get("metrics", {}).items() if is_number(value)}
         return Fate(
             index=self.member.job.index,
@@ -150,6 +172,7 @@ class LocalJob:
             run=str(self.folder.path),
             minutes=status.get("minutes", 0.0),
             value=figures.get(str(status.get("monitor"))),
+            mode=status.get("mode"),
             reason=reason if state == "failed" else None,
             figures=figures,
         )
@@ -167,10 +190,14 @@ def _end(jobs: Sequence[LocalJob]) -> None:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         for process in living:
             process.kill()
+            process.wait()
+    for job in jobs:
+        job.look()
 
 
-def _locked(path: Path) -> bool:
+def _locked(folder: RunFolder) -> bool:
     """Whether a process is training in a run folder, as `RunFolder.writing` says it."""
+    path = folder.path / ".lock"
     if not path.is_file():
         return False
     with path.open("a") as lock:

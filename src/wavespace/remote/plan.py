@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -81,10 +81,7 @@ class Settings:
     project: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")] = "wavespace"
     entity: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
     gpus: Annotated[tuple[Annotated[str, Field(pattern=r'^[^"\\]+$')], ...], Field(min_length=1)]
-    clouds: Annotated[tuple[Annotated[str, Field(pattern="^(community|secure)$")], ...], Field(min_length=1)] = (
-        "community",
-        "secure",
-    )
+    clouds: Annotated[tuple[Literal["community", "secure"], ...], Field(min_length=1)] = ("community", "secure")
     data_centers: tuple[str, ...] = ()
     cuda: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+$")], ...] = ()
     spot: bool = False
@@ -122,7 +119,10 @@ class Settings:
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
-            found = [_fault(problem["loc"], problem["msg"], problem["input"]) for problem in error.errors()]
+            faults = {problem["loc"]: problem for problem in error.errors()}
+            for inner in list(faults):
+                faults.pop(inner[:-1], None)  # of a list without its wrong items: that it is too short
+            found = [_fault(place, fault["msg"], fault["input"]) for place, fault in faults.items()]
             raise ConfigError("\n  ".join(["hydra/launcher=runpod can't be used so:", *found])) from None
 
     @property
@@ -148,7 +148,8 @@ def _fault(place: Sequence[Any], message: str, value: Any) -> str:
         return f"{key} {NEEDED.get(str(place[-1]), 'is missing')}"
     if message.startswith("Unexpected keyword"):
         return f"{key}: there is no such key; keys: {', '.join(Settings.__dataclass_fields__)}"
-    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}"
+    said = (message[0].lower() + message[1:]).replace("tuple", "list")
+    return f"{key} = {value!r}: {said}"
 
 
 class Candidate(NamedTuple):

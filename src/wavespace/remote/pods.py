@@ -109,8 +109,11 @@ class Runpod:
             Unknown: it may live.
             Refused: Runpod won't end it.
         """
+        from runpod.api.graphql import run_graphql_query  # the SDK's own call takes any answer for a yes
+
+        mutation = f"mutation {{ podTerminate(input: {_literal({'podId': pod})}) }}"
         try:
-            _ask(lambda: self._sdk.terminate_pod(pod))
+            _ask(lambda: run_graphql_query(mutation)["data"])
         except Refused as error:
             if not re.search(r"not found|does not exist", str(error), re.IGNORECASE):
                 raise
@@ -228,4 +231,4 @@ def _no_gpu(name: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f", did you mean '{close[0]}'?" if close else ""
-    return f"hydra.launcher.gpus: Runpod has no GPU '{name}'{hint} It has: {', '.join(sorted(known))}"
+    return f"hydra.launcher.gpus: Runpod has no GPU '{name}'{hint or '.'} It has: {', '.join(sorted(known))}"

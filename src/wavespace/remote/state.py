@@ -17,7 +17,7 @@ class PodRecord:
 
     Attributes:
         price: dollars an hour; what was offered, then what the listing says.
-        until: when Runpod itself ends it.
+        until: when Runpod itself ends it, or when it was last seen after that.
         begun: since when it may cost: the time of asking.
         gone: since when two listings have not shown it, or the time at which it was refused.
         refused: it was not rented, and why.
@@ -115,6 +115,8 @@ class State:
             pod.id, pod.refused, pod.gone, pod.unsure = event["id"], None, None, False
         elif kind == "pod.price":
             pod.price = event["price"]
+        elif kind == "pod.overdue":
+            pod.until = event["t"]
         elif kind == "pod.ready":
             pod.ready = event["t"]
         elif kind == "pod.stopped":

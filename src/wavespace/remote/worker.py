@@ -41,9 +41,14 @@ def main(arguments: Sequence[str]) -> None:
     if "job" not in given:
         raise BadInput("wavespace worker is started by `wandb agent` of a launch's sweep, with a job=… to do")
     job, launch = Job.parse(given["job"]), given.get("launch", "")
-    drawn = [f"{key}={value}" for key, value in given.items() if key not in ("job", "launch")]
+    drawn = [override(key, value) for key, value in given.items() if key not in ("job", "launch")]
     with _busy():
         sys.exit(work(job, given["job"], launch, drawn))
+
+
+def override(key: str, value: object) -> str:
+    """A parameter that W&B has drawn, which its agent writes as Python does, as Hydra reads it."""
+    return f"{key}={'null' if str(value) == 'None' else value}"
 
 
 def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
@@ -113,7 +118,7 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
         raise
     _keep(run, folder)
     status = folder.status()
-    return status.get("metrics", {}) | {"monitor": status.get("monitor"), "step": status.get("step")}
+    return status.get("metrics", {}) | {key: status.get(key) for key in ("monitor", "mode", "step")}
 
 
 def _rival(run: Any, launch: str, text: str) -> Run | None:

@@ -1,0 +1,48 @@
+"""`wavespace train` without the training: it takes a second and little of a processor; what is on disk is real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from wavespace.config import _compose
+from wavespace.runfolder import RunFolder
+from wavespace.terminal import guarded, hydra_arguments
+
+MARK = "trainings"
+"""File in a run folder with a line for each beginning and each end."""
+
+
+def train() -> None:
+    """Take WAVESPACE_PRETENCE seconds; seed 9 fails, and a checkpoint is left where it is told to stop."""
+    cfg = _compose(*hydra_arguments(sys.argv[1:]))
+    folder = RunFolder.of(cfg)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with folder.writing(cfg), (folder.path / MARK).open("a") as mark:
+        mark.write(f"began {os.getpid()}\n")
+        mark.flush()
+        if cfg.seed == 9:
+            raise RuntimeError("no luck")
+        try:
+            time.sleep(float(os.environ["WAVESPACE_PRETENCE"]))
+        except SystemExit:
+            folder.last.parent.mkdir(exist_ok=True)
+            folder.last.touch()
+            raise
+        folder.update(metrics={"val/figure": cfg.seed + cfg.optim.lr}, monitor="val/figure", mode="min")
+        mark.write("ended\n")
+
+
+def in_place_of_python(folder: Path) -> str:
+    """A program that takes Python's arguments, `-m wavespace.cli train …`, and pretends."""
+    program = folder / "pretend"
+    program.write_text(f'#!/bin/sh\nshift 3\nexec "{sys.executable}" "{Path(__file__)}" "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+if __name__ == "__main__":
+    guarded(train)

@@ -1,0 +1,182 @@
+"""`hydra/launcher=local`: N processes, one table; what was killed goes on, what is done is done once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from rich.console import Console
+
+from processes import command, forked
+from remote.pretend import MARK, in_place_of_python
+from training import RENDERED, TRAINER
+from wavespace.config import compose
+from wavespace.remote import fates
+from wavespace.remote.fates import Board, Fate
+from wavespace.runfolder import RunFolder
+from wavespace.train import run
+
+LOCAL = ["hydra/launcher=local", "hydra.launcher.processes=2"]
+
+
+def launch(program: str, seconds: float, arguments: list[str]) -> None:
+    """`wavespace train -m …` in the working folder, whose processes pretend."""
+    from wavespace.cli import main
+
+    Path("launcher").write_text(str(os.getpid()))
+    os.environ["WAVESPACE_PRETENCE"] = str(seconds)
+    sys.executable = program
+    sys.argv = ["wavespace", "train", "-m", *RENDERED, *TRAINER, *LOCAL, *arguments]
+    main()
+
+
+Start = Callable[..., "Future[CompletedProcess[str]]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """A command that goes on while the test looks on."""
+    program = in_place_of_python(tmp_path)
+    with ThreadPoolExecutor() as pool:
+        yield lambda seconds, *arguments: pool.submit(forked, launch, program, seconds, list(arguments), cwd=tmp_path)
+
+
+def until(happens: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def states(folder: Path) -> list[str]:
+    found = [json.loads(path.read_text()) for path in folder.glob("runs/run/*/status.json")]
+    return sorted(status["state"] for status in found)
+
+
+def trainings(folder: Path) -> list[int]:
+    """How often each run began, and whether it ended as often."""
+    return sorted(path.read_text().count("began") for path in folder.glob(f"runs/run/*/{MARK}"))
+
+
+def tell(folder: Path, what: signal.Signals) -> None:
+    os.kill(int((folder / "launcher").read_text()), what)
+
+
+def test_a_multirun_in_processes_gives_what_its_runs_give_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
+    nowhere, own = tmp_path / "nowhere", tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    for name, lines in {"one": "seed: 1", "lost": f"data:\n  midi: {nowhere}"}.items():
+        (own / f"{name}.yaml").write_text(f"# @package _global_\n{lines}\n")
+    choices = ["experiment=one,lost", "--config-dir", str(own.parent)]
+    found = command("train", "-m", *RENDERED, *TRAINER, *LOCAL, *choices, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert found.returncode == 2, "a run has failed"
+    assert "wavespace: job 1 (" in found.stderr
+    assert str(nowhere) in found.stderr
+    assert "Traceback" not in found.stderr
+    rows = [line.split() for line in found.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:3] for row in rows[-2:]] == [
+        ["0", "experiment=one", "finished"],
+        ["1", "experiment=lost", "failed:"],
+    ]
+    assert "1/2 done, 0 running, 0 waiting, 1 failed, best " in found.stdout
+    ours = compose([*RENDERED, *TRAINER, "seed=1", f"runs={tmp_path / 'runs'}"])
+    alone = compose([*RENDERED, *TRAINER, "seed=1", f"runs={tmp_path / 'alone'}"])
+    run(alone)
+    texts = [(RunFolder.of(cfg).path / "metrics.csv").read_text() for cfg in (ours, alone)]
+    assert texts[0] == texts[1]
+    assert RunFolder.of(ours).status()["metrics"] == RunFolder.of(alone).status()["metrics"]
+
+
+def test_a_killed_launcher_s_runs_are_each_done_once(start: Start, tmp_path: Path) -> None:
+    sweep = ["seed=0,9,1,2", "save_every=3,4", "hydra.launcher.raise_on_failure=false"]  # two of each configuration
+    first = start(6, *sweep)
+    until(lambda: states(tmp_path).count("running") == 2)
+    tell(tmp_path, signal.SIGKILL)
+    first.result()
+    assert states(tmp_path).count("running") == 2, "they live on"
+
+    ended = start(0.5, *sweep).result()
+    assert ended.returncode == 0, ended.stderr
+    assert states(tmp_path) == ["failed", "finished", "finished", "finished"]
+    assert trainings(tmp_path) == [1, 1, 1, 3], "a run was done twice, or what failed was not tried again"
+    assert "best 0.001" in ended.stdout  # the least, as runs said it
+    assert ended.stdout.count("failed: RuntimeError: no luck") == 2
+
+
+def test_ctrl_c_lets_runs_save_and_says_so(start: Start, tmp_path: Path) -> None:
+    launcher = start(60, "seed=0,1,2")
+    until(lambda: states(tmp_path) == ["running"] * 2)
+    tell(tmp_path, signal.SIGINT)
+    ended = launcher.result()
+    assert ended.returncode == 130, ended.stderr
+    assert "interrupted: runs save what they have; the same command goes on" in ended.stdout
+    assert states(tmp_path) == ["preempted"] * 2
+    assert ended.stdout.count("preempted") == 2
+    assert ended.stdout.count("queued") == 1
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 2
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_search_of_wandb_s_is_refused_without_pods(tmp_path: Path) -> None:
+    for words in ([], ["-m"], ["-m", "hydra/launcher=local"]):
+        found = command("train", *words, "sweep=salience_lr", cwd=tmp_path)
+        assert found.returncode == 2
+        assert found.stderr.count("this sweep is drawn by W&B") == 1
+        assert "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_launcher_imports_no_service_s_client() -> None:
+    code = (
+        "import sys, hydra_plugins.wavespace_launchers, wavespace.remote.local; "
+        "print(*({'wandb', 'runpod', 'torch'} & {*sys.modules}))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert said.stdout.strip() == ""
+
+
+def fate(index: int, state: str, value: float | None = None, mode: str | None = None) -> Fate:
+    return Fate(index, (f"seed={index}",), state, value=value, mode=mode)
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", ", best 0.25"), ("max", ", best 0.5"), (None, "")])
+def test_the_progress_line_tells_where_a_sweep_stands(
+    mode: str | None, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, shown = [100.0], list[str]()
+    monkeypatch.setattr(fates.time, "monotonic", lambda: now[0])
+    board = Board("study")
+    board.console = Console(force_terminal=True)
+    monkeypatch.setattr(Console, "status", lambda self, line: Shown(shown))
+    done = [fate(0, "finished", 0.5, mode)]  # before this command
+    board([*done, fate(1, "running"), *(fate(i, "queued") for i in range(2, 6))])
+    assert shown[-1] == f"study: 1/6 done, 1 running, 4 waiting, 0 failed{', best 0.5' if mode else ''}"
+    now[0] += 90.0  # in which one was done and one failed, so that the three others take as long and a half
+    done += [fate(1, "finished", 0.25, mode), fate(2, "failed", 0.1)]
+    board([*done, fate(3, "running"), fate(4, "preempted"), fate(5, "queued")])
+    assert shown[-1] == f"study: 2/6 done, 1 running, 2 waiting, 1 failed{best}, about 2 min left"
+
+
+class Shown:
+    """A terminal's line."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def start(self) -> None:
+        pass
+
+    def update(self, line: str) -> None:
+        self.lines.append(line)

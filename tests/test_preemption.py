@@ -1,0 +1,122 @@
+"""A run that is told to stop (SIGTERM), wherever it is, exits with 143 and goes on to the same bits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from processes import forked
+from training import RENDERED, TRAINER
+from wavespace import build, evaluate
+from wavespace.callbacks import samples
+from wavespace.config import compose
+from wavespace.runfolder import RunFolder
+from wavespace.tasks.base import Task
+from wavespace.train import run
+
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "build": (build, "build"),
+    "start": (Task, "on_fit_start"),
+    "training": (Task, "training_step"),
+    "validation": (Task, "validation_step"),
+    "scoring": (evaluate, "score"),
+}
+
+
+def train_until_told(moment: str, call: int, everybody: bool, arguments: list[str]) -> None:
+    """`wavespace train`, to which SIGTERM comes in the midst of a function's n-th call.
+
+    With `everybody` it comes to the loaders' processes, too, as a scheduler sends it.
+    """
+    from wavespace.cli import main
+
+    os.setsid()
+    torch.set_num_threads(1)  # as in this test's own process: sums depend on it
+    owner, name = MOMENTS[moment]
+    calls = itertools.count(1)
+
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def told(*given: Any, **named: Any) -> Any:
+            if next(calls) == call:
+                (os.killpg if everybody else os.kill)(os.getpid(), signal.SIGTERM)
+            return function(*given, **named)
+
+        return told
+
+    setattr(owner, name, interrupted(getattr(owner, name)))
+    samples.save_samples = lambda *_: None  # they come last, and take half of so short a run
+    sys.argv = ["wavespace", "train", *arguments]
+    main()
+
+
+def test_a_run_that_is_told_to_stop_at_any_moment_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # training leaves the number of threads as it is
+    overrides = [*RENDERED, *TRAINER, "data.val_pieces=5"]  # two batches
+    whole = compose([*overrides, f"runs={tmp_path / 'whole'}"])
+    run(whole)
+
+    broken = [*overrides, f"runs={tmp_path / 'broken'}"]
+    folder = RunFolder.of(compose(broken))
+    last: list[int | None] = []
+    for moment, call, everybody in (
+        ("build", 1, False),
+        ("start", 1, False),
+        ("training", 2, False),  # where no checkpoint is due
+        ("validation", 1, False),  # after step 4; the checkpoint of step 3 is what there is
+        ("training", 2, True),
+        ("validation", 2, False),  # the last batch of the last one
+        ("scoring", 1, False),
+    ):
+        words = [*broken, f"data.workers={2 * everybody}"]
+        ended = forked(train_until_told, moment, call, everybody, words, OMP_NUM_THREADS="1")
+        assert ended.returncode == 143, ended.stderr
+        assert folder.status().get("state") == (None if moment == "build" else "preempted"), moment
+        there = folder.last.is_file()
+        last.append(torch.load(folder.last, weights_only=True)["global_step"] if there else None)
+    assert last in ([None, None, 2, 3, 5, 8, 8], [None, None, 2, 3, 4, 8, 8])  # 4: its loader ended before the step did
+    ended = forked(train_until_told, "build", 2, False, broken, OMP_NUM_THREADS="1")
+    assert ended.returncode == 0, ended.stderr
+    assert "going on from step 8" in ended.stdout
+
+    reference = RunFolder.of(whole)
+    assert (folder.path / "metrics.csv").read_text() == (reference.path / "metrics.csv").read_text()
+    for path in ("last", "best"):
+        ours, theirs = (torch.load(getattr(f, path), weights_only=True) for f in (folder, reference))
+        assert ours["global_step"] == theirs["global_step"]
+        assert all(torch.equal(ours["state_dict"][name], value) for name, value in theirs["state_dict"].items())
+    assert folder.status()["state"] == "finished"
+    assert folder.status()["metrics"] == reference.status()["metrics"]
+
+
+TOLD_WHILE_IMPORTING = """
+import os, signal, sys
+class Told:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Told())
+from wavespace.cli import main
+main()
+"""
+
+
+def test_a_run_that_is_told_to_stop_while_it_imports_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TOLD_WHILE_IMPORTING, "train", *RENDERED, *TRAINER]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 143, ended.stderr
+    assert ended.stderr == ""
+    assert list(tmp_path.iterdir()) == []
