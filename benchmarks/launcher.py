@@ -1,4 +1,4 @@
-"""What a launch costs beside training: `python benchmarks/launcher.py`, some ten minutes, on stand-ins of both services.
+"""What a launch costs beside training: `python benchmarks/launcher.py`, ten minutes, on stand-ins of both services.
 
 Overhead is from one run's end to the next one's first training step on the same machine: beside a bare `wandb agent`
 that starts `wavespace train` for the same settings. Idle is the share of a pod's time that no run has, for jobs of a

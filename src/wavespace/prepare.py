@@ -19,7 +19,7 @@ and repeat the command: it goes on. `wavespace train` builds the store, too, but
   wavespace prepare data=maestro data.only=[test]                # a part of it: 13 GB instead of 108
   wavespace prepare data=medley_solos
   wavespace prepare data=audio_folder data.folder=recordings
-  wavespace prepare data=medley_solos hydra/launcher=runpod hydra.launcher.volume=ID hydra.launcher.max_cost=1  # on a pod
+  wavespace prepare data=medley_solos hydra/launcher=runpod hydra.launcher.volume=ID hydra.launcher.max_cost=1
   wavespace prepare data=maestro data.sample_rate=24000 frontend=encodec cache=true    # features, too
 """
 

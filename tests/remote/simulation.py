@@ -1,7 +1,7 @@
 """A launch in virtual time: the controller and its clients are real, over HTTP; pods, agents and jobs are simulated.
 
-What a pod does here is what `wavespace.remote.pod_entry` and `worker` do, and `wandb agent` between them; tests with real
-processes hold those. An hour of a launch takes a second or two.
+What a pod does here is what `wavespace.remote.pod_entry` and `worker` do, and `wandb agent` between them; tests with
+real processes hold those. An hour of a launch takes a second or two.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standins.runpod_server import GpuType, Pod, RunpodCore, RunpodServer
-from standins.wandb_server import KEY, WandbCore, WandbServer
 
+from standins.runpod_server import GpuType, Pod, RunpodCore, RunpodServer
+from standins.wandb_server import WandbCore, WandbServer
 from wavespace.remote.controller import Controller
 from wavespace.remote.fates import Fate
 from wavespace.remote.ledger import Launch
@@ -136,7 +136,8 @@ class SimulatedPod:
         return run.stored or run.duplicate
 
     def _work(self, now: float) -> None:
-        assert self.run is not None and self.agent is not None
+        assert self.run is not None
+        assert self.agent is not None
         wandb, self.worked = self.cloud.wandb.core, now
         wandb.heartbeat(self.agent, {self.run: True})
         if not self.initialized:
@@ -234,7 +235,12 @@ class SimulatedCloud:
         controller = Controller(launch, runpod, wandb, self.world)
         if killed_after is not None:
             mortal = Mortality(killed_after)
-            for thing, names in ((launch, ["write"]), (runpod, ["list", "create", "terminate", "stop"]), (wandb, ["sweeps", "runs", "create", "close"])):  # fmt: skip
+            asked = [
+                (launch, ["write"]),
+                (runpod, ["list", "create", "terminate", "stop"]),
+                (wandb, ["sweeps", "sweep", "runs", "create", "close"]),
+            ]
+            for thing, names in asked:
                 for method in names:
                     setattr(thing, method, mortal.guard(getattr(thing, method), counts=method in ("write", "create")))
         return controller

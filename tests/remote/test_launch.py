@@ -1,4 +1,4 @@
-"""Whole launches with real processes: the command, `wandb agent`s, workers that train. Only the two services are ours."""
+"""Whole launches with real processes: the command, `wandb agent`s, workers that train; only the services are ours."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from training import RENDERED, TRAINER
 
 from remote.cloud import PLANTED, Cloud, cloud
+from training import RENDERED, TRAINER
 
 WAVESPACE = [sys.executable, "-m", "wavespace.cli"]
 LAUNCH = [

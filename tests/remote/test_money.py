@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from wavespace.remote.controller import GRACE, Controller
 from wavespace.remote.launch import Session, interruptible
 from wavespace.remote.ledger import Launch
 from wavespace.remote.pod_entry import PodEntry
-from wavespace.remote.pods import Unknown
+from wavespace.remote.pods import Runpod, Unknown
 from wavespace.remote.sweep import Wandb
 
 RENT = "podFindAndDeployOnDemand"
@@ -474,6 +475,7 @@ def test_m7_ctrl_c_saves_training_and_settles(cloud: SimulatedCloud) -> None:
     assert [run.state for run in cloud.wandb.core.runs.values()] == ["preempted", "preempted"]
     assert [sweep.state for sweep in cloud.wandb.core.sweeps.values()] == ["FINISHED"]
     assert [event["why"] for event in events(launch, "settled")] == ["interrupted"]
+    assert len(events(launch, "pod.stopped")) == 2
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
@@ -553,6 +555,25 @@ def test_m8_a_launch_is_not_settled_while_nobody_lists_pods(cloud: SimulatedClou
     assert left(cloud) == []
 
 
+@pytest.mark.parametrize("answer", [None, {}, [{"name": "a pod without an id"}], [None]])
+def test_m8_a_listing_that_makes_no_sense_is_no_answer(cloud: SimulatedCloud, answer: Any) -> None:
+    runpod = Runpod()
+    runpod._sdk = SimpleNamespace(get_pods=lambda: answer)
+    with pytest.raises(Unknown):
+        runpod.list()
+
+
+def test_m8_a_launch_whose_ledger_was_lost_waits_for_a_listing(cloud: SimulatedCloud) -> None:
+    launch = cloud.launch(2, max_pods=2)
+    cloud.controller(launch).step()
+    (launch.folder / "ledger.jsonl").unlink()
+    cloud.runpod.fail("pods", "html", times=5)
+    cloud.controller(launch).settle("a test")
+    assert len(cloud.core.created) == 2
+    assert left(cloud) == []
+    assert len(events(launch, "pod.gone")) == 2
+
+
 def test_m8_an_error_of_ours_waits_for_a_listing_too(cloud: SimulatedCloud) -> None:
     launch = cloud.launch(2, max_pods=2)
     cloud.runpod.fail(RENT, "lost")
@@ -575,7 +596,7 @@ def test_m9_no_key_is_written_or_sent(
     monkeypatch.setenv("OTHER_TOKEN", hard)
     monkeypatch.setattr(cloud.wandb, "keep", True)
     cloud.wandb.bodies.clear()
-    plain, said = cloud.core.create, iter(planted)
+    plain, said = cloud.core.create, iter([*planted, KEY])  # to each kind of machine
 
     def telltale(*arguments: Any, **facts: Any) -> runpod_server.Pod:
         if key := next(said, None):
@@ -591,8 +612,9 @@ def test_m9_no_key_is_written_or_sent(
     finish(cloud, controller)
     verb.status([launch])
     written = "".join(path.read_text() for path in launch.folder.rglob("*") if path.is_file())
-    assert written.count("no pods for *** today") == 3
-    assert len(events(launch, "pod.refused")) == 3
+    assert written.count("no pods for *** today") == 4
+    assert len(events(launch, "pod.refused")) == 4
+    assert any("no pods for *** today" in note for note in notes)
     pod = next(iter(cloud.core.pods.values()))
     assert pod.env["WANDB_API_KEY"] == "{{ RUNPOD_SECRET_WANDB_API_KEY }}"
     assert pod.env["OTHER_TOKEN"] == "{{ RUNPOD_SECRET_OTHER_TOKEN }}"

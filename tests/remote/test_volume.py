@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from remote.cloud import cloud
 from standins.runpod_server import Volume
 from training import make_medley
-
-from remote.cloud import cloud
 
 
 def test_a_pod_prepares_a_dataset(tmp_path: Path) -> None:

@@ -302,7 +302,8 @@ class Controller:
         if self._all_ended() and not self.plan.stay and (self.fates or self.state.closed):
             self.note("drain", why="every job has ended")
             return
-        failed = {run.job: run for run in self.runs if run.state == "failed" and not run.duplicate}
+        tried = [run for run in self.runs if run.state == "failed" and not run.duplicate]
+        failed = {run.id if self.plan.search else run.job: run for run in tried}
         if len(failed) >= FAILURES and not any(fate.state == "finished" for fate in self.fates):  # M6
             why = "; ".join(dict.fromkeys(str(run.summary.get("reason") or run.url) for run in failed.values()))
             self.note("drain", why=f"{len(failed)} jobs failed before any succeeded: {why}")

@@ -34,7 +34,8 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
         )
     except Exception as error:  # OmegaConf has no exception of its own for what can't be merged
         raise ConfigError(f"{' '.join(own)}: {error}") from None
-    settings = Settings.of(OmegaConf.to_container(given, resolve=True))
+    plain: Any = OmegaConf.to_container(given, resolve=True)
+    settings = Settings.of(plain)
     if not settings.volume:
         raise UserError(
             "a pod's own disk goes with the pod: name a network volume, as in hydra.launcher.volume=<its id at Runpod>"
