@@ -6,6 +6,7 @@ Hydra imports this file at every start, so it imports nothing: the work is in `w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -17,33 +18,22 @@ from omegaconf import DictConfig
 class RunpodLauncher(Launcher):
     """A multirun as W&B runs on rented GPUs: `hydra/launcher=runpod`."""
 
+    home = "wavespace.remote.launch"
+
     def __init__(self, **settings: Any) -> None:
         # They are read in `setup`, where an error keeps its sentence: Hydra wraps those of a constructor.
         self.session: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before the sweeper decides what to run."""
-        from wavespace.remote.launch import Session
-
-        self.session = Session(hydra_context, config)
+        self.session = import_module(self.home).Session(hydra_context, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run override-sets; returns when each has ended."""
         return self.session.launch(job_overrides, initial_job_idx)
 
 
-class LocalLauncher(Launcher):
+class LocalLauncher(RunpodLauncher):
     """A multirun as processes on this machine: `hydra/launcher=local`."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.session: Any = None
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweeper decides what to run."""
-        from wavespace.remote.local import Session
-
-        self.session = Session(hydra_context, config)
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run override-sets; returns when each has ended."""
-        return self.session.launch(job_overrides, initial_job_idx)
+    home = "wavespace.remote.local"

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def status(launches: Sequence[Launch]) -> None:
-    """By the ledger and results.json alone for many launches; one is looked at where it is."""
+    """By the ledger and results.json alone for many launches; of one, W&B is asked. Nothing is changed."""
     from rich.table import Table
 
     from wavespace.remote.fates import load, table, terminal
@@ -58,7 +58,12 @@ def status(launches: Sequence[Launch]) -> None:
     console = terminal()
     rows = Table("launch", "state", "jobs", "done", "failed", "pods", "$", "of $", box=None)
     for launch in launches:
-        plan, state, found = launch.plan, State.of(launch.events()), load(launch.folder / "results.json")
+        plan, state = launch.plan, State.of(launch.events())
+        found, trouble = load(launch.folder / "results.json"), ""
+        if len(launches) == 1 and not state.settled:
+            controller = _controller(launch.only_read())
+            controller.look_at_jobs()
+            found, trouble = controller.fates, controller.trouble
         word = "settled" if state.settled else "led" if launch.led else "left alone" if state.live else "interrupted"
         count = {of: sum(fate.state == of for fate in found) for of in ("finished", "failed")}
         money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
@@ -67,14 +72,8 @@ def status(launches: Sequence[Launch]) -> None:
     console.print(rows)
     if len(launches) > 1:
         return
-    (launch,) = launches
-    found = load(launch.folder / "results.json")
-    if not State.of(launch.events()).settled:
-        controller = _controller(launch)
-        listed = controller.look()
-        found = controller.fates
-        if listed is None:
-            console.print(f"pods are as last known: {controller.trouble}", highlight=False)
+    if trouble:
+        console.print(trouble, highlight=False, markup=False)
     console.print(table(found, launch.plan.settings.metric))
     pods = Table("pod", "id", "machine", "state", "$ an hour", box=None)
     for pod in State.of(launch.events()).pods.values():

@@ -41,7 +41,7 @@ FAILURES = 3
 STUCK = 120.0
 """Seconds in which a ready pod waits for a job of an open sweep before the sweep counts as stuck."""
 
-LACKING = ("queued", "preempted", "retry")
+LACKING = ("queued", "starting", "preempted", "retry")
 """States of a job that no run is doing."""
 
 GRACE = 30.0
@@ -175,7 +175,7 @@ class Controller:
         """Our pods and the fates as they are now; None where Runpod did not say."""
         self.trouble, self.looked = "", False
         listed = self._look_at_pods()
-        self._look_at_jobs()
+        self.look_at_jobs()
         return listed
 
     def step(self) -> bool:
@@ -258,7 +258,7 @@ class Controller:
         elif self.clock.time() - record.begun > ARRIVAL:
             self.note("pod.refused", name=record.name, why="no answer, and it never appeared")
 
-    def _look_at_jobs(self) -> None:
+    def look_at_jobs(self) -> None:
         """The runs of every sweep that can still change; what is not known now stays as it was."""
         try:
             looked = [(name, self.wandb.sweep(id)) for name, id in self.state.ids.items()]
@@ -397,7 +397,7 @@ class Controller:
         except Unknown as error:
             self.trouble = str(error)
             return False
-        self._look_at_jobs()
+        self.look_at_jobs()
         self.note("settled", why=self.state.draining, spent=round(self.state.spent(now), 4))
         return True
 

@@ -23,7 +23,8 @@ class Fate:
     """An override-set and where it stands.
 
     Attributes:
-        state: `queued`, `running`, `preempted` (another agent goes on with it), `retry`, `finished`, `failed`.
+        state: `queued`, `starting` (an agent has it), `running`, `preempted` (another agent goes on with it), `retry`,
+            `finished`, `failed`.
         run: id of the run that counts: the first that finished, else the newest.
         pod: where that run is or was.
         attempts: runs that ended without a result.
@@ -74,7 +75,8 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
     elif alive:
         run, state = alive[0], "running"
     elif waiting:
-        run, state = waiting[-1], "preempted"
+        run = waiting[-1]
+        state = "starting" if run.state == "pending" else "preempted"
     else:
         run, state = runs[-1], "failed" if len(lost) > retries else "retry"
     figures = {key: float(value) for key, value in run.summary.items() if is_number(value)}
@@ -102,9 +104,8 @@ def _mode(run: Run, metric: str | None) -> str | None:
 
 
 def _reason(run: Run) -> str:
-    word = {"finished": "ended without a result"}.get(run.state, run.state)
     said = run.summary.get("reason")
-    return f"{word}: {said}" if said else word
+    return str(said) if said else "ended without a result" if run.state == "finished" else run.state
 
 
 def _dollars(run: Run) -> float:

@@ -143,6 +143,12 @@ class Launch:
         """Whether somebody has."""
         return (self.folder / "end").exists()
 
+    def only_read(self) -> Launch:
+        """The same launch, of which nothing is written down: for who looks on while another leads."""
+        looked_at = Launch(self.folder, self.now)
+        looked_at.write = lambda kind, **facts: {"t": self.now(), "kind": kind} | facts  # type: ignore[method-assign]
+        return looked_at
+
     @property
     def led(self) -> bool:
         """Whether a controller lives."""
