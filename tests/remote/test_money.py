@@ -188,7 +188,7 @@ def test_m1_a_controller_may_be_killed_at_any_line_and_the_next_one_goes_on(
     for killed_after in itertools.count():
         empty(cloud, tmp_path / str(killed_after))
         cloud.core.list_lag = 20.0
-        launch = cloud.launch(2, max_pods=2, poll_seconds=40)
+        launch = cloud.launch(2, max_pods=2, poll_seconds=60)
         ended = False
         with suppress(Killed):
             finish(cloud, cloud.controller(Launch(launch.folder, cloud.world.time), killed_after))
@@ -398,10 +398,11 @@ def test_m4_a_pod_that_waits_while_another_does_the_last_job_ends(cloud: Simulat
 
 
 def test_m4_a_pod_that_did_a_job_between_two_looks_is_not_idle(cloud: SimulatedCloud) -> None:
-    cloud.core.boot = lambda pod: 60.0 if pod.name.endswith("-1-1") else 0.0
-    launch = cloud.launch(3, max_pods=2, poll_seconds=40, retries=0)  # a job takes half as long
+    cloud.core.boot = lambda pod: 60.0 if pod.name.endswith("-1-1") else 20.0
+    cloud.job_seconds = 25.0  # so that each look finds a run that has just been issued, and has no pod yet
+    launch = cloud.launch(2, max_pods=2, poll_seconds=40, retries=0)
     found = finish(cloud, cloud.controller(launch))
-    assert [(fate.state, fate.attempts) for fate in found] == [("finished", 0)] * 3
+    assert [(fate.state, fate.attempts) for fate in found] == [("finished", 0)] * 2
 
 
 # --- M5: machines that do not start

@@ -45,7 +45,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 JOBS = st.builds(
     Job, st.integers(0, 10**6), st.text("0123456789abcdef", min_size=12, max_size=12), st.tuples(TEXT, TEXT)
 )
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def job(index: int) -> Job:
