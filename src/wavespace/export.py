@@ -199,7 +199,7 @@ def locate(source: str | Path) -> Path:
 
 
 def _artifact(name: str) -> Path:
-    """The checkpoint of an artifact on W&B."""
+    """The checkpoint of an artifact on W&B; of a run's, which has two, the best."""
     from wavespace.analysis.sweeps import cache_folder
 
     try:
@@ -210,7 +210,7 @@ def _artifact(name: str) -> Path:
     except Exception as error:  # the client has a dozen of them, and no base class
         why = " ".join(str(error).split())[:200]
         raise UserError(f"wandb:{name}: can't be had from W&B ({type(error).__name__}: {why})") from None
-    found = sorted(folder.rglob("*.ckpt"))
+    found = sorted(folder.rglob("best.ckpt")) or sorted(folder.rglob("*.ckpt"))
     if len(found) != 1:
         raise BadCheckpoint(f"wandb:{name}: has {len(found)} .ckpt files; an artifact must hold one")
     return found[0]

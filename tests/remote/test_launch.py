@@ -76,6 +76,13 @@ def test_a_launch_whose_controller_is_killed(sky: Cloud) -> None:
         assert steps == list(range(1, 9)), "a step is missing or twice"
         assert {"_type": "audio-file"}.items() <= run.summary["samples/0 input"].items()
 
+    # Its checkpoint travels: a notebook opens it by the artifact's name.
+    script = "import sys, wavespace; print(type(wavespace.load(sys.argv[1]).model).__name__)"
+    artifact = f"wandb:tester/wavespace/checkpoint-killed-{runs[0].config['signature']}:latest"
+    opened = [sys.executable, "-c", script, artifact]
+    loaded = subprocess.run(opened, env=sky.env, cwd=sky.folder, text=True, capture_output=True, timeout=120)
+    assert loaded.stdout.split()[-1:] == ["Harmonic"], loaded.stderr
+
     # No key is anywhere but in the headers of requests. The pods' own environment has Runpod's secret, by name.
     said = [text.encode() for text in sky.runpod.requests] + sky.wandb.bodies
     said += [path.read_bytes() for path in sky.folder.rglob("*") if path.is_file()]
