@@ -20,6 +20,7 @@ from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
 
 CHOICES = {group: config.choices(group) for group in ("data", "frontend", "model", "task")}
+CHOICES["data"].remove("mixture")  # which gives what its parts give
 # The originals are settings of unet and conv1d.
 CHOICES["model"] = [name for name in CHOICES["model"] if not name.startswith("original")]
 SMALL = {

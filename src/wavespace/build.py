@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -98,12 +99,16 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
     Raises:
         ConfigError: the constructor refused a value.
     """
-    # A partial, because Hydra would turn the specs among `built` into configurations.
-    constructor = instantiate(OmegaConf.to_container(node, resolve=True), _partial_=True, _convert_="all")
     try:
+        # A partial, because Hydra would turn the specs among `built` into configurations.
+        constructor = instantiate(OmegaConf.to_container(node, resolve=True), _partial_=True, _convert_="all")
         return constructor(**built)
     except UserError:
         raise
+    except InstantiationException as error:  # of a part within the section
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{key}={_name(node)} refuses its settings: {error.__cause__}") from None
     except ValueError as error:
         raise ConfigError(f"{key}={_name(node)} refuses its settings: {error}") from None
 

@@ -314,9 +314,16 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without what can't change the result of a run."""
     plain = {key: value for key, value in resolved(cfg).items() if key not in RUNTIME[""]}
     for section, keys in RUNTIME.items():
-        if section and isinstance(plain.get(section), dict):
-            plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
+        if section in plain:
+            plain[section] = _without(plain[section], keys)
     return plain
+
+
+def _without(node: Any, keys: set[str]) -> Any:
+    """A section without some keys, at any depth: its parts may be sections of the same group."""
+    if not isinstance(node, dict):
+        return node
+    return {key: _without(value, keys) for key, value in node.items() if key not in keys}
 
 
 def command_line(hydra: DictConfig | None = None) -> tuple[list[str], str | None]:

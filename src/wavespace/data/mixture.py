@@ -1,0 +1,121 @@
+"""Training on several sources of audio at once, each as often as it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from wavespace.data.base import Batch, DataModule, Item, Stream, rng_for
+from wavespace.errors import BadInput
+from wavespace.spec import AudioSpec
+
+
+class Mixture(DataModule):
+    """Windows of other datamodules, side by side in one batch; validation and test are those of one of them.
+
+    Labels are notes, where all parts have them: class indices of two datasets do not mean the same.
+
+    Args:
+        parts: datamodules by any name; of each, `batch_size`, `workers` and `seed` are not used.
+        shares: of the training windows, by the same names.
+        scored: the part that is validated and tested on.
+        batch_size: windows a batch.
+        workers: loader processes.
+        seed: decides which part each window comes from.
+
+    Raises:
+        ValueError: the shares are not shares of these parts, or the parts give audio of another kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: dict[str, DataModule],
+        shares: dict[str, float],
+        scored: str,
+        batch_size: int = 6,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if set(shares) != set(parts) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"shares is {shares}; it takes one above 0 for each of {', '.join(parts)}, in all 1")
+        if scored not in parts:
+            raise ValueError(f"scored is {scored}; it must be one of {', '.join(parts)}")
+        kinds = {(part.spec.sample_rate, part.spec.seconds) for part in parts.values()}
+        if len(kinds) > 1:
+            each = ", ".join(
+                f"{name} {part.spec.seconds:g} s at {part.spec.sample_rate} Hz" for name, part in parts.items()
+            )
+            raise ValueError(f"its parts give windows of {each}; set sample_rate and seconds of all alike")
+        spec = parts[scored].spec
+        labels = ("notes",) if all("notes" in part.spec.labels for part in parts.values()) else ()
+        super().__init__(AudioSpec(spec.sample_rate, spec.seconds, labels), batch_size, workers)
+        self.parts, self.shares, self.scored, self.seed = parts, shares, parts[scored], seed
+
+    def download(self, verify: bool = False) -> None:
+        """Each part's."""
+        for part in self.parts.values():
+            part.download(verify)
+
+    def terms(self) -> str:
+        """Licences and citations of all parts."""
+        return "\n".join(filter(None, (part.terms() for part in self.parts.values())))
+
+    def is_prepared(self) -> bool:
+        """Whether all parts are."""
+        return all(part.is_prepared() for part in self.parts.values())
+
+    def prepare_data(self) -> None:
+        """Each part's."""
+        for part in self.parts.values():
+            part.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set up all parts and join their training sets."""
+        for part in self.parts.values():
+            part.setup(stage)
+        for name, part in self.parts.items():
+            if not hasattr(part, "train_set"):
+                raise BadInput(f"data.parts.{name} has nothing to train on; it holds {part.describe()}")
+        self.train_set = Mixed([part.train_set for part in self.parts.values()], list(self.shares.values()), self.seed)
+        self.val_set, self.test_set = self.scored.val_set, self.scored.test_set
+
+    def verify(self) -> None:
+        """Each part's."""
+        for part in self.parts.values():
+            part.verify()
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of each part, and its share."""
+        scored = {True: ", and scored", False: ""}
+        return {
+            f"{name}, {self.shares[name]:.0%} of training{scored[part is self.scored]}": part.describe()
+            for name, part in self.parts.items()
+        }
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Of the part that is scored."""
+        return self.scored.val_dataloader()
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Of the part that is scored."""
+        return self.scored.test_dataloader()
+
+
+class Mixed:
+    """At each position the window that one of several streams has there; which one, is drawn by share."""
+
+    def __init__(self, streams: Sequence[Stream], shares: Sequence[float], seed: int) -> None:
+        self.streams, self.shares, self.seed = streams, shares, seed
+
+    def __getitem__(self, position: int) -> Item:
+        drawn = rng_for(self.seed, "mixture", position).random()
+        stream = self.streams[min(int(np.searchsorted(np.cumsum(self.shares), drawn, "right")), len(self.streams) - 1)]
+        item = stream[position]
+        audio = item.audio  # of one type in a batch
+        if audio.dtype != np.int16:
+            audio = np.rint(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+        return Item(audio, item.name, item.notes)
