@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from tests.datasets import record
 from tests.training import TRAINER, make_medley
 
 from wavespace import config
@@ -20,15 +21,20 @@ def cut(cfg: dict, folder: Path) -> list[str]:
     """Overrides that leave an experiment its parts, and take its length."""
     overrides = [*TRAINER, "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.max_time=null"]
     kind = cfg["data"]["_target_"].rsplit(".", 1)[1]
-    if kind == "Rendered":
+    if kind in ("Rendered", "Mixture"):
         pytest.importorskip("tinysoundfont", reason="needs tinysoundfont: pip install --no-deps tinysoundfont")
-        overrides += ["data.workers=0", "data.val_pieces=1", "data.test_pieces=1", "data.piece_seconds=2.0"]
-        overrides += ["data.batch_size=2", "data.seconds=1.0"]
-        if cfg["data"]["midi"]:
+        part = "data" if kind == "Rendered" else "data.parts.rendered"
+        overrides += ["data.workers=0", f"{part}.val_pieces=1", f"{part}.test_pieces=1", f"{part}.piece_seconds=2.0"]
+        overrides += ["data.batch_size=2", f"{part}.seconds=1.0"]
+        if kind == "Mixture" or cfg["data"]["midi"]:
             for i in range(4):
                 onset = 0.25 * np.arange(40)
                 write_midi(folder / f"{i}.mid", np.column_stack([onset, onset + 0.2, 50 + onset, 0 * onset + 80]))
-            overrides.append(f"data.midi={folder}")
+            overrides.append(f"{part}.midi={folder}")
+        if kind == "Mixture":
+            record(folder / "recordings" / "a.wav", onset=0.2)
+            overrides += [f"data.parts.recordings.folder={folder / 'recordings'}", "data.parts.recordings.seconds=1.0"]
+            overrides += [f"data.parts.recordings.stores={folder / 'stores'}"]
     elif kind == "Synthetic":
         overrides += ["data.workers=0", "data.val_items=2", "data.test_items=2", "data.batch_size=2"]
     elif kind == "MedleySolos":

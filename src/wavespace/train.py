@@ -247,14 +247,13 @@ def _with_precision(node: DictConfig) -> DictConfig:
     """`precision: null` becomes bf16-mixed where the device computes in bfloat16, else 32-true."""
     import torch
 
+    from wavespace.inference import computes_in_bfloat16
+
     if node.get("precision") is not None:
         return node
-    if torch.cuda.is_available() and node.get("accelerator") in ("auto", "gpu", "cuda"):
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    on_gpu = torch.cuda.is_available() and node.get("accelerator") in ("auto", "gpu", "cuda")
     changed = node.copy()
-    changed.precision = "bf16-mixed" if native else "32-true"
+    changed.precision = "bf16-mixed" if computes_in_bfloat16("cuda" if on_gpu else "cpu") else "32-true"
     return changed
 
 

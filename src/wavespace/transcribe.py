@@ -74,18 +74,21 @@ def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = Non
     Raises:
         UserError: the file or the checkpoint can't be used.
     """
+    import torch
     from rich.console import Console
     from rich.progress import Progress
 
     from wavespace.data.audio import read_blocks, seconds_of
     from wavespace.data.base import NO_NOTES
-    from wavespace.inference import stream
+    from wavespace.inference import computes_in_bfloat16, stream
 
     task: Any = _load(Path(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint or _load(None)
     decoder = task.decoder()
     found: list[Notes] = []
     rate, console = task.out_spec.frame_rate, Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    device = task.device.type
+    half = torch.autocast(device, torch.bfloat16, enabled=device in ("cpu", "cuda") and computes_in_bfloat16(device))
+    with half, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(Path(path).name, total=seconds_of(Path(path)))
         for output in stream(task, read_blocks(Path(path), task.frontend.in_spec.sample_rate)):
             found.append(decoder.push(*output.sigmoid().cpu().numpy()))
