@@ -2,12 +2,14 @@
 
     python benchmarks/studies.py [STUDY …]
 
-A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run. Its table stands in
+A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run, or of its checkpoint on
+other data: `NAME: FIGURE`, NAME being one of the study's `evaluations`, which are overrides, too. Its table stands in
 docs/findings.md between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,21 +38,36 @@ def tabulate(name: str, study: Any) -> str:
     columns: dict[str, str] = study["columns"]
     lines = ["| | " + " | ".join(columns) + " | steps | CPU minutes |", "|---|" + "--:|" * (len(columns) + 2)]
     for label, overrides in study["rows"].items():
-        found = [run(name, [*study["base"], *overrides, f"seed={seed}"]) for seed in study.get("seeds", [0])]
+        elsewhere = study.get("evaluations", {})
+        seeds = study.get("seeds", [0])
+        found = [run(name, [*study["base"], *overrides, f"seed={seed}"], elsewhere) for seed in seeds]
         cells = [spread([status["metrics"].get(figure) for status in found]) for figure in columns.values()]
         spent = [str(found[0]["step"]), spread([status.get("cpu_minutes") for status in found], 1)]
         lines.append(f"| {label} | " + " | ".join([*cells, *spent]) + " |")
     return "\n".join(lines)
 
 
-def run(name: str, overrides: list[str]) -> dict[str, Any]:
-    """The status of one configuration's run, which is trained first if there is none that is finished."""
+def run(name: str, overrides: list[str], elsewhere: dict[str, list[str]]) -> dict[str, Any]:
+    """The status of one configuration's run, which is trained first if there is none that is finished.
+
+    Figures of its best checkpoint on other data are added to its metrics, and kept in its folder.
+    """
     overrides = [f"name=study-{name}", *overrides]
     folder = RunFolder.of(config.compose(overrides))
     if folder.status().get("state") != "finished":
         print(f"\n--- {name}: {' '.join(overrides[1:])}", flush=True)
         subprocess.run(["wavespace", "train", *overrides], check=True)
-    return folder.status()
+    for label, data in elsewhere.items():
+        kept = folder.path / f"evaluation-{label.replace(' ', '_')}.json"
+        if not kept.is_file():
+            print(f"\n--- {name}: wavespace evaluate {folder.path} {' '.join(data)}", flush=True)
+            command = ["wavespace", "evaluate", str(folder.path), *data, "--json"]
+            kept.write_text(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    status = folder.status()
+    for label in elsewhere:
+        figures = json.loads((folder.path / f"evaluation-{label.replace(' ', '_')}.json").read_text())
+        status["metrics"] |= {f"{label}: {figure}": value for figure, value in figures.items()}
+    return status
 
 
 def spread(values: list[float | None], digits: int = 3) -> str:

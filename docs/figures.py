@@ -2,13 +2,18 @@
 
 `python docs/figures.py latent_curve RUNS`: the error of reconstruction against the numbers that a frame passes through.
 RUNS is the folder of `wavespace train -m experiment=medley_dense model.latent=4,8,16,32,64,128` (runs/medley_dense).
+
+`python docs/figures.py piano_roll_curve RUNS`: notes found in validation pieces against CPU minutes of training.
+RUNS is the folder of `python benchmarks/studies.py piano_roll` (runs/study-piano_roll); its runs are seeds.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -18,21 +23,49 @@ STUDY = 0.77
 """The best L1 in dB that the study reports, of a net that passes as many numbers as it is given, or more."""
 
 
+STYLE = {"font.size": 9, "svg.hashsalt": "wavespace", "svg.fonttype": "none"}
+
+
+def finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and status of each finished run in a folder."""
+    found = [(path.parent, json.loads(path.read_text())) for path in sorted(runs.glob("*/status.json"))]
+    done = [(folder, status) for folder, status in found if status["state"] == "finished"]
+    return done or sys.exit(f"{runs}: there is no finished run in it")
+
+
+def piano_roll_curve(runs: Path, target: Path) -> None:
+    """Draw `target`, a line a run and figure, and print the figures that it shows."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.6), facecolor="white", layout="constrained")
+        axes = figure.add_subplot()
+        for folder, status in finished(runs):
+            with (folder / "metrics.csv").open() as file:
+                rows = [row for row in csv.DictReader(file) if row["val/note_f1_onset"]]
+            pace = status["cpu_minutes"] / status["step"]  # the test at the end spread over all steps
+            minutes = [int(row["step"]) * pace for row in rows]
+            for name, colour in (("onset", "#7a3fb0"), ("onset_offset", "#2a7f62")):
+                values = [float(row[f"val/note_f1_{name}"]) for row in rows]
+                label = {"onset": "onset", "onset_offset": "onset and offset"}[name]
+                known = axes.get_legend_handles_labels()[1]
+                axes.plot(minutes, values, ".-", color=colour, alpha=0.7, label=None if label in known else label)
+                print(f"{folder.name} {label}: " + ", ".join(f"{m:.0f} min {v:.3f}" for m, v in zip(minutes, values)))
+        axes.set(xlabel="CPU minutes of training", ylabel="F1 of notes, validation pieces", ylim=(0, 1), xlim=(0, None))
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, loc="lower right")
+        figure.savefig(target, metadata={"Date": None})
+
+
 def latent_curve(runs: Path, target: Path) -> None:
     """Draw `target` from all finished runs in a folder, and print the figures that it shows."""
     rows = []
-    for status in runs.glob("*/status.json"):
-        found = json.loads(status.read_text())
-        if found["state"] == "finished":
-            latent = OmegaConf.load(status.with_name("config.yaml")).model.latent
-            rows.append((latent, found["metrics"]["test/l1_db"], found["metrics"]["baseline/l1_db"]))
-    if not rows:
-        sys.exit(f"{runs}: there is no finished run in it")
+    for folder, status in finished(runs):
+        latent = OmegaConf.load(folder / "config.yaml").model.latent
+        rows.append((latent, status["metrics"]["test/l1_db"], status["metrics"]["baseline/l1_db"]))
     rows.sort()
     for latent, ours, pca in rows:
         print(f"{latent:4d} numbers a frame: {ours:.2f} dB, PCA {pca:.2f} dB")
     latents, ours, pca = zip(*rows)
-    with rc_context({"font.size": 9, "svg.hashsalt": "wavespace", "svg.fonttype": "none"}):
+    with rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6), facecolor="white", layout="constrained")
         axes = figure.add_subplot(xscale="log", yscale="log")
         axes.plot(latents, pca, "o-", color="#8a8a8a", label="PCA of the training clips")
@@ -48,6 +81,7 @@ def latent_curve(runs: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] != "latent_curve":
+    figures = {function.__name__: function for function in (latent_curve, piano_roll_curve)}
+    if len(sys.argv) != 3 or sys.argv[1] not in figures:
         sys.exit(__doc__)
-    latent_curve(Path(sys.argv[2]), Path(__file__).with_name("latent_curve.svg"))
+    figures[sys.argv[1]](Path(sys.argv[2]), Path(__file__).with_name(f"{sys.argv[1]}.svg"))
