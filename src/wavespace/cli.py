@@ -70,10 +70,12 @@ def main() -> None:
     elif verb == "train":
         sys.argv = ["wavespace train", *arguments]
         import_module("wavespace.train").main()
-    elif verb == "pod-entry":  # these two are started on pods
+    elif verb == "pod-entry":  # these three are started on pods
         guarded(lambda: import_module("wavespace.remote.pod_entry").main(arguments))
+    elif verb == "preloaded":
+        guarded(lambda: import_module("wavespace.remote.preloaded").main(arguments))
     elif verb == "worker":
-        guarded(lambda: import_module("wavespace.remote.worker").main(arguments))
+        guarded(lambda: import_module("wavespace.remote.preloaded").worker(arguments))
     elif verb in VERBS:
         guarded(lambda: import_module(f"wavespace.{verb}").main(arguments))
     else:

@@ -126,6 +126,22 @@ def test_a_dry_run_tells_the_ceiling_and_does_nothing(cloud: SimulatedCloud, wav
     hold_that_nothing_happened(cloud)
 
 
+def test_a_dry_run_shows_no_secrets_value(
+    cloud: SimulatedCloud, wavespace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard = 'hard"to\\quote-0123456789'
+    for name, value in {"SOME_TOKEN": "planted-in-this-process", "OTHER_TOKEN": hard, "MODE": hard}.items():
+        monkeypatch.setenv(name, value)
+    given = ["+hydra.launcher.env.MODE=${oc.env:MODE}", "name=planted-in-this-process", "seed=1,2"]
+    ended = wavespace(*train(dry_run="true"), *given)
+    assert ended.code == 0
+    assert "name=*** seed=1\n" in ended.out
+    assert '|name=*** seed=1"' in ended.out
+    assert re.search(r'key: "MODE", value: "\*\*\*"', ended.out)
+    for secret in ("planted-in-this-process", "hard", "quote-0123456789"):
+        assert secret not in ended.out + ended.err
+
+
 # --- Before anything is rented
 
 

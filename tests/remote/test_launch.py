@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from remote.cloud import PLANTED, Cloud, cloud
 from training import RENDERED, TRAINER
@@ -83,6 +86,10 @@ def test_a_launch_whose_controller_is_killed(sky: Cloud) -> None:
     loaded = subprocess.run(opened, env=sky.env, cwd=sky.folder, text=True, capture_output=True, timeout=120)
     assert loaded.stdout.split()[-1:] == ["Harmonic"], loaded.stderr
 
+    # A pod has imported once; only its first job may have been quicker than that.
+    said = "".join(path.read_text() for path in sky.folder.rglob("agent.log"))
+    assert said.count("imports for itself") <= 2
+
     # No key is anywhere but in the headers of requests. The pods' own environment has Runpod's secret, by name.
     said = [text.encode() for text in sky.runpod.requests] + sky.wandb.bodies
     said += [path.read_bytes() for path in sky.folder.rglob("*") if path.is_file()]
@@ -93,7 +100,7 @@ def test_a_launch_whose_controller_is_killed(sky: Cloud) -> None:
 
 def test_a_preempted_run_goes_on_elsewhere_at_the_step_where_it_stopped(sky: Cloud) -> None:
     longer = ["trainer.max_steps=160", "trainer.val_check_interval=160", "save_every=160", "data.val_pieces=1"]
-    command = ["train", "-m", *RENDERED, *TRAINER, *longer, "name=preempted", "seed=0", *LAUNCH]
+    command = ["train", "-m", *RENDERED, *TRAINER, *longer, "name=preempted", "fresh=true", "seed=0", *LAUNCH]
     sky.core.grace = 60.0
     running = start(sky, *command, "hydra.launcher.max_pods=1")
     history = lambda: [row for run in sky.wandb.core.runs.values() for row in run.history if "train/loss" in row]  # noqa: E731
@@ -109,6 +116,45 @@ def test_a_preempted_run_goes_on_elsewhere_at_the_step_where_it_stopped(sky: Clo
     assert sky.core.list() == []
     (job,) = results(sky)
     assert (job["state"], job["attempts"]) == ("finished", 0)
+
+
+def test_a_run_whose_host_is_lost_goes_on_elsewhere_from_what_was_stored_on_the_way(sky: Cloud) -> None:
+    longer = ["trainer.max_steps=160", "trainer.val_check_interval=160", "save_every=5", "data.val_pieces=1"]
+    command = ["train", "-m", *RENDERED, *TRAINER, *longer, "name=lost", "seed=0", *LAUNCH]
+    core, sky.runtime.base["WAVESPACE_STORE_SECONDS"] = sky.wandb.core, "0.3"
+    running = start(sky, *command, "hydra.launcher.max_pods=1")
+    stored = lambda: [a for a in core.artifacts.values() if a.state == "COMMITTED"]  # noqa: E731
+    until(lambda: len(core.artifacts) >= 3, "a second checkpoint that supersedes the first")
+    assert len(stored()) <= 2
+    (first,) = [run for run in core.runs.values() if run.job_type != "pod"]
+    sky.core.lose(sky.core.live()[0])
+    time.sleep(0.5)  # for what was on its way
+    first.heartbeat_at -= 1000  # W&B takes minutes to see that
+    newest = stored()[-1]
+    files = dict(newest.files)
+    assert running.wait(240) == 0, (sky.folder / "out.txt").read_text()
+
+    # What was stored is of one moment, and what it superseded is gone.
+    step = torch.load(io.BytesIO(files["checkpoints/last.ckpt"]), weights_only=True)["global_step"]
+    assert json.loads(files["status.json"])["step"] == json.loads(newest.metadata or "")["step"] == step > 0
+    assert set(range(1, step + 1)) <= set(steps_of(files["metrics.csv"]))
+    (last,) = stored()
+    assert json.loads(last.metadata or "") == {"state": "finished", "step": 160}
+
+    # It went on from there.
+    (second,) = [run for run in core.runs.values() if run.job_type != "pod" and run.id != first.id]
+    assert (first.state, second.state) == ("crashed", "finished")
+    assert len(sky.core.created) == 2
+    logged = [row["trainer/global_step"] for row in second.history if "train/loss" in row]
+    assert logged == list(range(step + 1, 161)), "it was to go on from the last stored step"
+    assert steps_of(last.files["metrics.csv"]) == list(range(1, 161)), "a step is missing or twice"
+    assert sky.wandb.drift == [] == sky.runpod.drift
+    (job,) = results(sky)
+    assert (job["state"], job["attempts"]) == ("finished", 1)
+
+
+def steps_of(metrics: bytes) -> list[int]:
+    return [int(row["step"]) for row in csv.DictReader(io.StringIO(metrics.decode()))]
 
 
 def test_a_detached_launch_ends_its_pod_and_is_attached_to_later(sky: Cloud) -> None:

@@ -12,7 +12,8 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -514,6 +515,47 @@ def test_m7_sigterm_and_the_interpreters_end_do_the_same(cloud: SimulatedCloud) 
     session.held.close = lambda: None  # type: ignore[method-assign]
     session._close()
     assert left(cloud) == []
+
+
+def test_m7_an_end_without_an_answer_says_at_once_what_it_does_and_may_be_given_up(
+    cloud: SimulatedCloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pods_that(cloud, hung)
+    controller = cloud.controller(cloud.launch(2, max_pods=2, max_hours=1.5))
+    controller.step()
+    cloud.runpod.fail("*", "refuse", times=math.inf)
+    session = object.__new__(Session)
+    session.controller, session.settings, session.held = controller, controller.settings, ExitStack()
+    said: list[str] = []
+
+    def look() -> None:
+        said.append(capsys.readouterr().out)
+
+    def look_and_interrupt() -> None:
+        look()
+        interrupt()
+
+    at(cloud, 5, look)
+    at(cloud, 1800, look_and_interrupt)
+    at(cloud, 1830, look_and_interrupt)
+    begun = cloud.world.now
+    session._close()
+    assert begun + 1830 <= cloud.world.now < begun + 1840
+    assert len(left(cloud)) == 2
+    names = ", ".join(pod.name for pod in cloud.core.live())
+    date = datetime.fromtimestamp(begun + 5400).strftime("%Y-%m-%d %H:%M")
+    first, between, second = said
+    assert first.count("Runpod gave no answer") == second.count("Runpod gave no answer") == 1
+    assert f"still trying to end {names} until it answers (Ctrl-C " in first
+    assert f"still trying to end {names} for 8 minutes or more (Ctrl-C gives up)" in second
+    for text in (first, second):
+        assert f"`wavespace pods reap {controller.launch.id}`" in text
+        assert f"Runpod itself does at {date} (terminateAfter)" in text
+    assert "still trying" not in between
+    for seconds in (60, 90):  # or it would try for ever
+        at(cloud, seconds, interrupt)
+    session._close()
+    assert cloud.world.now < begun + 1840, "it was given up"
 
 
 def test_m7_only_detach_leaves_pods(cloud: SimulatedCloud) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Protocol
 
 from wavespace.errors import UserError
@@ -46,6 +47,9 @@ LACKING = ("queued", "starting", "preempted", "retry")
 
 GRACE = 30.0
 """Seconds that a stopped pod has for saving its training before it is ended."""
+
+TRIES = 100
+"""Listings that are asked for, at most five seconds apart, when pods are ended at once."""
 
 ARRIVAL = 30.0
 """Seconds after which a request that was cut off has shown its pod, or never will."""
@@ -88,6 +92,8 @@ class Controller:
         self.full_until = 0.0
         self.looked = False
         self.trouble = ""
+        self.until_when: str | None = None
+        self.gave_up = False
 
     @property
     def settings(self) -> Settings:
@@ -121,6 +127,7 @@ class Controller:
 
         Ctrl-C does not wait for training to be saved; once more leaves pods to their own ends.
         """
+        self.until_when = "until it answers (Ctrl-C no longer waits for training to be saved, a second one gives up)"
         try:
             if not self.state.draining:
                 self.note("drain", why=why)
@@ -134,25 +141,46 @@ class Controller:
 
     def _end_all(self) -> None:
         """M1: end what a listing shows under our names, whatever our state says, and what it does not show yet."""
-        for id in [pod.id for pod in self.state.live if pod.id is not None]:
-            self._terminate(id)
-        asked = max((pod.begun for pod in self.state.live if pod.id is None), default=0.0)
-        empty = 0
-        for _ in range(100):
-            try:
-                found = [pod for pod in self.runpod.list() if self._ours(pod.name)]
-            except (Unknown, Refused):
-                found = None
-            empty = empty + 1 if found == [] else 0
-            for pod in found or []:
-                self._terminate(pod.id)
-            if empty >= 2 and self.clock.time() - asked > ARRIVAL:
-                return
-            self.clock.sleep(min(self.settings.poll_seconds, 5.0))
+        wait = min(self.settings.poll_seconds, 5.0)
+        self.until_when = f"for {TRIES * wait / 60:.0f} minutes or more (Ctrl-C gives up)"
+        try:
+            for id in [pod.id for pod in self.state.live if pod.id is not None]:
+                self._terminate(id)
+            asked = max((pod.begun for pod in self.state.live if pod.id is None), default=0.0)
+            empty = 0
+            for _ in range(TRIES):
+                try:
+                    found = [pod for pod in self.runpod.list() if self._ours(pod.name)]
+                except (Unknown, Refused) as error:
+                    found = None
+                    self._unheard(error)
+                empty = empty + 1 if found == [] else 0
+                for pod in found or []:
+                    self._terminate(pod.id)
+                if empty >= 2 and self.clock.time() - asked > ARRIVAL:
+                    return
+                self.clock.sleep(wait)
+        except KeyboardInterrupt:
+            self.gave_up = True
+            raise
         raise UserError(
             f"pods of launch {self.launch.id} may still live: Runpod's console shows them as "
             f"{PREFIX}-{self.launch.id}-*; `wavespace pods stop {self.launch.id}` tries again"
         )
+
+    def _unheard(self, error: Exception) -> None:
+        """Runpod did not do what was asked. While pods are to end, say once what that means for them."""
+        self.trouble = str(error)
+        if self.until_when is None or not self.state.live:
+            return
+        names, last = ", ".join(pod.name for pod in self.state.live), max(pod.until for pod in self.state.live)
+        print(
+            f"{error}: still trying to end {names} {self.until_when}; by hand, `wavespace pods reap {self.launch.id}` "
+            f"ends them later, and Runpod itself does at {datetime.fromtimestamp(last):%Y-%m-%d %H:%M} "
+            "(terminateAfter)",
+            flush=True,
+        )
+        self.until_when = None
 
     @contextmanager
     def _ending_pods_whatever_happens(self) -> Iterator[None]:
@@ -209,7 +237,7 @@ class Controller:
         try:
             listed = [pod for pod in self.runpod.list() if self._ours(pod.name)]
         except (Unknown, Refused) as error:
-            self.trouble = str(error)
+            self._unheard(error)
             return None
         seen: dict[str, Pod] = {}
         for pod in listed:
@@ -372,7 +400,7 @@ class Controller:
         try:
             self.runpod.terminate(pod)
         except (Unknown, Refused) as error:
-            self.trouble = str(error)
+            self._unheard(error)
 
     def _drain(self, listed: Sequence[Pod] | None) -> bool:
         """End what costs: training first saved (SIGTERM), then the pods, then the sweeps; True when all is over."""

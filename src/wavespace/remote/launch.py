@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ from wavespace.config import check, command_line, compose, resolved, signature
 from wavespace.errors import ConfigError, UserError
 from wavespace.remote.controller import Controller, affordable, command, deleted, environment, with_jobs
 from wavespace.remote.fates import Board, Fate, save, table, terminal
-from wavespace.remote.ledger import Launch, redacted, secrets_here
+from wavespace.remote.ledger import Launch, redacted, secrets_here, without_secrets
 from wavespace.remote.plan import Candidate, Job, Plan, Settings, digest, launch_id, sweep_config
 from wavespace.remote.pods import Offer, Refused, Runpod, Unknown, creation
 from wavespace.remote.state import State
@@ -161,9 +162,15 @@ class Session:
     def _close(self) -> None:
         """M7: whatever ends this process ends the pods, unless they were left on purpose."""
         controller = self.controller
-        if controller is not None and not controller.state.settled and not self.settings.detach:
-            with interruptible():
-                controller.settle("the command ended")
+        if controller is not None and not (controller.state.settled or controller.gave_up or self.settings.detach):
+            try:
+                with interruptible():
+                    controller.settle("the command ended")
+            except (KeyboardInterrupt, UserError) as error:  # nobody would catch it
+                print(f"wavespace: {error or 'gave up'}", file=sys.stderr)
+            finally:
+                if isinstance(controller.show, Board):  # of the last batch; what it drew has begun anew
+                    controller.show.close()
             conclude(controller)
         self.held.close()
 
@@ -302,8 +309,9 @@ def dry_run(plan: Plan) -> None:
     jobs = len(plan.jobs) if plan.search is None else int(plan.search["run_cap"])
     print(f"launch {plan.id}: {jobs} jobs, at most {settings.max_pods} pods, ${settings.max_cost:g}\n")
     for job in plan.jobs:
-        print(f"  {job.index:>4}  {job.signature}  {' '.join(job.overrides)}")
-    print("\nsweep at W&B:\n" + json.dumps(sweep_config(plan, f"{plan.id}-1", plan.jobs), indent=2))
+        print(f"  {job.index:>4}  {job.signature}  {redacted(' '.join(job.overrides))}")
+    sweep = sweep_config(plan, f"{plan.id}-1", plan.jobs)
+    print("\nsweep at W&B:\n" + json.dumps(without_secrets(sweep), indent=2))
     prices: dict[Candidate, float | None] = {}
     try:
         runpod = Runpod()
@@ -320,7 +328,7 @@ def dry_run(plan: Plan) -> None:
     name = "…-0-1"
     until = time.time() + settings.max_hours * 3600
     entity = settings.entity or "<your default entity>"
-    env = environment(settings, 0.0)
+    env = without_secrets(environment(settings, 0.0))
     offer = Offer(
         name,
         settings.candidates[0],

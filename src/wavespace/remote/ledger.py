@@ -31,14 +31,14 @@ def redacted(text: str) -> str:
     return text
 
 
-def _without_secrets(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
     """The same for each text of plain data: numbers and JSON's own signs stay as they are."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
-        return {key: _without_secrets(item) for key, item in value.items()}
+        return {key: without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_secrets(item) for item in value]
+        return [without_secrets(item) for item in value]
     return value
 
 
@@ -99,7 +99,7 @@ class Launch:
             ConfigError: it holds a secret's value, which W&B, Runpod and the disk would then show.
         """
         text = plan.to_json()
-        if _without_secrets(json.loads(text)) != json.loads(text):
+        if without_secrets(json.loads(text)) != json.loads(text):
             raise ConfigError(
                 "an override or a setting holds the value of a variable that is named as a secret (KEY, TOKEN, SECRET, "
                 "PASSWORD, CREDENTIAL), and would be shown at W&B; give it to pods by hydra.launcher.secrets"
@@ -108,7 +108,7 @@ class Launch:
 
     def write(self, kind: str, **facts: Any) -> dict[str, Any]:
         """Append an event, on the disk when this returns; secrets' values never reach it."""
-        line = json.dumps({"t": round(self.now(), 3), "kind": kind} | _without_secrets(facts)) + "\n"
+        line = json.dumps({"t": round(self.now(), 3), "kind": kind} | without_secrets(facts)) + "\n"
         with (self.folder / "ledger.jsonl").open("ab") as file:
             if file.tell() and not self._ends_whole():  # a kill cut the last line off
                 line = "\n" + line

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from wavespace.remote.pods import Refused, Runpod, Unknown
+from wavespace.remote.preloaded import FOLDER, SELF_TEST, SOCKET
 from wavespace.remote.sweep import Sweep, Wandb
 
 SAVING = 60
@@ -26,7 +27,8 @@ SAVING = 60
 LOOK = 5.0
 """Seconds between looks at the agent."""
 
-SELF_TEST = "import torch; x = torch.ones(64, 64, device='cuda'); assert (x @ x)[0, 0].item() == 64"
+HUNG = 300.0
+"""Seconds that a step of the GPU's self-test may take."""
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
@@ -62,6 +64,7 @@ class PodEntry:
         self.folder = Path(tempfile.gettempdir()) / f"wavespace-{self.id or name}"
         self.done = self.folder / "done"
         self.agent: subprocess.Popen[bytes] | None = None
+        self.preloaded: subprocess.Popen[bytes] | None = None
         self.sweeps: list[Sweep] = []
         self.stopped = False
         self.last_work = time.time()
@@ -77,6 +80,7 @@ class PodEntry:
                 reason = f"{type(error).__name__}: {error}"
             finally:
                 self._end_agent()
+                self._end_preloaded()
                 self.done.write_text(reason or "")
             if reason:
                 print(f"ending: {reason}", flush=True)
@@ -91,7 +95,9 @@ class PodEntry:
 
     def _work(self) -> str | None:
         """Run agents until there is nothing to do; returns what was wrong, if anything was."""
-        if fault := self_test():
+        (self.folder / SOCKET).unlink(missing_ok=True)  # of a container that was started before
+        self.preloaded = self._start("wavespace.cli", "preloaded")
+        if self._self_test() and (fault := self._self_test(alone=True)):
             return f"the GPU does not work: {fault}"
         wandb = Wandb(*self.path.split("/"))
         failures = 0
@@ -103,11 +109,14 @@ class PodEntry:
             except Unknown as error:
                 print(error, flush=True)
                 sweep = None
-            if sweep is not None:
-                failures = failures + 1 if self._run_agent(sweep) else 0
-                if failures == 3:
-                    return "three agents in a row failed"
-            time.sleep(LOOK if sweep else 3 * LOOK)
+            if sweep is None:
+                time.sleep(3 * LOOK)
+            elif not self._run_agent(sweep):
+                failures = 0
+            elif (failures := failures + 1) == 3:
+                return "three agents in a row failed"
+            else:
+                time.sleep(LOOK)
         print(f"ending: {why}", flush=True)
         return None
 
@@ -126,21 +135,48 @@ class PodEntry:
 
     def _run_agent(self, sweep: Sweep) -> bool:
         """An agent on a sweep until it ends; True where it failed."""
-        command = [sys.executable, "-m", "wandb", "agent", "--forward-signals", "--term-timeout", str(SAVING)]
-        command += ["--max-consecutive-failed-runs", "3", f"{self.path}/{sweep.id}"]
-        own = {"WAVESPACE_POD_FOLDER": str(self.folder), "WAVESPACE_POD_NAME": self.name}
-        # The sweep's `${interpreter}` is the python of PATH: let it be ours.
-        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        with (self.folder / "agent.log").open("ab") as log:
-            self.agent = subprocess.Popen(
-                command, env=os.environ | own | {"PATH": search}, stdout=log, stderr=subprocess.STDOUT
-            )
-            while self.agent.poll() is None and self._over() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.agent.wait(LOOK)
-            self._end_agent()
+        options = ["--forward-signals", "--term-timeout", str(SAVING), "--max-consecutive-failed-runs", "3"]
+        self.agent = self._start("wandb", "agent", *options, f"{self.path}/{sweep.id}")
+        while self.agent.poll() is None and self._over() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.agent.wait(LOOK)
+        self._end_agent()
         code, self.agent = self.agent.returncode, None
         return code not in (0, -signal.SIGTERM)
+
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
+        """A module of Python's, with what jobs are to find in their environment."""
+        words = [sys.executable, "-m", *command]
+        with (self.folder / "agent.log").open("ab") as log:
+            return subprocess.Popen(words, env=self._environment(), stdout=log, stderr=subprocess.STDOUT)
+
+    def _environment(self) -> dict[str, str]:
+        # The sweep's `${interpreter}` is the python of PATH: let it be ours.
+        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return os.environ | {FOLDER: str(self.folder), "WAVESPACE_POD_NAME": self.name, "PATH": search}
+
+    def _self_test(self, alone: bool = False) -> str | None:
+        """What is wrong with the GPU that this container was given; None where it computes, or where none is seen.
+
+        A driver older than the image's CUDA shows itself here, at once, and not in 500 failed runs (wandb #5088). It is
+        done as a job is, in a fork of the preloaded process, unless `alone`: then that process is ended for good.
+        """
+        visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("void", "none", "")
+        if not visible and not Path("/dev/nvidiactl").exists():
+            return None
+        if alone:
+            self._end_preloaded()
+        until = time.monotonic() + HUNG
+        while self.preloaded and self.preloaded.poll() is None and not (self.folder / SOCKET).exists():
+            if time.monotonic() > until:
+                return f"what training needs is not imported in {HUNG / 60:g} minutes"
+            time.sleep(0.1)
+        words = [sys.executable, "-m", "wavespace.cli", "worker", SELF_TEST]
+        try:
+            done = subprocess.run(words, env=self._environment(), capture_output=True, text=True, timeout=HUNG)
+        except subprocess.TimeoutExpired:
+            return f"a small product took more than {HUNG / 60:g} minutes"
+        return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
 
     def _over(self) -> str | None:
         """Why the pod's time is over, if it is."""
@@ -173,6 +209,12 @@ class PodEntry:
         except subprocess.TimeoutExpired:
             self.agent.kill()
 
+    def _end_preloaded(self) -> None:
+        """Jobs, if there are more, then each import for themselves."""
+        if self.preloaded is not None:
+            self.preloaded.kill()
+            self.preloaded.wait()
+
     # --- End -------------------------------------------------------------------------------------------------
 
     def _report(self, reason: str) -> None:
@@ -201,18 +243,3 @@ class PodEntry:
                 print(f"can't end this pod yet: {error}", flush=True)
             time.sleep(wait)
             wait = min(2 * wait, 60.0)
-
-
-def self_test() -> str | None:
-    """What is wrong with the GPU that this container was given; None where it computes, or where none is seen.
-
-    A driver older than the image's CUDA shows itself here, at once, and not in 500 failed runs (wandb #5088).
-    """
-    visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("void", "none", "")
-    if not visible and not Path("/dev/nvidiactl").exists():
-        return None
-    try:
-        done = subprocess.run([sys.executable, "-c", SELF_TEST], capture_output=True, text=True, timeout=300)
-    except subprocess.TimeoutExpired:
-        return "a small product took more than five minutes"
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from wavespace.errors import BadInput, UserError
 from wavespace.remote.ledger import redacted
 from wavespace.remote.plan import PREPARE, Job
 from wavespace.remote.pods import Unknown
+from wavespace.remote.preloaded import FOLDER, SELF_TEST
 from wavespace.remote.sweep import DUPLICATE, Run, Wandb, rival_of
 from wavespace.train import SIGTERM_EXIT, stop
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
     from wavespace.runfolder import RunFolder
 
+STORE = 600.0
+"""Seconds between checkpoints that are stored at W&B on the way, where WAVESPACE_STORE_SECONDS does not say others."""
+
 TRANSMIT = 2
 """Seconds between what is sent to W&B; its own 15 are a quarter of a short run."""
 
@@ -37,6 +42,8 @@ TRANSMIT = 2
 def main(arguments: Sequence[str]) -> None:
     """`wavespace worker job=<index>|<signature>|<overrides> launch=<id> [key=value …]`."""
     signal.signal(signal.SIGTERM, stop)
+    if list(arguments) == [SELF_TEST]:
+        return _self_test()
     given = dict(word.split("=", 1) for word in arguments if "=" in word and not word.startswith("_"))
     if "job" not in given:
         raise BadInput("wavespace worker is started by `wandb agent` of a launch's sweep, with a job=… to do")
@@ -101,6 +108,8 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
         return {}
     chosen = [text for text in job.overrides if not text.startswith("logger=")]
     cfg = compose([*chosen, *drawn, "logger=wandb"])
+    if run.resumed:  # to start over is said of runs before this one
+        cfg.fresh = False
     if not drawn and not signature(cfg).startswith(job.signature):
         raise UserError(
             f"this image composes the job's overrides to {signature(cfg)}, and the launch to {job.signature}: "
@@ -112,11 +121,12 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
     run.config.update(resolved(cfg) | about, allow_val_change=True)
     _restore(run, cfg, folder)
     try:
-        train(cfg)
+        with _storing(run, folder):
+            train(cfg)
     except SystemExit:
-        _keep(run, folder)
+        _keep(run, _name(folder), folder)
         raise
-    _keep(run, folder)
+    _keep(run, _name(folder), folder)
     status = folder.status()
     return status.get("metrics", {}) | {key: status.get(key) for key in ("monitor", "mode", "step")}
 
@@ -144,17 +154,87 @@ KEPT = ("metrics.csv", "status.json", "config.yaml", "checkpoints/best.ckpt", "c
 """What travels, in the order in which it is put in place: a run goes on from last.ckpt once all else is there."""
 
 
-def _keep(run: Any, folder: RunFolder) -> None:
-    """Store the run folder's state as an artifact, so that a pod anywhere can go on from it, or a notebook open it."""
+@contextlib.contextmanager
+def _storing(run: Any, folder: RunFolder) -> Iterator[None]:
+    """Meanwhile store the newest checkpoint now and then, in a thread: a host may be lost without a signal."""
+    from wavespace.runfolder import RunFolder
+
+    seconds = float(os.environ.get("WAVESPACE_STORE_SECONDS") or STORE)
+    over = threading.Event()
+
+    def written() -> int | None:
+        return folder.last.stat().st_mtime_ns if folder.last.is_file() else None
+
+    stored = written()
+
+    def store() -> None:
+        nonlocal stored
+        while not over.wait(seconds):
+            if (newest := written()) == stored:
+                continue
+            try:
+                with tempfile.TemporaryDirectory(dir=folder.last.parent, prefix=".storing-") as aside:
+                    if _set_aside(folder, Path(aside)):
+                        _keep(run, _name(folder), RunFolder(Path(aside)))
+                        stored = newest
+            except Exception as error:  # the client has a dozen of them, and no base class
+                print(redacted(f"the checkpoint could not be stored: {error}"), file=sys.stderr)
+
+    thread = threading.Thread(target=store, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _set_aside(folder: RunFolder, aside: Path) -> bool:
+    """Link what is to be stored into another folder, as a kill at this moment would leave it.
+
+    Training replaces whole files, so a link to one does not change; only to metrics.csv it appends. It writes
+    best.ckpt, last.ckpt, status.json, in this order: what is linked was there at one moment if last.ckpt is still the
+    same at the end. False where it is not.
+    """
+    for name in reversed(KEPT):
+        if (folder.path / name).is_file():
+            copy = shutil.copyfile if name == "metrics.csv" else os.link
+            copy(folder.path / name, _made((aside / name).parent) / Path(name).name)
+    return folder.last.samefile(aside / folder.last.relative_to(folder.path))
+
+
+def _keep(run: Any, name: str, folder: RunFolder) -> None:
+    """Store a folder's state as an artifact, so that a pod anywhere can go on from it, or a notebook open it.
+
+    Nothing may change its files meanwhile. What this supersedes is deleted.
+    """
     import wandb
 
-    files = [name for name in KEPT if (folder.path / name).is_file()]
+    files = [file for file in KEPT if (folder.path / file).is_file()]
     if "checkpoints/last.ckpt" not in files:
         return
-    artifact = wandb.Artifact(_name(folder), type="checkpoint")
-    for name in files:
-        artifact.add_file(str(folder.path / name), name=name)
+    status = folder.status()
+    artifact = wandb.Artifact(name, type="checkpoint", metadata={key: status.get(key) for key in ("state", "step")})
+    for file in files:  # from where they are: W&B's client would copy them twice
+        artifact.add_file(str(folder.path / file), name=file, policy="immutable", skip_cache=True)
     run.log_artifact(artifact).wait()
+    if artifact.version != "v0":
+        _delete_superseded(artifact)
+
+
+def _delete_superseded(stored: Any) -> None:
+    """Delete what was stored before on the way, as W&B would keep every version, and count it.
+
+    What a finished run has stored stays, and so does a version to which somebody has given an alias.
+    """
+    import wandb
+
+    path, _, number = stored.qualified_name.rpartition(":v")
+    with contextlib.suppress(Exception):  # it is tried again after the next
+        for version in wandb.Api().artifacts("checkpoint", path):
+            passing = version.metadata.get("state") in ("running", "preempted")
+            if passing and not version.aliases and int(version.version[1:]) < int(number):
+                version.delete()
 
 
 def _restore(run: Any, cfg: DictConfig, folder: RunFolder) -> None:
@@ -168,7 +248,7 @@ def _restore(run: Any, cfg: DictConfig, folder: RunFolder) -> None:
     except Exception:  # there is none; the client has several ways to say so
         return
     with tempfile.TemporaryDirectory(dir=_made(folder.path)) as aside:
-        artifact.download(root=aside)
+        artifact.download(root=aside, skip_cache=True)
         for name in KEPT:
             if (Path(aside) / name).is_file():
                 _made((folder.path / name).parent)
@@ -195,6 +275,13 @@ def _is_stored(path: str) -> bool:
     return False
 
 
+def _self_test() -> None:
+    import torch
+
+    x = torch.ones(64, 64, device="cuda")
+    assert (x @ x)[0, 0].item() == 64, "a product of 64 ones is not 64"
+
+
 def _gpu() -> str | None:
     import torch
 
@@ -204,7 +291,7 @@ def _gpu() -> str | None:
 @contextlib.contextmanager
 def _busy() -> Iterator[None]:
     """Tell the pod's entry that there is work, by a file with our process id."""
-    if not (folder := os.environ.get("WAVESPACE_POD_FOLDER")):
+    if not (folder := os.environ.get(FOLDER)):
         yield
         return
     mark = Path(folder) / "busy"

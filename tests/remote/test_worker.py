@@ -1,0 +1,109 @@
+"""What a worker stores on the way is whole and of one moment, and training does not wait for it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from wavespace.remote import worker
+from wavespace.runfolder import RunFolder, write_atomic
+
+
+class Training:
+    """Writes a run folder in the order in which training does, with the step as every file's content."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.step = folder, 0
+        write_atomic(folder.path / "metrics.csv", "step\n")
+
+    def go_on(self) -> None:
+        self.step += 1
+        with (self.folder.path / "metrics.csv").open("a") as file:
+            file.write(f"{self.step}\n")
+        for path in (self.folder.best, self.folder.last):
+            write_atomic(path, str(self.step))
+        self.folder.update(step=self.step)
+
+
+class Artifact:
+    """Has no more than the names of its files until it is uploaded, as W&B's own, whose other version is the first."""
+
+    version = "v0"
+
+    def __init__(self, name: str, type: str, metadata: dict[str, Any]) -> None:
+        self.name, self.metadata = name, metadata
+        self.paths: dict[str, Path] = {}
+
+    def add_file(self, path: str, name: str, policy: str, skip_cache: bool) -> None:
+        assert (policy, skip_cache) == ("immutable", True), "it was to be copied nowhere: the disk of a pod is small"
+        self.paths[name] = Path(path)
+
+
+class Run:
+    """Uploads when it is let; the first upload fails."""
+
+    def __init__(self) -> None:
+        self.asked, self.let = threading.Semaphore(0), threading.Semaphore(0)
+        self.stored: list[tuple[Artifact, dict[str, str]]] = []
+        self.failed = False
+
+    def log_artifact(self, artifact: Artifact) -> Run:
+        self.artifact = artifact
+        return self
+
+    def wait(self) -> None:
+        self.asked.release()
+        assert self.let.acquire(timeout=60)
+        if not self.failed:
+            self.failed = True
+            raise ValueError("the network is away")
+        self.stored.append((self.artifact, {name: path.read_text() for name, path in self.artifact.paths.items()}))
+
+
+def test_a_checkpoint_is_stored_as_it_was_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb, "Artifact", Artifact)
+    monkeypatch.setenv("WAVESPACE_STORE_SECONDS", "0.01")
+    folder, run = RunFolder(tmp_path / "study" / "0123"), Run()
+    training = Training(folder)
+    with worker._storing(run, folder):
+        training.go_on()
+        for _ in range(3):
+            assert run.asked.acquire(timeout=60)
+            for _ in range(5):  # while it is uploaded
+                training.go_on()
+            run.let.release()
+        assert run.asked.acquire(timeout=60)
+        training.go_on()
+        threading.Timer(0.2, run.let.release).start()
+    assert len(run.stored) == 3, "it was to be stored again after a failure, and to be waited for at the end"
+    assert "could not be stored: the network is away" in capsys.readouterr().err
+    for artifact, files in run.stored:
+        assert artifact.name == "checkpoint-study-0123"
+        step = int(files["checkpoints/last.ckpt"])
+        assert artifact.metadata["step"] == step < training.step
+        assert files["checkpoints/best.ckpt"] == str(step)
+        assert f'"step": {step}\n' in files["status.json"]
+        assert files["metrics.csv"].split() == ["step", *map(str, range(1, step + 1))]
+    assert list(folder.last.parent.glob(".storing-*")) == []
+
+
+def test_what_is_set_aside_is_refused_where_training_wrote_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(RunFolder(tmp_path / "study" / "0123"))
+    training.go_on()
+    link = worker.os.link
+
+    def slow(*paths: Path) -> None:
+        link(*paths)
+        if paths[0].name == "best.ckpt":
+            training.go_on()
+
+    monkeypatch.setattr(worker.os, "link", slow)
+    assert not worker._set_aside(training.folder, tmp_path / "aside")
