@@ -22,7 +22,7 @@ from training import RENDERED, TRAINER
 WAVESPACE = [sys.executable, "-m", "wavespace.cli"]
 LAUNCH = [
     *("hydra/launcher=runpod", "hydra.launcher.image=us/wavespace:1", "hydra.launcher.max_cost=5"),
-    *("hydra.launcher.poll_seconds=1", "hydra.launcher.idle_timeout=1"),
+    *("hydra.launcher.poll_seconds=1", "hydra.launcher.idle_timeout=3"),
 ]
 
 
