@@ -3,8 +3,9 @@
     python benchmarks/studies.py [STUDY …]
 
 A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run, or of its checkpoint on
-other data: `NAME: FIGURE`, NAME being one of the study's `evaluations`, which are overrides, too. Its table stands in
-docs/findings.md between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
+other data: `NAME: FIGURE`, NAME being one of the study's `evaluations`, which are overrides, too. Where it names the
+`baseline`, each row is followed by one with the same figures of its baseline. Its table stands in docs/findings.md
+between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,17 @@ def tabulate(name: str, study: Any) -> str:
         elsewhere = study.get("evaluations", {})
         seeds = study.get("seeds", [0])
         found = [run(name, [*study["base"], *overrides, f"seed={seed}"], elsewhere) for seed in seeds]
-        cells = [spread([status["metrics"].get(figure) for status in found]) for figure in columns.values()]
         spent = [str(found[0]["step"]), spread([status.get("cpu_minutes") for status in found], 1)]
-        lines.append(f"| {label} | " + " | ".join([*cells, *spent]) + " |")
+        lines.append(f"| {label} | " + " | ".join([*cells(found, columns.values()), *spent]) + " |")
+        if "baseline" in study:
+            figures = [figure.replace("test/", "baseline/") for figure in columns.values()]
+            lines.append(f"| {study['baseline']} | " + " | ".join([*cells(found, figures), "–", "–"]) + " |")
     return "\n".join(lines)
+
+
+def cells(found: list[dict[str, Any]], figures: Iterable[str]) -> list[str]:
+    """Each figure of the statuses of a row's seeds."""
+    return [spread([status["metrics"].get(figure) for status in found]) for figure in figures]
 
 
 def run(name: str, overrides: list[str], elsewhere: dict[str, list[str]]) -> dict[str, Any]:

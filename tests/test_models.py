@@ -23,6 +23,7 @@ from wavespace.models.conv2d import Conv2D
 from wavespace.models.crnn import CRNN
 from wavespace.models.dense import Dense
 from wavespace.models.harmonic import Harmonic, HarmonicStack
+from wavespace.models.harmonic_sum import HarmonicSum
 from wavespace.models.local_mlp import LocalMLP
 from wavespace.models.peaks import Peaks
 from wavespace.models.tcn import TCN
@@ -232,6 +233,21 @@ def test_harmonic_follows_a_transposition(semitones: int, octaves: int) -> None:
     inside = slice(20, 56)  # further from the ends than the trunk sees
     torch.testing.assert_close(moved[:, :, 20 + keys : 56 + keys], output[:, :, inside], rtol=1e-4, atol=1e-4)
     assert output[:, :, inside].std(2).max() > 0.02
+
+
+@torch.no_grad()
+def test_harmonic_is_told_the_harmonic_sum_of_its_input() -> None:
+    spec = decibels(60)
+    told, untold = Harmonic(spec, ROLL, width=2, sums=3), Harmonic(spec, ROLL, width=2)
+    assert told.state_dict().keys() == untold.state_dict().keys()
+    assert told.sums is not None
+    level = features(spec, 2, 5)
+    level[..., 4] = spec.low
+    rest = FeatureSpec(1, ROLL.frequencies, ROLL.frame_rate, "logit", -10, 10)
+    expected = HarmonicSum(spec, rest, harmonics=3)(level).sigmoid()
+    found = told.sums(Scale(spec).into(level))
+    torch.testing.assert_close(found[..., :4], expected[..., :4], rtol=0, atol=2e-4)  # which has a logit
+    assert not found[..., 4].any()
 
 
 def test_harmonic_needs_rows_of_levels() -> None:
@@ -453,6 +469,7 @@ def test_harmonic_stack_reads_the_rows_of_the_formula(spread: int, channels: int
         (Harmonic, {"width": 0}, "width is 0"), (Harmonic, {"spread": 2}, "spread is 2"),
         (Harmonic, {"spread": -1}, "spread is -1"), (Harmonic, {"harmonics": ()}, "harmonics is"),
         (Harmonic, {"harmonics": (0, 1)}, "harmonics is"), (Harmonic, {"dilations": ((0, 1),)}, "dilations is"),
+        (Harmonic, {"sums": -1}, "sums is -1"),
         (UNet, {"stride": 1}, "stride is 1"), (UNet, {"latent": 4}, "skips=concat carries features around"),
         (UNet, {"latent": 0, "skips": "none"}, "latent is 0"), (Conv1D, {"stride": 1}, "stride is 1"),
         (Conv1D, {"kernel": 4}, "kernel is 4"), (Conv1D, {"depth": 0}, "depth 0"),

@@ -230,6 +230,16 @@ def test_without_a_single_voice_there_are_no_figures_of_one() -> None:
     assert "rpa" not in task.summarize(task.observe(output, output, batch), tune=False)
 
 
+def test_where_instruments_are_told_apart_each_has_its_pitch_accuracy() -> None:
+    task, batch = task_of(), batch_of(TUNE, TUNE, TUNE, CHORD)
+    output = perfect_output(task, batch, 44)
+    output[1] = perfect_output(task, batch_of(TUNE + np.array([0, 0, 5, 0])), 44)[0]
+    told = batch._replace(labels={"instrument": torch.tensor([2, 0, 0, 1])})
+    figures = task.summarize(task.observe(output, output, told), tune=False)
+    assert {name: value for name, value in figures.items() if name.startswith("rpa_")} == {"rpa_0": 0.5, "rpa_2": 1.0}
+    assert not any(name.startswith("rpa_") for name in task.summarize(task.observe(output, output, batch), tune=False))
+
+
 def test_an_octave_error_is_one_of_pitch_and_not_of_chroma() -> None:
     task, batch = task_of(), batch_of(TUNE)
     up = perfect_output(task, batch_of(TUNE + np.array([0, 0, 12, 0])), 44)

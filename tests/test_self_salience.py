@@ -158,7 +158,7 @@ def test_an_ingredient_without_weight_is_not_there(settings: dict[str, Any], ter
     assert set(losses) == terms | {"loss"}
     parts = terms - {"constraint", "multiplier"}
     assert float(losses["loss"].detach()) == pytest.approx(
-        sum(float(losses[part].detach()) for part in parts), abs=1e-6
+        sum(float(losses[part].detach()) for part in parts), rel=1e-6, abs=1e-6
     )
     assert losses["loss"].requires_grad
 
@@ -284,6 +284,20 @@ def test_tones_sound_where_their_notes_say() -> None:
     assert len(hits) > 15
 
 
+def test_a_melody_is_one_note_after_the_other_and_a_chord_is_not() -> None:
+    legato, most = [], {0.0: 0, 1.0: 0}
+    for melodies in most:
+        for i in range(20):
+            onset, offset, pitch, _ = Tones(RATE, 3.0, melodies=melodies).item(rng_for("line", i)).notes.T
+            assert ((pitch > 23) & (pitch < 108)).all()
+            sounding = (onset[:, None] >= onset) & (onset[:, None] < offset - 1e-9)  # (K, K)
+            most[melodies] = max(most[melodies], int(sounding.sum(1).max()))
+            if melodies:
+                legato += [np.abs(offset - start).min() < 1e-9 for start in onset]
+    assert most[1.0] < most[0.0] / 2
+    assert np.mean(legato) > 0.3
+
+
 def test_tones_are_a_function_of_their_generator() -> None:
     tones = Tones(RATE, 0.5)
     first, again, other = (tones.item(rng_for(seed)) for seed in (1, 1, 2))
@@ -336,8 +350,11 @@ def test_it_takes_other_models() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"timbres": 0}, {"harmonics": 0}, {"below": -1}, {"tones": -1}, {"fmax": 20.0}, {"thresholds": "[]"}],
-)
+    [
+        {"timbres": 0}, {"harmonics": 0}, {"below": -1}, {"tones": -1}, {"tone_melodies": 2}, {"fmax": 20.0},
+        {"thresholds": "[]"},
+    ],
+)  # fmt: skip
 def test_settings_that_can_not_be_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=next(iter(settings))):
         task_of(**settings)

@@ -1,12 +1,14 @@
 """Self-made notes that sound like instruments of no name: what a net calibrates its pitches on, without a label.
 
 `wavespace.data.synthetic` asks whether a method can work at all, with tones of any shape. Here tones are drawn like
-music: some timbres to a window, struck or sustained, chords with octaves and fifths, loud and faint, in rooms.
+music: some timbres to a window, struck or sustained, loud and faint, in rooms; as chords with octaves and fifths, or as
+melodies, whose notes begin where the last one ends and still rings: there a pitch map has to let go in time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +28,9 @@ PARTIALS = 64
 
 CONSONANT = (12, 12, -12, 7, -7, 19, -19, 24, -24, 5, 4, 3, -5)
 """Semitones between notes that share partials, the octave twice: what makes pitch ambiguous."""
+
+LOWEST, HIGHEST = 24, 107
+"""MIDI pitches between which notes are drawn."""
 
 Float = NDArray[np.float64]
 
@@ -50,6 +55,10 @@ class Timbre(NamedTuple):
     decay: float
 
 
+Planned = tuple[Timbre, float, float, float]
+"""A note before it is drawn as a tone: its timbre, onset in seconds, pitch, and seconds until its release."""
+
+
 @dataclass(frozen=True)
 class Tones:
     """Windows of self-made notes.
@@ -57,13 +66,15 @@ class Tones:
     Attributes:
         sample_rate: in Hz.
         seconds: length of a window.
-        notes: most notes that are drawn for a window; their number is log-uniform from 3.
+        notes: most notes that are drawn for a window of chords; their number is log-uniform from 3.
+        melodies: share of windows in which each timbre plays a melody.
         audible: dB by which a struck note may fall before it counts as over.
     """
 
     sample_rate: int
     seconds: float
     notes: int = 40
+    melodies: float = 0.5
     audible: float = 60.0
 
     def item(self, rng: Generator, name: str = "tones") -> Item:
@@ -82,9 +93,18 @@ class Tones:
     def _draw(self, rng: Generator) -> tuple[list[Tone], list[tuple[float, float, float, float]]]:
         """Tones, and their notes as rows of onset, offset, pitch, velocity, of those that reach into the window."""
         timbres = [draw_timbre(rng) for _ in range(rng.integers(1, 4))]
-        centre, spread = rng.uniform(45, 80), rng.uniform(5, 18)
-        begun: list[tuple[float, float]] = []  # onset and pitch
+        draw = self._melodies if rng.random() < self.melodies else self._chords
         tones, notes = [], []
+        for timbre, onset, pitch, seconds in draw(rng, timbres, rng.uniform(45, 80), rng.uniform(5, 18)):
+            tone, seconds, heard = self._tone(rng, timbre, onset, pitch, seconds)
+            if onset + seconds > 0:
+                tones.append(tone)
+                notes.append((onset, onset + seconds, heard, max(1.0, 127 * 10 ** (tone.level / 40))))
+        return tones, notes
+
+    def _chords(self, rng: Generator, timbres: list[Timbre], centre: float, spread: float) -> Iterator[Planned]:
+        """Notes at any time, some at a consonant interval from another and with it."""
+        begun: list[tuple[float, float]] = []  # onset and pitch
         for _ in range(int(math.exp(rng.uniform(math.log(3), math.log(self.notes))))):
             timbre = timbres[rng.integers(len(timbres))]
             onset, pitch = rng.uniform(-LEAD, self.seconds), rng.normal(centre, spread)
@@ -94,17 +114,26 @@ class Tones:
                 onset = other if rng.random() < 0.6 else onset
             elif rng.random() < 0.8:
                 pitch = round(pitch)
-            if not 24 <= pitch <= 107:
-                continue
-            begun.append((onset, pitch))
-            tone, seconds, heard = self._tone(rng, timbre, onset, pitch)
-            if onset + seconds > 0:
-                tones.append(tone)
-                notes.append((onset, onset + seconds, heard, max(1.0, 127 * 10 ** (tone.level / 40))))
-        return tones, notes
+            if LOWEST <= pitch <= HIGHEST:
+                begun.append((onset, pitch))
+                yield timbre, onset, pitch, 10 ** rng.uniform(-0.9, 0.5)
 
-    def _tone(self, rng: Generator, timbre: Timbre, onset: float, pitch: float) -> tuple[Tone, float, float]:
-        """A tone, the seconds until its release, and its exact pitch."""
+    def _melodies(self, rng: Generator, timbres: list[Timbre], centre: float, spread: float) -> Iterator[Planned]:
+        """A melody of each timbre, at a pace of its own, with more or fewer rests."""
+        for timbre in timbres:
+            onset, pitch = rng.uniform(-LEAD, 0.5), rng.normal(centre, spread)
+            pace, rests = 10 ** rng.uniform(-1.0, -0.1), rng.uniform(0, 0.5)
+            while onset < self.seconds:
+                pitch = min(max(LOWEST, round(pitch)), HIGHEST)
+                seconds = pace * 2 ** rng.normal(0, 0.7)
+                yield timbre, onset, pitch, seconds
+                onset += seconds * (rng.uniform(1, 2) if rng.random() < rests else 1)
+                pitch += rng.normal(0, 4) if rng.random() < 0.95 else rng.normal(centre, spread) - pitch
+
+    def _tone(
+        self, rng: Generator, timbre: Timbre, onset: float, pitch: float, seconds: float
+    ) -> tuple[Tone, float, float]:
+        """A tone of at most so many seconds until its release, those that it has, and its exact pitch."""
         pitch += rng.normal(0, 0.06)
         f0 = 440 * 2 ** ((pitch - 69) / 12)
         n = np.arange(1, PARTIALS + 1)
@@ -116,7 +145,6 @@ class Tones:
         level = rng.uniform(-24, 0)
         amplitudes *= FULL_LEVEL * 10 ** (level / 20) / np.sqrt(np.square(amplitudes).sum() / 2)
 
-        seconds = 10 ** rng.uniform(-0.9, 0.5)
         attack = min(10 ** (rng.uniform(-2.6, -1.5) if timbre.struck else rng.uniform(-2.3, -0.9)), seconds / 3)
         if timbre.struck:
             tau = timbre.decay * 2 ** ((60 - pitch) / 18) * rng.uniform(0.7, 1.4)
@@ -127,7 +155,7 @@ class Tones:
         else:
             times = np.linspace(attack, seconds, 5)
             heights = rng.uniform(0.4, 1, 5)
-        release = 10 ** rng.uniform(-1.7, -0.7)
+        release = 10 ** rng.uniform(-1.7, -0.5)
         knots = np.rint(np.array([0, *times, seconds + release]) * self.sample_rate).astype(np.int64)
         tone = Tone(
             onset=round(onset * self.sample_rate),

@@ -47,6 +47,26 @@ class HarmonicStack(nn.Module):
         return stacked.view(batch, channels * len(self.rows), -1, frames)  # (B, C * S, F', T)
 
 
+class HarmonicSums(nn.Module):
+    """`sum(value(h f) / h)` over so many harmonics h of each output bin, of the largest in the frame: `(B, 1, F', T)`.
+
+    Values are those of the first channel, 0 at the floor. A frame at the floor is 0.
+    """
+
+    weights: Tensor
+
+    def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, harmonics: int) -> None:
+        super().__init__()
+        self.stack = HarmonicStack(in_spec, out_spec, tuple(range(1, harmonics + 1)), 1)
+        self.register_buffer("weights", 1 / torch.arange(1.0, harmonics + 1), persistent=False)  # (H,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)`, scaled so that the floor is -1."""
+        values = (self.stack(x[:, :1].clamp_min(-1)) + 1) / 2  # (B, H, F', T)
+        sums = (self.weights[:, None, None] * values).sum(1, keepdim=True)  # (B, 1, F', T)
+        return sums / sums.amax(2, keepdim=True).clamp_min(1e-6)
+
+
 def normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """`norm(conv(x))`; in evaluation one convolution, as memory is what a small net waits for."""
     if norm.training or norm.running_var is None or norm.running_mean is None:
@@ -78,6 +98,8 @@ class Harmonic(nn.Module):
         width: channels of the trunk.
         harmonics: multiples of each pitch that are stacked.
         spread: rows read around each harmonic (odd).
+        sums: partials of a harmonic sum that is stacked with them, as in `harmonic_sum`: of a frame's largest, so
+            that a net begins with a pitch estimate that no level changes; 0: none.
         dilations: (pitch, time) dilation of each residual layer. With 12 bins an octave 12, 7 and 12 reach the octave,
             the fifth (with the octave: the twelfth), and the double octave.
 
@@ -97,6 +119,7 @@ class Harmonic(nn.Module):
         width: int = 32,
         harmonics: tuple[float, ...] = (0.5, 1, 2, 3, 4, 5, 6, 7, 8),
         spread: int = 3,
+        sums: int = 0,
         dilations: tuple[tuple[int, int], ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
     ) -> None:
         super().__init__()
@@ -112,13 +135,17 @@ class Harmonic(nn.Module):
             raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
         if spread < 1 or spread % 2 == 0:
             raise ValueError(f"spread is {spread}; it must be odd, as it is centred on each harmonic")
+        if sums < 0:
+            raise ValueError(f"sums is {sums}; it must be at least 0")
         if any(min(dilation) < 1 for dilation in dilations):
             raise ValueError(f"dilations is {[list(d) for d in dilations]}; each number must be at least 1")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.stack = HarmonicStack(in_spec, out_spec, harmonics, spread)
+        self.sums = HarmonicSums(in_spec, out_spec, sums) if sums else None
+        channels = self.stack.channels + (sums > 0)
         self.stem = nn.Sequential(
-            nn.BatchNorm2d(self.stack.channels),
-            nn.Conv2d(self.stack.channels, width, (1, 3), padding=(0, 1), bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, width, (1, 3), padding=(0, 1), bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
@@ -133,5 +160,9 @@ class Harmonic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        x = self.stem(self.stack(self.scale.into(x)))  # (B, width, F', T)
+        x = self.scale.into(x)
+        stacked = self.stack(x)  # (B, S, F', T)
+        if self.sums is not None:
+            stacked = torch.cat([stacked, self.sums(x)], 1)
+        x = self.stem(stacked)  # (B, width, F', T)
         return self.target.out(precise(self.head(self.trunk(x))))  # (B, C', F', T)

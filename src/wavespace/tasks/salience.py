@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -37,13 +38,14 @@ class Melody(NamedTuple):
 class Observed(NamedTuple):
     """One item: its pitches and the peaks of its map every `PITCH_HOP`, the loss of its batch.
 
-    `melody` is there if something sounds in it, and never two notes at a time.
+    `melody` is there if something sounds in it, and never two notes at a time; `instrument` if the data says which.
     """
 
     reference: Pitches
     peaks: Pitches
     loss: float
     melody: Melody | None
+    instrument: int | None
 
 
 class PitchMap(Task):
@@ -98,27 +100,31 @@ class PitchMap(Task):
             reference = pitches_at(notes, hop=PITCH_HOP, duration=seconds)
             scored = self._at(salience, PITCH_HOP, seconds)
             peaks = pitches_of(scored, self.out_spec.frequencies, self._least())
-            found.append(Observed(reference, peaks, loss, self._melody(salience, notes, seconds)))
+            instrument = int(batch.labels["instrument"][i]) if "instrument" in batch.labels else None
+            found.append(Observed(reference, peaks, loss, self._melody(salience, notes, seconds), instrument))
         return found
 
     def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
         """mir_eval figures, a mean over items (0..1); with `tune` the threshold is chosen first.
 
         `rpa`, `rca`, `vr` and `vfa` are means over the items in which something sounds and never two notes at a time;
-        without such items they are left out.
+        without such items they are left out. `rpa_0` and so on are those of each class that the data tells apart.
         """
         if tune:
             self.threshold.fill_(self._best_threshold(observed))
         threshold = float(self.threshold)
-        melodies = [
-            melody_scores(melody.reference, melody.strongest[:, 0], melody.strongest[:, 1] >= threshold)
-            for melody in (item.melody for item in observed)
-            if melody is not None
-        ]
+        melodies, by_instrument = [], defaultdict(list)
+        for item in observed:
+            if item.melody is not None:
+                pitch, salience = item.melody.strongest.T
+                melodies.append(melody_scores(item.melody.reference, pitch, salience >= threshold))
+                if item.instrument is not None:
+                    by_instrument[item.instrument].append(melodies[-1]["rpa"])
         return {
             "loss": float(np.mean([item.loss for item in observed])),
             **average([multipitch_scores(item.reference, _above(item.peaks, threshold)) for item in observed]),
             **average(melodies),
+            **{f"rpa_{i}": float(np.mean(scores)) for i, scores in sorted(by_instrument.items())},
             "salience_threshold": threshold,
         }
 

@@ -86,7 +86,8 @@ class SelfSalience(PitchMap):
         mix: lay copies over each other.
         tones: weight of the term.
         tone_windows: windows of tones a batch.
-        tone_notes: most notes in one of them.
+        tone_notes: most notes in one of them that is not of melodies.
+        tone_melodies: share of them that are of melodies.
         audible: dB by which a struck tone may fall before it counts as over.
         decay: weight of the term.
         smoothness: weight of the term.
@@ -121,6 +122,7 @@ class SelfSalience(PitchMap):
         tones: float = 1.0,
         tone_windows: int = 4,
         tone_notes: int = 40,
+        tone_melodies: float = 0.5,
         audible: float = 60.0,
         decay: float = 0.01,
         smoothness: float = 0.0,
@@ -159,6 +161,8 @@ class SelfSalience(PitchMap):
             "decay": decay,
             "smoothness": smoothness,
         }
+        if not 0 <= tone_melodies <= 1:
+            raise ValueError(f"tone_melodies is {tone_melodies}; it is a share of the windows of tones, 0 to 1")
         if min(weights.values()) < 0:
             raise ValueError(f"{weights}: none may be below 0")
         lowest = spec.frequencies[0] * 2 ** (-below * step)
@@ -171,7 +175,7 @@ class SelfSalience(PitchMap):
         self.reconstruction, self.consistency = reconstruction, consistency
         self.tones, self.decay, self.smoothness = tones, decay, smoothness
         self.tone_windows = tone_windows
-        self.maker = Tones(frontend.in_spec.sample_rate, frontend.in_spec.seconds, tone_notes, audible)
+        self.maker = Tones(frontend.in_spec.sample_rate, frontend.in_spec.seconds, tone_notes, tone_melodies, audible)
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("partials", partials_of(spec, frequencies, harmonics), persistent=False)  # (H, F, F')
         self.register_buffer("heard", rows_of(spec, frequencies, min(HEARD, harmonics)), persistent=False)  # (h, F')
