@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from remote.simulation import Killed, SimulatedCloud, SimulatedPod, finish, simulated
+from remote.simulation import STEP, Killed, SimulatedCloud, SimulatedPod, finish, simulated
 from standins import runpod_server
 from standins.wandb_server import KEY
 from wavespace import pods as verb
@@ -723,6 +723,22 @@ def test_a_lost_answer_makes_no_second_sweep(cloud: SimulatedCloud) -> None:
     assert [fate.state for fate in found] == ["finished", "finished"]
     assert sum(len(sweep.runs) for sweep in cloud.wandb.core.sweeps.values()) == 2
     assert len(events(launch, "sweep")) == 1
+
+
+def test_a_sweep_is_not_stuck_because_a_pod_had_waited_before_it_was_made(cloud: SimulatedCloud) -> None:
+    wandb = cloud.wandb.core
+    wandb.issue_never = 1.0
+    at(cloud, 150, lambda: setattr(wandb, "issue_never", 0.0))  # the first sweep has closed without giving out its job
+
+    def looks_seldom(pod: SimulatedPod) -> None:
+        ask, pod.stay = pod._ask, True
+        looks = lambda: (cloud.world.now - pod.began) % 60 < STEP  # noqa: E731
+        pod._ask = lambda: ask() if pod.agent or looks() else None  # type: ignore[method-assign]
+
+    pods_that(cloud, looks_seldom)
+    found = finish(cloud, cloud.controller(cloud.launch(1, idle_timeout=10)))
+    assert [(fate.state, fate.attempts) for fate in found] == [("finished", 0)]
+    assert len(wandb.sweeps) == 2
 
 
 def test_1100_jobs_are_three_sweeps_and_one_launch(cloud: SimulatedCloud) -> None:

@@ -472,7 +472,7 @@ class Controller:
             fate.index: self._newest(fate.index) for fate in self.fates if fate.state in LACKING and self._planned(fate)
         }
         patience = min(STUCK, self.settings.idle_timeout * 30)
-        waiting = any(now - since > patience for since in self.idle_since.values())
+        waits = max((now - since for since in self.idle_since.values()), default=0.0)
         lost: set[int] = set()
         for name in set(newest.values()):
             closed = self.state.closed.get(name)
@@ -480,7 +480,7 @@ class Controller:
                 # What was issued last shows up as a run some seconds after its sweep has closed.
                 if now - closed > patience or not self.state.live:
                     lost |= {index for index, of in newest.items() if of == name}
-            elif waiting and name in self.sweeps:
+            elif name in self.sweeps and min(waits, now - self.state.made[name]) > patience:
                 try:
                     self.wandb.close(self.sweeps[name])  # what runs goes on; nothing more is issued
                 except Unknown as error:

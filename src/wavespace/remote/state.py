@@ -63,6 +63,7 @@ class State:
     Attributes:
         sweeps: by name, the indexes of the jobs that it hands out.
         ids: by name, the id of a sweep that was made.
+        made: by name, when that was.
         closed: by name, since when a sweep issues nothing more.
         pods: by name.
         draining: why no more pods are rented; None while the launch goes on.
@@ -71,6 +72,7 @@ class State:
 
     sweeps: dict[str, list[int]] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
+    made: dict[str, float] = field(default_factory=dict)
     closed: dict[str, float] = field(default_factory=dict)
     pods: dict[str, PodRecord] = field(default_factory=dict)
     draining: str | None = None
@@ -91,7 +93,7 @@ class State:
         if kind == "sweep.intent":
             self.sweeps[name] = list(event["jobs"])
         elif kind == "sweep":
-            self.ids[name] = event["id"]
+            self.ids[name], self.made[name] = event["id"], event["t"]
         elif kind == "sweep.closed":
             self.closed.setdefault(name, event["t"])
         elif kind == "drain":
