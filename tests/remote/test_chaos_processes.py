@@ -1,6 +1,7 @@
 """A large launch in which much goes wrong, with real processes: the command, `wandb agent`s and workers that train.
 
-`make chaos` runs it. What goes wrong is seeded; whom it meets is up to the machine's scheduler.
+`make chaos` runs it. What goes wrong is seeded; whom it meets is up to the machine's scheduler. A pod takes about a
+gigabyte. The checkout must stay as it is meanwhile: each process reads it, and a job refuses another version's work.
 """
 
 from __future__ import annotations

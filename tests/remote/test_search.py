@@ -109,7 +109,7 @@ def test_a_worker_trains_with_what_was_drawn(monkeypatch: pytest.MonkeyPatch, tm
     job, of, drawn = done.pop()
     assert (of, drawn) == ("l", ["optim.lr=3e-05", "patience=null", "data.midi=null", "compile=False"])
 
-    run = SimpleNamespace(config={}, name="")
+    run = SimpleNamespace(config={}, name="", resumed=False)
     monkeypatch.setattr(worker, "_restore", lambda *_: None)
     monkeypatch.setattr(worker, "_keep", lambda *_: None)
     run.config = SimpleNamespace(update=lambda *_, **__: None)
