@@ -108,7 +108,9 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
     except InstantiationException as error:  # of a part within the section
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise ConfigError(f"{key}={_name(node)} refuses its settings: {error.__cause__}") from None
+        if isinstance(error.__cause__, ValueError):
+            raise ConfigError(f"{key}={_name(node)} refuses its settings: {error.__cause__}") from None
+        raise
     except ValueError as error:
         raise ConfigError(f"{key}={_name(node)} refuses its settings: {error}") from None
 
