@@ -63,6 +63,7 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     ),
     "transformer all": (Transformer, {"width": 16, "layers": 1, "heads": 2, "hidden": 16, "window": None}),
     "dense": (Dense, {"latent": 3, "hidden": 12}),
+    "dense latent": (Dense, {"latent": 2, "hidden": 12, "frames": 4, "reach": 2}),
     "crnn": (CRNN, {"width": 2, "depth": 2, "hidden": 6}),
 }
 NEED_DECIBELS = ("harmonic", "peaks")
@@ -273,6 +274,7 @@ def test_nets_of_1024_channels_can_be_built(kind: type[nn.Module], unit: str) ->
 # --- Codes -----------------------------------------------------------------------------------------------
 
 AUTOENCODERS = ["unet none", "unet latent", "conv1d", "conv1d latent", "conv2d", "conv2d both", "conv2d latent"]
+AUTOENCODERS += ["dense", "dense latent"]
 
 
 @pytest.mark.parametrize("frames", [1, 11])
@@ -482,7 +484,9 @@ def test_harmonic_stack_reads_the_rows_of_the_formula(spread: int, channels: int
         (Transformer, {"layers": 0}, "layers 0"),
         (Transformer, {"heads": 3}, "width is 128; it must be an even number"),
         (Transformer, {"window": 0}, "window is 0"), (Transformer, {"dropout": 1.0}, "dropout is 1.0"),
-        (CRNN, {"hidden": 0}, "hidden 0"), (CRNN, {"dropout": 2.0}, "dropout is 2.0"),
+        (Dense, {"latent": 41}, "latent is 41"), (Dense, {"frames": 3}, "frames is 3; a code is shared by 1, 2, 4"),
+        (Dense, {"reach": -1}, "reach -1"), (CRNN, {"hidden": 0}, "hidden 0"),
+        (CRNN, {"dropout": 2.0}, "dropout is 2.0"),
     ],
 )  # fmt: skip
 def test_settings_that_can_not_be_are_refused(kind: type[nn.Module], settings: dict[str, Any], told: str) -> None:

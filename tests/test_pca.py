@@ -38,12 +38,39 @@ def test_it_is_the_truncated_singular_value_decomposition() -> None:
         assert model.encode(features).shape == (5, latent, 1, 40)
 
 
+@pytest.mark.parametrize("frames", [2, 4])
+def test_of_blocks_of_frames_it_is_that_of_the_blocks(frames: int) -> None:
+    # Each frame is like the last: what a block of them can spare.
+    steps = torch.randn(6, 2, 3, 42, generator=torch.Generator().manual_seed(1))
+    features = 3 * steps.cumsum(-1) - 40
+    features -= features.mean((0, 3), keepdim=True)
+    whole = features[..., : 42 - 42 % frames].double().numpy().transpose(0, 3, 1, 2)  # (6, T, 2, 3)
+    blocks = whole.reshape(len(whole), -1, frames * 6).reshape(-1, frames * 6)
+    mean = np.tile(blocks.reshape(-1, 6).mean(0), frames)
+    vectors = np.linalg.eigh((blocks - mean).T @ (blocks - mean)).eigenvectors
+    for latent in (1, 3):
+        model = PCA(SPEC, SPEC, latent=latent, frames=frames)
+        model.fit(features.split(2))
+        basis = vectors[:, -latent * frames :]
+        expected = (blocks - mean) @ basis @ basis.T + mean
+        found = model(features)
+        assert found.shape == features.shape
+        assert model.encode(features).shape == (6, latent * frames, 1, -(-42 // frames))
+        kept = found[..., : whole.shape[1]].double().numpy().transpose(0, 3, 1, 2).reshape(-1, frames * 6)
+        np.testing.assert_allclose(kept, expected, atol=1e-3)
+        alone = PCA(SPEC, SPEC, latent=latent)
+        alone.fit(features.split(2))
+        assert np.square(blocks - kept).sum() < (alone(features) - features).double().square().sum()
+
+
 def test_what_it_can_t_be_is_refused() -> None:
     other = FeatureSpec(4, SPEC.frequencies, 10.0, "logit", -10.0, 10.0)
     with pytest.raises(Incompatible, match="model=pca gives back what came in"):
         PCA(SPEC, other)
     with pytest.raises(ValueError, match="latent is 7; a frame has 6 numbers"):
         PCA(SPEC, SPEC, latent=7)
+    with pytest.raises(ValueError, match="frames is 0; a code is shared by 1, 2, 4"):
+        PCA(SPEC, SPEC, latent=1, frames=0)
 
 
 def test_as_a_baseline_it_is_fitted_on_training_audio(tmp_path: Path) -> None:

@@ -41,22 +41,18 @@ class LinearPath(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Take mean and components of features `(B, C, F, T)`; of a block of frames each has its own part of the code.
+        """Take mean and components of blocks of `step` frames of features `(B, C, F, T)`.
 
         Does nothing where something else than the input is asked for.
         """
         if self.in_spec != self.out_spec:
             return
-        pca = PCA(self.in_spec, self.out_spec, latent=self.latent)
+        pca = PCA(self.in_spec, self.out_spec, latent=self.latent, frames=self.step)
         pca.fit(batches)
         basis, mean = pca.basis.to(self.narrow.weight), pca.mean.flatten().to(self.narrow.weight)
-        self.narrow.weight.zero_()
-        self.widen.weight.zero_()
-        for place in range(self.step):
-            own = slice(place * self.latent, (place + 1) * self.latent)
-            self.narrow.weight[own, :, 0, place] = basis.T
-            self.widen.weight[own, :, 0, place] = basis.T
-        for layer, bias in ((self.narrow, -(mean @ basis).repeat(self.step)), (self.widen, mean)):
+        self.narrow.weight.copy_(basis)
+        self.widen.weight.copy_(basis)
+        for layer, bias in ((self.narrow, -(basis.sum(3)[:, :, 0] @ mean)), (self.widen, mean)):
             assert layer.bias is not None
             layer.bias.copy_(bias)
 

@@ -67,6 +67,12 @@ def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, frames, 0, rows)) if rows or frames else x
 
 
+def in_blocks(x: Tensor, frames: int) -> Tensor:
+    """Repeat the last frame of `(B, C, F, T)` until T is a multiple of `frames`; `[..., :T]` crops the result."""
+    missing = -x.shape[3] % frames
+    return F.pad(x, (0, missing, 0, 0), mode="replicate") if missing else x
+
+
 def as_frames(x: Tensor) -> Tensor:
     """`(B, C, F, T)` to one vector a frame, `(B, C * F, 1, T)`."""
     return x.flatten(1, 2).unsqueeze(2)
@@ -85,6 +91,17 @@ def norm_layer(kind: Norm, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(max(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+
+
+def block_of(frames: int) -> int:
+    """Frames that share a code.
+
+    Raises:
+        ValueError: it is no power of two up to 64: long audio is cut into windows that begin at multiples of these.
+    """
+    if frames not in (1, 2, 4, 8, 16, 32, 64):
+        raise ValueError(f"frames is {frames}; a code is shared by 1, 2, 4, 8, 16, 32 or 64 of them")
+    return frames
 
 
 class ConvBlock(nn.Sequential):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
 from wavespace.models.autoencoder import LinearPath
-from wavespace.models.blocks import Norm, Scale, as_frames, from_frames, norm_layer, precise
+from wavespace.models.blocks import Norm, Scale, as_frames, block_of, from_frames, in_blocks, norm_layer, precise
 from wavespace.spec import FeatureSpec
 
 
@@ -22,9 +21,10 @@ class Dense(nn.Module):
         in_spec: features.
         out_spec: what the task needs.
         latent: numbers a frame of the code.
+        frames: consecutive ones that share a code of `latent * frames` numbers.
         hidden: units on each way.
-        reach: frames on each side that a code hears, and codes on each side from which a frame is rebuilt; with 0 each
-            frame stands for itself.
+        reach: frames on each side that a code hears beside its own, and codes on each side from which frames are
+            rebuilt; with 0 each code stands for itself.
         norm: kind of normalisation. Group norm, over all frames of a window, mixes frames after all.
 
     Attributes:
@@ -35,14 +35,13 @@ class Dense(nn.Module):
         ValueError: a setting is out of range.
     """
 
-    step = 1
-
     def __init__(
         self,
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
         latent: int = 16,
+        frames: int = 1,
         hidden: int = 256,
         reach: int = 1,
         norm: Norm = "batch",
@@ -55,10 +54,21 @@ class Dense(nn.Module):
             raise ValueError(f"hidden is {hidden} and reach {reach}; they must be at least 1 and 0")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.channels, self.bins = out_spec.channels, out_spec.bins
-        self.context = 2 * reach
-        self.linear = LinearPath(in_spec, out_spec, latent)
-        self.into = _layers(size, hidden, latent, reach, norm)
-        self.out = _layers(latent, hidden, self.channels * self.bins, reach, norm)
+        self.step, self.context = block_of(frames), frames - 1 + reach + reach * frames
+        self.linear = LinearPath(in_spec, out_spec, latent, frames)
+        # The hidden layers add nothing, at first.
+        self.into = nn.Sequential(
+            nn.Conv2d(size, hidden, (1, frames + 2 * reach), (1, frames), (0, reach), bias=False),
+            norm_layer(norm, hidden),
+            nn.GELU(),
+            silent(nn.Conv2d(hidden, latent * frames, 1)),
+        )  # (B, C * F, 1, T) to (B, latent * frames, 1, T / frames)
+        self.out = nn.Sequential(
+            nn.Conv2d(latent * frames, hidden, (1, 2 * reach + 1), padding=(0, reach), bias=False),
+            norm_layer(norm, hidden),
+            nn.GELU(),
+            silent(nn.ConvTranspose2d(hidden, self.channels * self.bins, (1, frames), (1, frames))),
+        )  # back to (B, C' * F', 1, T)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Set the linear part to the principal components of features `(B, C, F, T)`."""
@@ -66,25 +76,21 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x))[..., : x.shape[-1]]
 
     def encode(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` to codes `(B, latent, 1, T)`."""
-        x = self.scale.into(x)
+        """`(B, C, F, T)` to codes `(B, latent * frames, 1, ceil(T / frames))`."""
+        x = in_blocks(self.scale.into(x), self.step)
         return self.linear.into(x) + precise(self.into(as_frames(x)))
 
     def decode(self, code: Tensor) -> Tensor:
-        """Codes `(B, latent, 1, T)` to `(B, C', F', T)`."""
+        """Codes `(B, latent * frames, 1, t)` to `(B, C', F', t * frames)`."""
         added = from_frames(precise(self.out(code)), self.channels, self.bins)
         return self.target.out(self.linear.out(code) + added)
 
 
-def _layers(size: int, hidden: int, out: int, reach: int, norm: Norm) -> nn.Sequential:
-    """`(B, size, 1, T)` to `(B, out, 1, T)`; nothing, at first."""
-    last = nn.Conv2d(hidden, out, 1)
-    with torch.no_grad():
-        last.weight.zero_()
-        if last.bias is not None:
-            last.bias.zero_()
-    first = nn.Conv2d(size, hidden, (1, 2 * reach + 1), padding=(0, reach), bias=False)
-    return nn.Sequential(first, norm_layer(norm, hidden), nn.GELU(), last)
+def silent(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+    """A layer that gives nothing until it learns."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,36 +1,37 @@
-"""Principal components of single frames: the linear autoencoder that a learned one of the same latent has to beat."""
+"""Principal components of frames or blocks of them: the linear autoencoder that a learned one has to beat."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
-from wavespace.models.blocks import as_frames, from_frames
+from wavespace.models.blocks import as_frames, block_of, from_frames, in_blocks
 from wavespace.spec import FeatureSpec
 
 
 class PCA(nn.Module):
-    """The best linear map of frames to `latent` numbers and back, by squared error; a baseline that `fit` sets.
+    """The best linear map of frames to `latent` numbers each and back, by squared error; a baseline that `fit` sets.
 
     Args:
         in_spec: features.
         out_spec: the same, as it gives back what came in.
         latent: numbers a frame.
+        frames: consecutive ones that share a code of `latent * frames` numbers. Windows of neighbouring frames overlap,
+            so a block of them takes far fewer numbers than its frames do one by one.
 
     Raises:
         Incompatible: the task asks for something other than its input.
-        ValueError: there are fewer numbers in a frame.
+        ValueError: there are fewer numbers in a frame, or no frames.
     """
 
-    context = 0
-    step = 1
-    mean: Tensor  # (1, C * F, 1, 1)
-    basis: Tensor  # (C * F, latent), orthonormal
+    mean: Tensor  # (1, C * F, 1, 1), of all frames
+    basis: Tensor  # (latent * frames, C * F, 1, frames), orthonormal rows, the strongest first
 
-    def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, *, latent: int = 16) -> None:
+    def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, *, latent: int = 16, frames: int = 1) -> None:
         super().__init__()
         size = in_spec.channels * in_spec.bins
         if in_spec != out_spec:
@@ -40,35 +41,43 @@ class PCA(nn.Module):
             )
         if not 1 <= latent <= size:
             raise ValueError(f"latent is {latent}; a frame has {size} numbers")
-        self.channels, self.bins, self.latent = in_spec.channels, in_spec.bins, latent
+        self.channels, self.bins = in_spec.channels, in_spec.bins
+        self.step, self.context = block_of(frames), frames - 1
         self.register_buffer("mean", torch.zeros(1, size, 1, 1))
-        self.register_buffer("basis", torch.eye(size, latent))
+        self.register_buffer("basis", torch.eye(latent * frames, size * frames).view(latent * frames, size, 1, frames))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Take mean and components, in float64, from all frames of features `(B, C, F, T)`."""
-        size = len(self.basis)
+        """Take mean and components, in float64, from all whole blocks of frames of features `(B, C, F, T)`."""
+        size = self.basis[0].numel()
         count, total = 0, torch.zeros(size, dtype=torch.float64)
         products = torch.zeros(size, size, dtype=torch.float64)
         for features in batches:
-            frames = as_frames(features.cpu().double()).squeeze(2).transpose(1, 2).flatten(0, 1)  # (B * T, C * F)
-            count += len(frames)
-            total += frames.sum(0)
-            products += frames.T @ frames
-        mean = total / count
-        covariance = products / count - mean[:, None] * mean
-        _, vectors = torch.linalg.eigh(covariance)  # ascending
-        self.mean.copy_(mean[None, :, None, None])
-        self.basis.copy_(vectors[:, -self.latent :].flip(1))
+            x = as_frames(features.cpu().double()).squeeze(2)  # (B, C * F, T)
+            blocks = x.unfold(2, self.step, self.step).transpose(1, 2).flatten(2).flatten(0, 1)  # (n, C * F * step)
+            count += len(blocks)
+            total += blocks.sum(0)
+            products += blocks.T @ blocks
+        by_place = (total / count).view(-1, self.step)  # (C * F, step)
+        mean = by_place.mean(1, keepdim=True)
+        whole = mean.expand_as(by_place).flatten()
+        # Of blocks less the mean of frames, which places in a block differ from by chance alone.
+        moment = products / count - torch.outer(whole, total / count)
+        moment -= torch.outer(total / count - whole, whole)
+        _, vectors = torch.linalg.eigh((moment + moment.T) / 2)  # ascending
+        self.mean.copy_(mean[None, :, :, None])
+        self.basis.copy_(vectors.T[-len(self.basis) :].flip(0).view_as(self.basis))
 
     def encode(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` to codes `(B, latent, 1, T)`, the strongest component first."""
-        return torch.einsum("bsit,sn->bnit", as_frames(x) - self.mean, self.basis)
+        """`(B, C, F, T)` to codes `(B, latent * frames, 1, ceil(T / frames))`, the strongest component first."""
+        x = as_frames(x) - self.mean  # (B, C * F, 1, T)
+        return F.conv2d(in_blocks(x, self.step), self.basis, stride=(1, self.step))
 
     def decode(self, code: Tensor) -> Tensor:
-        """Codes to `(B, C, F, T)`."""
-        return from_frames(torch.einsum("bnit,sn->bsit", code, self.basis) + self.mean, self.channels, self.bins)
+        """Codes `(B, latent * frames, 1, t)` to `(B, C, F, t * frames)`."""
+        x = F.conv_transpose2d(code, self.basis, stride=(1, self.step)) + self.mean  # (B, C * F, 1, t * frames)
+        return from_frames(x, self.channels, self.bins)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to the same."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x))[..., : x.shape[-1]]
