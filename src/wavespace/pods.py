@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ DEEDS = {
     "status": "what each launch is doing; of one launch, every job and pod",
     "attach": "go on with a launch: watch it, try lost jobs again, end its pods when all is done",
     "stop": "end a launch: training is saved, pods are ended, its sweeps are closed",
-    "reap": "end the pods of launches that nobody leads, as after a crash of this machine",
+    "reap": "end the pods of launches that nobody leads, as after a crash of this machine; detached ones by name",
     "cost": "dollars spent, at most, by launch and pod",
 }
 
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str]) -> None:
     launches = [Launch.named(given.runs, given.launch)] if given.launch is not None else Launch.all(given.runs)
     if not launches:
         raise UserError(f"there is no launch in {given.runs / 'launches'}; --runs names another folder of runs")
-    deed = {"status": status, "attach": attach, "stop": stop, "reap": reap, "cost": cost}[given.deed]
+    if given.deed == "reap":
+        return reap(launches, named=given.launch is not None)
+    deed = {"status": status, "attach": attach, "stop": stop, "cost": cost}[given.deed]
     if given.deed in ("attach", "stop"):
         launches = launches[-1:]
     deed(launches)
@@ -116,23 +120,32 @@ def stop(launches: Sequence[Launch]) -> None:
         conclude(controller)
 
 
-def reap(launches: Sequence[Launch]) -> None:
-    """End pods by the names of launches that are here and that nobody leads; others with our prefix are only told."""
+def reap(launches: Sequence[Launch], named: bool = False) -> None:
+    """End pods by the names of launches that are here and that nobody leads; others with our prefix are only told.
+
+    A detached launch's pods end by themselves: unless it is `named`, those that run and are not past their date stay.
+    """
     from wavespace.remote.plan import launch_of
     from wavespace.remote.pods import Refused, Runpod, Unknown
+    from wavespace.remote.state import State
 
+    known = {launch.id: launch for launch in launches}
     runpod = Runpod()
     try:
-        pods = [pod for pod in runpod.list() if launch_of(pod.name)]
+        pods = [pod for pod in runpod.list() if (of := launch_of(pod.name)) and (of in known or not named)]
     except (Unknown, Refused) as error:
         raise UserError(f"{error}; nothing was ended, try again") from None
-    known = {launch.id: launch for launch in launches}
+    states = {launch.id: State.of(launch.events()) for launch in launches if not named}
+    detached = {id: state.pods for id, state in states.items() if state.detached and not state.draining}
+    now, alone = time.time(), Counter[str]()
     for pod in pods:
         launch = known.get(str(launch_of(pod.name)))
         if launch is None:
             print(f"{pod.name} ({pod.id}) is of a launch that is not in this folder of runs; left alone")
         elif launch.led:
             print(f"{pod.name} ({pod.id}) is of a launch that is being led; left alone")
+        elif (own := detached.get(launch.id, {}).get(pod.name)) and now < own.until and not pod.exited:
+            alone[launch.id] += 1
         else:
             launch.write("pod.ending", name=pod.name, why="reaped")
             try:
@@ -141,6 +154,12 @@ def reap(launches: Sequence[Launch]) -> None:
                 print(f"{pod.name} ({pod.id}) could not be ended: {error}; run this again")
             else:
                 print(f"{pod.name} ({pod.id}) ended")
+    for id, count in alone.items():
+        last = datetime.fromtimestamp(max(pod.until for pod in detached[id].values()))
+        print(
+            f"launch {id} is detached: its pods, {count} now, end by themselves, by {last:%Y-%m-%d %H:%M}; "
+            f"`wavespace pods reap {id}` ends them now"
+        )
     if not pods:
         print("there are no pods of ours")
 

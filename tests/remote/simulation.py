@@ -7,7 +7,7 @@ real processes hold those. An hour of a launch takes a second or two.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from wavespace.remote.fates import Fate
 from wavespace.remote.ledger import Launch
 from wavespace.remote.plan import Job, Plan, Settings
 from wavespace.remote.pods import Runpod
-from wavespace.remote.sweep import DUPLICATE, Run, Wandb, rival_of
+from wavespace.remote.sweep import DUPLICATE, REFUSED, Run, Wandb, rival_of
 
 STEP = 5.0
 """Virtual seconds between the moves of the simulated world."""
@@ -52,13 +52,14 @@ class World:
 
 @dataclass
 class Chances:
-    """Probabilities, an hour for a pod or once for a job."""
+    """Probabilities, an hour for a pod or once for a job; jobs that always fail, or that another version refuses."""
 
     host_lost: float = 0.0
     spot: float = 0.0
     agent_killed: float = 0.0
     job_fails: float = 0.0
     always_fails: frozenset[int] = frozenset()
+    refuses: frozenset[int] = frozenset()
 
 
 class SimulatedPod:
@@ -118,7 +119,7 @@ class SimulatedPod:
             going = [sweep for sweep in ours if sweep.state in ("RUNNING", "PENDING")]
             if going:
                 self.sweep, self.agent = going[0].id, wandb.create_agent(going[0].id)
-            elif not self.stay and ours and all(self._is_done(id) for sweep in ours for id in sweep.runs):
+            elif not self.stay and self._all_done([id for sweep in ours for id in sweep.runs]):
                 self.cloud.core.terminate(self.pod.id)
             return
         for command in wandb.heartbeat(self.agent, {}):
@@ -131,9 +132,9 @@ class SimulatedPod:
                 self.job, self.drawn = str(given.pop("job")), given
                 del self.drawn["launch"]
 
-    def _is_done(self, id: str) -> bool:
-        run = self.cloud.run(id)
-        return run.stored or run.duplicate
+    def _all_done(self, ids: Sequence[str]) -> bool:
+        runs = [self.cloud.run(id) for id in ids]
+        return bool(runs) and all(run.stored or run.duplicate for run in runs)
 
     def _work(self, now: float) -> None:
         assert self.run is not None
@@ -153,6 +154,10 @@ class SimulatedPod:
                 return
             self.initialized, self.ends = True, now + self.cloud.job_seconds
         index = Job.parse(self.job).index
+        if index in self.cloud.chances.refuses:
+            self._end(1, {"outcome": REFUSED, "reason": "this image is another"})
+            self.cloud.core.terminate(self.pod.id)
+            return
         if now < self.ends:
             wandb.touch(*self.cloud.path, self.run)
         elif index in self.cloud.chances.always_fails or self.rng.random() < self.cloud.chances.job_fails:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import runpod
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 from remote.simulation import SimulatedCloud, finish, simulated
@@ -140,6 +141,43 @@ def test_a_dry_run_shows_no_secrets_value(
     assert re.search(r'key: "MODE", value: "\*\*\*"', ended.out)
     for secret in ("planted-in-this-process", "hard", "quote-0123456789"):
         assert secret not in ended.out + ended.err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["hydra.launcher.env=[MODE,LEVEL]"],
+        ["hydra.launcher.env=['MODE', \"LEVEL\"]"],
+        ["hydra.launcher.env={MODE: fast, LEVEL: '2'}"],
+        ["+hydra.launcher.env.MODE=fast", "+hydra.launcher.env.LEVEL='2'"],
+    ],
+    ids=["list", "list of quoted", "mapping", "one by one"],
+)
+def test_variables_of_pods_are_listed_or_told(
+    cloud: SimulatedCloud, wavespace: Any, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    monkeypatch.setenv("MODE", "fast")
+    monkeypatch.setenv("LEVEL", "2")
+    ended = wavespace(*train(dry_run="true"), *given, "hydra.launcher.secrets={WANDB_API_KEY:other}", "seed=1")
+    assert ended.code == 0, ended.err
+    for text in ('"MODE", value: "fast"', '"LEVEL", value: "2"', '"WANDB_API_KEY", value: "{{ RUNPOD_SECRET_other }}"'):
+        assert text in ended.out
+
+
+def test_an_override_set_is_composed_once_a_command(
+    cloud: SimulatedCloud, wavespace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, composed = ConfigLoaderImpl.load_configuration, list[str]()
+
+    def note(*arguments: Any, **facts: Any) -> Any:
+        composed.extend(text for text in facts["overrides"] if text in ("seed=1", "seed=2"))
+        return load(*arguments, **facts)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", note)
+    ended = wavespace(*train(dry_run="true"), "seed=1,2,1", "name='a b'")
+    assert composed == ["seed=1", "seed=2"]
+    jobs = re.findall(r"^ +(\d)  [0-9a-f]{12}  (.*)$", ended.out, re.MULTILINE)
+    assert jobs == [("0", "seed=1 name='a b'"), ("1", "seed=2 name='a b'"), ("2", "seed=1 name='a b'")]
 
 
 # --- Before anything is rented
@@ -364,3 +402,15 @@ def test_reap_ends_the_pods_and_their_cost(cloud: SimulatedCloud, launches: list
     assert ended.out.count(" ended\n") == 2
     assert cloud.core.live() == []
     assert "there are no pods of ours" in wavespace("pods", "reap").out
+
+
+def test_reap_ends_a_detached_launchs_pods_only_by_its_name(
+    cloud: SimulatedCloud, launches: list[Launch], wavespace: Any
+) -> None:
+    launches[1].write("detached")
+    ended = wavespace("pods", "reap")
+    assert f"launch {launches[1].id} is detached: its pods, 2 now, end by themselves, by 2" in ended.out
+    assert len(cloud.core.live()) == 2
+    assert wavespace("pods", "reap", "01234567").out == "there are no pods of ours\n"
+    assert wavespace("pods", "reap", "89abcdef").out.count(" ended\n") == 2
+    assert cloud.core.live() == []

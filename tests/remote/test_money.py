@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -24,12 +25,14 @@ from remote.simulation import STEP, Killed, SimulatedCloud, SimulatedPod, finish
 from standins import runpod_server
 from standins.wandb_server import KEY
 from wavespace import pods as verb
+from wavespace.remote import pod_entry
 from wavespace.remote.controller import GRACE, Controller
 from wavespace.remote.launch import Session, interruptible
 from wavespace.remote.ledger import Launch
 from wavespace.remote.pod_entry import PodEntry
 from wavespace.remote.pods import Runpod, Unknown
-from wavespace.remote.sweep import Wandb
+from wavespace.remote.preloaded import OTHER_VERSION
+from wavespace.remote.sweep import Sweep, Wandb
 
 RENT = "podFindAndDeployOnDemand"
 Lives = Callable[[SimulatedPod], None]
@@ -418,6 +421,9 @@ def test_m5_three_machines_that_do_not_start_are_of_three_kinds_and_the_last(clo
     assert why(launch) == "the last 3 pods did nothing"
     for pod in cloud.core.pods.values():
         assert cloud.core.cost(pod) < pod.price * (5 * 60 + 4 * 15) / 3600
+    cloud.core.boot = lambda pod: 20.0
+    found = finish(cloud, cloud.controller(launch))  # the same command, once the cause is mended
+    assert [fate.state for fate in found] == ["finished"] * 4
 
 
 def test_m5_the_next_kind_of_machine_does_the_jobs(cloud: SimulatedCloud) -> None:
@@ -458,6 +464,45 @@ def test_m6_pods_whose_self_test_fails_end_the_launch(cloud: SimulatedCloud) -> 
     finish(cloud, cloud.controller(launch))
     assert why(launch) == "the last 3 pods did nothing"
     assert len(cloud.core.created) == 3
+
+
+def test_m6_a_job_that_another_version_refuses_ends_the_launch_and_costs_no_attempt(cloud: SimulatedCloud) -> None:
+    cloud.chances.refuses = frozenset([2, 3, 4])
+    launch = cloud.launch(5, max_pods=1, retries=0)
+    found = finish(cloud, cloud.controller(launch))
+    assert [fate.state for fate in found] == ["finished", "finished", "retry", "queued", "queued"]
+    assert why(launch) == "this image is another; the same command with it goes on"
+    assert len(cloud.core.created) == 1
+    assert left(cloud) == []
+    finish(cloud, cloud.controller(launch))  # with the same image
+    assert len(cloud.core.created) == 2
+    cloud.chances.refuses = frozenset()
+    found = finish(cloud, cloud.controller(launch))
+    assert [(fate.state, fate.attempts) for fate in found] == [("finished", 0)] * 5
+    assert len(cloud.finished) == 5
+
+
+def test_m6_a_pod_of_another_version_ends_at_the_first_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = PodEntry("launch", "pod", "us/project", until=math.inf, idle=60.0, stay=True)
+    entry.folder, started = tmp_path, list[str]()
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        started.append(command[0])
+        if command[0] == "wandb":
+            (tmp_path / OTHER_VERSION).write_text("this image is another")
+        return subprocess.Popen(["sleep", "60"])
+
+    monkeypatch.setattr(pod_entry, "Wandb", lambda *_: None)
+    monkeypatch.setattr(pod_entry, "LOOK", 0.05)
+    for name, stand_in in {
+        "_start": start,
+        "_self_test": lambda: None,
+        "_open_sweep": lambda _: Sweep("", "", True),
+    }.items():
+        monkeypatch.setattr(entry, name, stand_in)
+    assert entry._work() == "this image is another"
+    assert started == ["wavespace.cli", "wandb"]
+    entry._end_preloaded()
 
 
 # --- M7: whatever ends the process ends the pods
@@ -567,6 +612,33 @@ def test_m7_only_detach_leaves_pods(cloud: SimulatedCloud) -> None:
     assert len(cloud.finished) == 4
     found = finish(cloud, cloud.controller(launch))
     assert [fate.state for fate in found] == ["finished"] * 4
+
+
+def test_m7_reap_leaves_a_detached_launch_until_its_date(
+    cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lasting(pod: SimulatedPod) -> None:
+        without_own_end(pod), without_runpods_end(pod)
+
+    monkeypatch.setattr(verb, "time", cloud.world)
+    pods_that(cloud, lasting)
+    cloud.job_seconds = 1e9
+    launch = cloud.launch(2, max_pods=2, max_hours=0.5)
+    cloud.controller(launch).rent_and_leave()
+    verb.reap([launch])
+    assert len(left(cloud)) == 2
+    assert "is detached: its pods, 2 now, end by themselves, by 2" in capsys.readouterr().out
+    cloud.core.spot_stop(cloud.core.live()[0])  # which then costs, and does nothing
+    verb.reap([launch])
+    assert len(left(cloud)) == 1
+    cloud.world.sleep(1800)
+    verb.reap([launch])
+    assert left(cloud) == []
+    again = cloud.launch(2, name="290101-000001-01234567", max_pods=2)
+    cloud.controller(again).rent_and_leave()
+    until_killed(cloud, again, 60)  # somebody had attached to it
+    verb.reap([again])
+    assert left(cloud) == []
 
 
 # --- M8: no answer is not "no pods"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
 
 from wavespace.remote import worker
+from wavespace.remote.plan import Job
+from wavespace.remote.preloaded import FOLDER, OTHER_VERSION
 from wavespace.runfolder import RunFolder, write_atomic
 
 
@@ -107,3 +110,39 @@ def test_what_is_set_aside_is_refused_where_training_wrote_meanwhile(
 
     monkeypatch.setattr(worker.os, "link", slow)
     assert not worker._set_aside(training.folder, tmp_path / "aside")
+
+
+class Config(dict[str, Any]):
+    def update(self, given: dict[str, Any], allow_val_change: bool) -> None:  # type: ignore[override]
+        super().update(given)
+
+
+@pytest.mark.parametrize(
+    ("override", "drawn", "told"),
+    [
+        ("seed=1", [], "this image composes the job's overrides to "),
+        ("model.new=1", [], "this image can't compose the job's overrides, and the launch could: "),
+        ("seed=1", ["model.new=1"], ""),  # what a search draws is no planned job
+    ],
+)
+def test_a_job_of_another_version_is_refused_and_its_pod_is_told(
+    override: str, drawn: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, summary = list[int](), dict[str, Any]()
+    run = SimpleNamespace(config=Config(), summary=summary, entity="us", project="p", id="r", resumed=False)
+    run.finish = lambda exit_code: codes.append(exit_code)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    monkeypatch.setattr(worker, "_rival", lambda *_: None)
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    job = Job(0, "0" * 12, (override,))
+    assert worker.work(job, job.text, "launch", drawn) == 1
+    assert codes == [1]
+    if not told:
+        assert "outcome" not in summary
+        assert not (tmp_path / OTHER_VERSION).exists()
+        return
+    assert summary["outcome"] == "refused"
+    assert summary["reason"] == (tmp_path / OTHER_VERSION).read_text()
+    assert summary["reason"].startswith(told)
+    assert summary["reason"].endswith("; build the image anew from the checkout that launches")
+    assert "\n" not in summary["reason"]

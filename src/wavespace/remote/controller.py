@@ -108,9 +108,9 @@ class Controller:
         Ctrl-C, SIGTERM and errors of ours all end the pods first; a second Ctrl-C does not wait for training to be
         saved.
         """
-        if self.state.settled or self.state.draining:  # the same command again, with more money or jobs
-            self.launch.tell_to_end(False)
-            self.note("resumed")
+        self._resume()
+        if self.state.detached:
+            self.note("attached")
         with self._ending_pods_whatever_happens():
             while not self.step() and not (self.plan.stay and self._all_ended()):
                 self.clock.sleep(self.settings.poll_seconds)
@@ -118,9 +118,17 @@ class Controller:
 
     def rent_and_leave(self) -> None:
         """Until every pod that can be rented is; the pods then do their jobs and end by themselves."""
+        self._resume()
         with self._ending_pods_whatever_happens():
             while not self.step() and (not self.state.live or any(pod.id is None for pod in self.state.live)):
                 self.clock.sleep(self.settings.poll_seconds)
+        if not self.state.settled:
+            self.note("detached")
+
+    def _resume(self) -> None:
+        if self.state.settled or self.state.draining:  # the same command again, with more money or jobs
+            self.launch.tell_to_end(False)
+            self.note("resumed")
 
     def settle(self, why: str) -> None:
         """End every pod of the launch and close its sweeps, however long that takes.
@@ -330,6 +338,9 @@ class Controller:
         if self._all_ended() and not self.plan.stay and (self.fates or self.state.closed):
             self.note("drain", why="every job has ended")
             return
+        if refused := [run for run in self.runs if run.refused and self._is_of_now(run)]:  # M6: all have one image
+            self.note("drain", why=f"{refused[0].summary.get('reason')}; the same command with it goes on")
+            return
         tried = [run for run in self.runs if run.state == "failed" and not run.duplicate]
         failed = {run.id if self.plan.search else run.job: run for run in tried}
         if len(failed) >= FAILURES and not any(fate.state == "finished" for fate in self.fates):  # M6
@@ -347,10 +358,14 @@ class Controller:
         if self.looked and (gone := [name for name in self.state.ids if name not in self.sweeps]):
             self.note("drain", why=deleted(gone[0], self.launch.id))
 
+    def _is_of_now(self, run: Run) -> bool:
+        """Whether its pod lives, or did when the launch was last begun: the ones before may have had another image."""
+        return any(pod.id == run.pod and pod.existed_after(self.state.resumed) for pod in self.state.pods.values())
+
     def _did_nothing(self) -> list[bool]:
-        """Of the pods that have ended or work, newest first: whether it ended without having taken a job."""
+        """Of the pods of now that have ended or work, newest first: whether it ended without having taken a job."""
         took = {run.pod for run in self.runs}
-        told = [pod for pod in self.state.pods.values() if pod.id is not None]
+        told = [pod for pod in self.state.pods.values() if pod.id is not None and pod.existed_after(self.state.resumed)]
         judged = [pod for pod in told if (not pod.live and pod.ending != "surplus") or pod.id in took]
         return [pod.id not in took for pod in reversed(judged)]
 

@@ -27,7 +27,7 @@ class Fate:
             `finished`, `failed`.
         run: id of the run that counts: the first that finished, else the newest.
         pod: where that run is or was.
-        attempts: runs that ended without a result.
+        attempts: runs that ended without a result, but for those that another version has refused.
         dollars: of all its runs.
         mode: which way `value` is better, min or max; None where its run has not told.
         figures: the run's metrics, flat.
@@ -69,7 +69,7 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
     done = [run for run in runs if run.stored]
     alive = [run for run in runs if run.alive(now)]
     waiting = [run for run in runs if run.state in ("preempted", "preempting", "pending")]
-    lost = [run for run in runs if run not in done + alive + waiting]
+    lost = [run for run in runs if run not in done + alive + waiting and not run.refused]
     if done:
         run, state = min(done, key=lambda run: run.created + run.seconds), "finished"
     elif alive:

@@ -107,8 +107,9 @@ class Settings:
         Raises:
             ConfigError: every wrong or missing value, with its key.
         """
+        unset = {*NEEDED, "secrets", "env"}
         values = {
-            key: value for key, value in given.items() if key != "_target_" and (value is not None or key not in NEEDED)
+            key: value for key, value in given.items() if key != "_target_" and (value is not None or key not in unset)
         }
         if isinstance(values.get("secrets"), list):
             values["secrets"] = {name: name for name in values["secrets"]}

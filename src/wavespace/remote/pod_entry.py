@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from wavespace.remote.pods import Refused, Runpod, Unknown
-from wavespace.remote.preloaded import FOLDER, SELF_TEST, SOCKET
+from wavespace.remote.preloaded import FOLDER, OTHER_VERSION, SELF_TEST, SOCKET
 from wavespace.remote.sweep import Sweep, Wandb
 
 SAVING = 60
@@ -102,6 +102,8 @@ class PodEntry:
         wandb = Wandb(*self.path.split("/"))
         failures = 0
         while (why := self._over()) is None:
+            if (refused := self.folder / OTHER_VERSION).exists():
+                return refused.read_text()
             try:
                 sweep = self._open_sweep(wandb)
                 if sweep is None and not self.stay and self._all_done(wandb):
@@ -137,7 +139,8 @@ class PodEntry:
         """An agent on a sweep until it ends; True where it failed."""
         options = ["--forward-signals", "--term-timeout", str(SAVING), "--max-consecutive-failed-runs", "3"]
         self.agent = self._start("wandb", "agent", *options, f"{self.path}/{sweep.id}")
-        while self.agent.poll() is None and self._over() is None:
+        refused = self.folder / OTHER_VERSION
+        while self.agent.poll() is None and self._over() is None and not refused.exists():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.agent.wait(LOOK)
         self._end_agent()

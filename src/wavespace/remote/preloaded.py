@@ -31,6 +31,9 @@ FOLDER = "WAVESPACE_POD_FOLDER"
 SELF_TEST = "self-test"
 """In place of a job: see whether the GPU computes."""
 
+OTHER_VERSION = "other-version"
+"""File in the pod's folder in which a job has said that the image is not of the launch's version."""
+
 SOCKET = "preloaded"
 """Where the process listens, in the pod's folder."""
 

@@ -44,6 +44,10 @@ class PodRecord:
         """Whether it may exist, and cost."""
         return self.gone is None and self.refused is None
 
+    def existed_after(self, when: float) -> bool:
+        """Whether it lives, or was gone only later."""
+        return self.gone is None or self.gone > when
+
     def cost(self, now: float) -> float:
         """Dollars until now, at most: from asking to the listing that missed it, but not beyond `until`."""
         if self.id is None and not self.live:
@@ -68,6 +72,8 @@ class State:
         pods: by name.
         draining: why no more pods are rented; None while the launch goes on.
         settled: nothing of it is left that costs.
+        resumed: when it was begun again after its end.
+        detached: its controller has left it to its pods, which end by themselves.
     """
 
     sweeps: dict[str, list[int]] = field(default_factory=dict)
@@ -77,6 +83,8 @@ class State:
     pods: dict[str, PodRecord] = field(default_factory=dict)
     draining: str | None = None
     settled: bool = False
+    resumed: float = 0.0
+    detached: bool = False
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> State:
@@ -101,7 +109,9 @@ class State:
         elif kind == "settled":
             self.settled = True
         elif kind == "resumed":
-            self.draining, self.settled = None, False
+            self.draining, self.settled, self.resumed = None, False, event["t"]
+        elif kind in ("detached", "attached"):
+            self.detached = kind == "detached"
         elif kind == "pod.intent":
             candidate = Candidate(*event["candidate"])
             self.pods[name] = PodRecord(

@@ -21,6 +21,9 @@ from wavespace.remote.pods import Unknown
 DUPLICATE = "duplicate"
 """Tag of a run that found its job done, or being done, by another."""
 
+REFUSED = "refused"
+"""Outcome of a run whose pod has another version of wavespace than the launch: its job was not tried."""
+
 SILENCE = 300.0
 """Seconds without a heartbeat after which a run is dead; W&B itself says `crashed` after about as long."""
 
@@ -62,6 +65,11 @@ class Run:
     def stored(self) -> bool:
         """Finished, and by the worker's own word: an agent's exit code 0 proves nothing."""
         return self.state == "finished" and self.summary.get("outcome") == "finished"
+
+    @property
+    def refused(self) -> bool:
+        """Not begun, as its pod's image would compute something else."""
+        return self.summary.get("outcome") == REFUSED
 
     def alive(self, now: float) -> bool:
         """Whether it is doing its job, as far as W&B knows."""

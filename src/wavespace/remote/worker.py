@@ -19,12 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wavespace.errors import BadInput, UserError
+from wavespace.errors import BadInput, ConfigError, UserError
 from wavespace.remote.ledger import redacted
 from wavespace.remote.plan import PREPARE, Job
 from wavespace.remote.pods import Unknown
-from wavespace.remote.preloaded import FOLDER, SELF_TEST
-from wavespace.remote.sweep import DUPLICATE, Run, Wandb, rival_of
+from wavespace.remote.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
+from wavespace.remote.sweep import DUPLICATE, REFUSED, Run, Wandb, rival_of
 from wavespace.train import SIGTERM_EXIT, stop
 
 if TYPE_CHECKING:
@@ -37,6 +37,14 @@ STORE = 600.0
 
 TRANSMIT = 2
 """Seconds between what is sent to W&B; its own 15 are a quarter of a short run."""
+
+
+ANEW = "build the image anew from the checkout that launches"
+"""What mends an image of another version."""
+
+
+class OtherVersion(UserError):
+    """This image would compute something else than the launch has planned."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -87,6 +95,12 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
             run.mark_preempting()
         run.finish(exit_code=SIGTERM_EXIT if preempted else 1)
         return SIGTERM_EXIT if preempted else 1
+    except OtherVersion as error:
+        run.summary.update({"reason": redacted(str(error)), "outcome": REFUSED})
+        run.finish(exit_code=1)
+        if folder := os.environ.get(FOLDER):  # the next job would be refused as well
+            (Path(folder) / OTHER_VERSION).write_text(str(error))
+        return 1
     except Exception as error:
         traceback.print_exc()
         run.summary["reason"] = redacted(f"{type(error).__name__}: {error}")[:500]
@@ -107,13 +121,21 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
         prepare(list(job.overrides))
         return {}
     chosen = [text for text in job.overrides if not text.startswith("logger=")]
-    cfg = compose([*chosen, *drawn, "logger=wandb"])
+    try:
+        cfg = compose([*chosen, *drawn, "logger=wandb"])
+    except ConfigError as error:
+        if drawn:
+            raise
+        said = " ".join(str(error).split())
+        raise OtherVersion(
+            f"this image can't compose the job's overrides, and the launch could: {said}; {ANEW}"
+        ) from None
     if run.resumed:  # to start over is said of runs before this one
         cfg.fresh = False
     if not drawn and not signature(cfg).startswith(job.signature):
-        raise UserError(
+        raise OtherVersion(
             f"this image composes the job's overrides to {signature(cfg)}, and the launch to {job.signature}: "
-            "they have different versions of wavespace; build the image anew from the checkout that launches"
+            f"they have different versions of wavespace; {ANEW}"
         )
     folder = RunFolder.of(cfg)
     about = {"signature": folder.path.name, "commit": os.environ.get("WAVESPACE_COMMIT"), "gpu": _gpu()}
