@@ -107,6 +107,7 @@ NETS: dict[str, tuple[Any, dict[str, Any]]] = {
     "conv2d": (Conv2D, {"stride": 4, "depth": 1, "kernel": (3, 1)}),
     "conv2d pooled": (Conv2D, {"pool_time": True}),
     "dense": (Dense, {"hidden": 16}),
+    "dense, codes of 4 frames": (Dense, {"hidden": 16, "frames": 4, "reach": 0}),
 }
 
 
@@ -122,7 +123,8 @@ def linear_net(name: str, latent: int = 5) -> Any:
 @torch.no_grad()
 def test_a_net_with_a_linear_path_begins_as_the_pca(name: str) -> None:
     x = features()
-    net, pca = linear_net(name).eval(), PCA(SPEC, SPEC, latent=5)
+    net = linear_net(name).eval()
+    pca = PCA(SPEC, SPEC, latent=5, frames=net.step)
     net.fit(x.split(2))
     pca.fit(x.split(2))
     expected = pca(x)

@@ -13,6 +13,9 @@ from wavespace.errors import UserError
 
 T = TypeVar("T")
 
+SIGTERM_EXIT = 143
+"""Exit code of a run that was told to stop, as a shell gives for SIGTERM: not 0, which would say that it is done."""
+
 
 def guarded(function: Callable[[], T]) -> T:
     """Run a verb; a user's error is a sentence on stderr and exit code 2, anything else keeps its traceback."""

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -19,16 +19,14 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, open_dict, read_write
 
 from wavespace.claims import claims
-from wavespace.config import check, command_line, compose, conf_dir, resolved
+from wavespace.config import check, command_line, compose, compose_once, conf_dir, resolved
+from wavespace.distributed import check_devices, others, rank
 from wavespace.errors import UserError
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import guarded
+from wavespace.terminal import SIGTERM_EXIT, guarded
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
-
-SIGTERM_EXIT = 143
-"""Exit code of a run that was told to stop, as a shell gives for SIGTERM: not 0, which would say that it is done."""
 
 MEASURED = 256
 """Windows of training audio on which a front-end with normalize=dataset is measured, and a baseline is fitted."""
@@ -37,7 +35,7 @@ MEASURED = 256
 def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if rank() else stop)  # the first of several decides
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
 
@@ -87,6 +85,8 @@ def train(cfg: DictConfig) -> float | None:
     folder = RunFolder.of(cfg)
     status = folder.status()
     if status.get("state") == "finished" and not cfg.fresh:
+        if rank() > 0:
+            return None
         print(f"{folder.path} is finished; its result is returned (fresh=true starts over)")
         return _close(cfg, folder)
 
@@ -94,7 +94,7 @@ def train(cfg: DictConfig) -> float | None:
     from wavespace.build import build
 
     parts = build(cfg)
-    if _rank() > 0:  # torchrun starts a process a device; the first one keeps the folder
+    if rank() > 0:  # torchrun started it; the first one keeps the folder
         fit(cfg, parts, folder)
         return None
     with folder.writing(cfg):
@@ -123,15 +123,15 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         # A core for each loader process: threads that wait for one that shares its core take several times as long.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - data.workers))
     _quiet()
-    if _rank() == 0:
+    if rank() == 0:
         parameters = sum(parameter.numel() for parameter in task.parameters())
         about = {"parameters": parameters, "versions": versions()}
         folder.update(monitor=task.monitor, mode=task.mode, table=list(task.table), **about)
-    goes_on = folder.last.is_file()
+    goes_on = folder.last.is_file() and not (cfg.fresh and rank() > 0)  # which the first may not have cleared yet
     step = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if goes_on else None
-    if goes_on:
+    if goes_on and rank() == 0:
         print(f"going on from step {step} of {folder.path}")
-    loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)] if _rank() == 0 else []
+    loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)] if rank() == 0 else []
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
     measures = task.frontend.normalize == "dataset" and not goes_on  # a checkpoint holds what was measured
     trainer: Trainer = make(
@@ -140,7 +140,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         callbacks=[checkpoints]
         + [LambdaCallback(on_fit_start=_measure)] * measures
         + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and not goes_on)
-        + [TrainingProgress(task.monitor)] * (_rank() == 0),
+        + [TrainingProgress(task.monitor)] * (rank() == 0),
         logger=loggers,
         default_root_dir=str(folder.path),
         max_epochs=-1,
@@ -151,16 +151,27 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # Lightning, once it trains, notes SIGTERM and ends the step; then it exits with 0, as if all were done.
-    before = signal.signal(signal.SIGTERM, lambda *_: None if trainer.received_sigterm else stop())
+    check_devices(cfg, data, trainer)
+
+    def end_the_step(*_: Any) -> None:
+        if checkpoints.training:
+            checkpoints.told = True
+        elif rank() == 0:
+            stop()
+
+    # Lightning's own would speak to the other ranks at once, who are in the midst of something else.
+    connector: Any = trainer._signal_connector
+    connector._sigterm_notifier_fn = lambda *_: None
+    before = signal.signal(signal.SIGTERM, end_the_step)
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
+        with others(folder, trainer.world_size):
+            trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
     except BaseException:  # its own, or that of a loader's worker that was told to stop as well
-        if not trainer.received_sigterm:
+        if not checkpoints.told:
             raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    if trainer.received_sigterm:
+    if checkpoints.told:
         stop()
 
     if not trainer.is_global_zero:
@@ -191,6 +202,7 @@ def _measure(trainer: Any, task: Any) -> None:
 def _fit_model(trainer: Any, task: Any) -> None:
     """Let a model begin at what the training audio tells it, where it has a way to; after the front-end is measured."""
     task.model.fit(task.features(audio.to(task.device)) for audio in _training_audio(trainer.datamodule))
+    task.model.load_state_dict(trainer.strategy.broadcast(task.model.state_dict()))  # to the bit on every rank
 
 
 def _training_audio(data: Any) -> Iterator[Any]:
@@ -270,6 +282,7 @@ class Sweep(Callback):
     """A multirun: every member is checked before the first starts, and one table ends it."""
 
     members: list[tuple[str, DictConfig]]
+    composed: Callable[[Sequence[str], str | None], DictConfig] = staticmethod(compose)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.members = []
@@ -279,6 +292,7 @@ class Sweep(Callback):
         if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # it decides as it goes
             guarded(lambda: self._set_direction(config))
         else:
+            self.composed = compose_once(config)
             guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
 
     def _set_direction(self, config: DictConfig) -> None:
@@ -295,15 +309,15 @@ class Sweep(Callback):
         given = [f"{key}={values}" for key, values in params.items()]  # of the chosen sweep; the command line wins
         choices = list(
             {
-                o.key_or_group: [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
+                (key := o.get_key_element()): [f"{key}={value}" for value in o.sweep_string_iterator()]
                 if o.is_sweep_override()
-                else [str(o.input_line)]
+                else [f"{key}={o.get_value_element_as_str()}"]  # as Hydra's sweeper writes it
                 for o in OverridesParser.create().parse_overrides(given + overrides)
             }.values()
         )
         swept = [i for i, values in enumerate(choices) if len(values) > 1]
         for member in itertools.product(*choices):
-            cfg = compose(member, folder)
+            cfg = self.composed(member, folder)
             probe(cfg, make(cfg.data, "data").spec)
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
@@ -322,11 +336,6 @@ class Sweep(Callback):
             metric = f"{status['monitor']} {value:.3f}" if value is not None else str(status.get("reason") or "-")
             table.add_row(label, str(status.get("state", "not started")), metric, str(folder.path))
         terminal().print(table)
-
-
-def _rank() -> int:
-    """Which of the processes that torchrun started this is."""
-    return int(os.environ.get("RANK", 0))
 
 
 def _close(cfg: DictConfig, folder: RunFolder) -> float | None:

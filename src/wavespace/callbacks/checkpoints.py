@@ -23,12 +23,19 @@ class Checkpoints(Callback):
     The best is written before the last, and holds the same state: a kill between the two repeats the steps
     from the older last, to the same best. Both are renamed into place.
 
+    A run that is told to stop ends after the step or the batch of validation that is being done: all ranks at the same
+    one, whichever of them was told.
+
     Args:
         folder: the run's.
         every: steps between checkpoints.
         monitor: metric that picks the best.
         mode: "min" or "max".
         patience: stop after this many validations without a better one; None: never.
+
+    Attributes:
+        training: whether there is a step to wait for.
+        told: to stop; set it while `training`.
     """
 
     def __init__(self, folder: RunFolder, *, every: int, monitor: str, mode: str, patience: int | None) -> None:
@@ -38,6 +45,7 @@ class Checkpoints(Callback):
         self.best_step = 0
         self.waited = 0
         self.saved = -1
+        self.training = self.told = False
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in the checkpoint."""
@@ -47,16 +55,27 @@ class Checkpoints(Callback):
         """From the checkpoint."""
         self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a step is ended before the run is."""
+        self.training = True
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save between validations; the last step asks Lightning for a closing validation."""
         step = trainer.global_step
         if trainer.max_steps > 0 and step >= trainer.max_steps:
             trainer.should_stop = True
-        interval = int(trainer.val_check_batch or 1)  # None: by time, so that any step may be followed by one
-        validates = trainer.should_stop or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % interval == 0
+        interval = trainer.val_check_batch  # None: by time, so that any step may be followed by one
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        validates = trainer.should_stop or (interval is not None and batches % int(interval) == 0)
         # Not where a validation follows: Lightning would take it for done when it goes on from there.
-        if step % self.every == 0 and not validates:
-            self._save(trainer, [self.folder.last])
+        if not validates:
+            self._end_if_told(trainer)
+            if step % self.every == 0 and interval is not None:
+                self._save(trainer, [self.folder.last])
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """A validation is cut off between two batches."""
+        self._end_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save last, and best if it is."""
@@ -72,9 +91,11 @@ class Checkpoints(Callback):
         self._save(trainer, [self.folder.best, self.folder.last] if better else [self.folder.last])
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
+        self._end_if_told(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what no validation saved, as with `trainer.limit_val_batches=0`."""
+        self.training = False
         if self.saved != trainer.global_step:
             self._save(trainer, [self.folder.last])
 
@@ -82,6 +103,11 @@ class Checkpoints(Callback):
         """On SIGTERM, save the step that has just ended; a validation that was cut off is done again."""
         if isinstance(exception, SIGTERMException) and not trainer.validating and self.saved != trainer.global_step:
             self._save(trainer, [self.folder.last])
+
+    def _end_if_told(self, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.told, all=False):
+            self.told = True
+            raise SIGTERMException
 
     def _save(self, trainer: Trainer, paths: list[Path]) -> None:
         self.saved = trainer.global_step

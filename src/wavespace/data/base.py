@@ -139,8 +139,8 @@ class DataModule(LightningDataModule):
 
     Args:
         spec: what the batches hold.
-        batch_size: windows in a training batch, on each device.
-        workers: loader processes; they never change what is yielded.
+        batch_size: windows in a training batch, of which each device takes its share: what a step hears is the same.
+        workers: loader processes of each device; they never change what is yielded.
         eval_batch_size: items in a validation or test batch.
     """
 
@@ -187,9 +187,8 @@ class DataModule(LightningDataModule):
         if self.trainer is not None:
             start = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
             rank, world = self.trainer.global_rank, self.trainer.world_size
-        return self._loader(
-            self.train_set, batch_sampler=BatchSampler(self.batch_size, start, rank, world), workers=self.workers
-        )
+        sampler = BatchSampler(self.batch_size // world, start, rank, world)
+        return self._loader(self.train_set, batch_sampler=sampler, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Fixed validation items, in order."""

@@ -25,7 +25,7 @@ from wavespace.errors import ConfigError
 from wavespace.remote.fates import Board, Fate, is_number, table
 from wavespace.remote.launch import Member, interruptible, members, returns
 from wavespace.runfolder import RunFolder
-from wavespace.train import SIGTERM_EXIT
+from wavespace.terminal import SIGTERM_EXIT
 
 SAVING = 60.0
 """Seconds that interrupted runs have to write their checkpoints."""

@@ -25,7 +25,8 @@ from wavespace.remote.plan import PREPARE, Job
 from wavespace.remote.pods import Unknown
 from wavespace.remote.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
 from wavespace.remote.sweep import DUPLICATE, REFUSED, Run, Wandb, rival_of
-from wavespace.train import SIGTERM_EXIT, stop
+from wavespace.terminal import SIGTERM_EXIT
+from wavespace.train import stop
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

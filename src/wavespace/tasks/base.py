@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ class Task(LightningModule):
         self.seed = 0
         self.config_text = ""
         self.train_loss = torch.tensor(float("nan"))
-        self._observed: list[Any] = []
+        self._observed: list[list[Any]] = []  # by batch
 
     # --- A subclass's own ---------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Task(LightningModule):
         return self.optim.build(self)
 
     def done(self) -> float:
-        """Share of the run that is over: of its steps or of its time, whichever is further."""
+        """Share of the run that is over: of its steps, or of its time by the first rank's clock if that is further."""
         trainer: Any = self.trainer
         shares = [0.0]
         if trainer.max_steps > 0:
@@ -145,12 +146,12 @@ class Task(LightningModule):
             if type(callback).__name__ == "Timer":  # Lightning's, from trainer.max_time
                 left, elapsed = callback.time_remaining("train"), callback.time_elapsed("train")
                 if left is not None:
-                    shares.append(elapsed / max(elapsed + left, 1e-9))
+                    shares.append(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
         return min(1.0, max(shares))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make the step a function of (seed, step): its rate and its random numbers, so that resuming is exact."""
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step + 1)
+        """Make the step a function of (seed, step, rank): its rate and its random numbers. So resuming is exact."""
+        torch.manual_seed((self.seed + 4_093 * self.global_rank) * 1_000_003 + self.global_step + 1)
         rate = self.optim.rate(self.done())
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
@@ -164,7 +165,9 @@ class Task(LightningModule):
         step = self.global_step + 1
         if step % trainer.log_every_n_steps == 0:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._log({f"train/{name}": float(value.detach()) for name, value in losses.items()} | {"lr": rate}, step)
+            # A mean over ranks, which is made in place.
+            means = {name: trainer.strategy.reduce(value.detach().clone()) for name, value in losses.items()}
+            self._log({f"train/{name}": float(value) for name, value in means.items()} | {"lr": rate}, step)
         return losses["loss"]
 
     def observe_batch(self, batch: Batch) -> list[Any]:
@@ -174,15 +177,34 @@ class Task(LightningModule):
         return self.observe(self.apply_model(features), features, moved)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep what the figures need of each item."""
-        self._observed += self.observe_batch(batch)
+        """Keep what the figures need of each item; ranks take turns, so that batches are those of a single process."""
+        if batch_idx % self.trainer.world_size == self.global_rank:
+            self._observed.append(self.observe_batch(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Figures of the validation split, to the loggers and to Lightning's callbacks."""
-        figures = {f"val/{name}": value for name, value in self.summarize(self._observed, tune=True).items()}
+        figures = {f"val/{name}": value for name, value in self._summary().items()}
         self._observed = []
         self._log(figures, self.global_step)
         self.log_dict(figures, logger=False)
+
+    def _summary(self) -> dict[str, float]:
+        """Figures of what all ranks have observed, in the split's order; the first makes them, and tunes, for all."""
+        world, distributed = self.trainer.world_size, torch.distributed
+        if world == 1:
+            return self.summarize(list(chain.from_iterable(self._observed)), tune=True)
+        group = distributed.new_group(backend="gloo")  # whole recordings go through memory, not through the devices'
+        ranks: list[Any] = [None] * world
+        distributed.gather_object(self._observed, ranks if self.global_rank == 0 else None, group=group)
+        figures: list[Any] = [None]
+        if self.global_rank == 0:
+            turns = zip_longest(*ranks, fillvalue=[])
+            figures = [self.summarize(list(chain.from_iterable(chain.from_iterable(turns))), tune=True)]
+        distributed.broadcast_object_list(figures, group=group)
+        distributed.destroy_process_group(group)
+        for threshold in self.buffers(recurse=False):
+            distributed.broadcast(threshold, 0)
+        return figures[0]
 
     def _log(self, figures: dict[str, float], step: int) -> None:
         for logger in self.loggers:
