@@ -107,8 +107,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     """
     try:
         cfg = _compose(overrides, config_dir)
-    except CompositionErrors:
-        raise ConfigError(explain(overrides, config_dir)) from None
+    except CompositionErrors as error:
+        raise ConfigError(explain(overrides, config_dir) or _first_line(error)) from None
     check(cfg, overrides, config_dir)
     return cfg
 

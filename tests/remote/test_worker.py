@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import wandb
+from omegaconf import ListConfig
 
+from wavespace.config import compose, signature
 from wavespace.remote import worker
 from wavespace.remote.plan import Job
 from wavespace.remote.preloaded import FOLDER, OTHER_VERSION
@@ -146,3 +149,34 @@ def test_a_job_of_another_version_is_refused_and_its_pod_is_told(
     assert summary["reason"].startswith(told)
     assert summary["reason"].endswith("; build the image anew from the checkout that launches")
     assert "\n" not in summary["reason"]
+
+
+def test_a_job_told_to_stop_while_it_composes_is_preempted_and_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, preempting, summary = list[int](), list[bool](), dict[str, Any]()
+    run = SimpleNamespace(config=Config(), summary=summary, entity="us", project="p", id="r", resumed=False)
+    run.finish = lambda exit_code: codes.append(exit_code)
+    run.mark_preempting = lambda: preempting.append(True)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    monkeypatch.setattr(worker, "_rival", lambda *_: None)
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    append, calls = ListConfig.append, iter(range(10**9))
+
+    def told(self: ListConfig, item: Any) -> None:
+        if next(calls) == 40:  # where OmegaConf makes an error of its own of what is raised in it
+            signal.raise_signal(signal.SIGTERM)
+        append(self, item)
+
+    overrides = ("model=harmonic", "model.dilations=[[1,1],[12,1]]", "task=piano_roll")
+    job = Job(0, signature(compose(overrides)), overrides)
+    monkeypatch.setattr(ListConfig, "append", told)
+    before = signal.signal(signal.SIGTERM, worker.stop)
+    try:
+        assert worker.work(job, job.text, "launch", []) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert next(calls) > 41
+    assert (codes, preempting) == ([143], [True])
+    assert "outcome" not in summary
+    assert not (tmp_path / OTHER_VERSION).exists()

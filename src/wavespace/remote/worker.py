@@ -112,7 +112,7 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
 
 def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
     """Compose and train; returns the figures for the run's summary."""
-    from wavespace.config import compose, resolved, signature
+    from wavespace.config import resolved
     from wavespace.runfolder import RunFolder
     from wavespace.train import train
 
@@ -121,23 +121,10 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
 
         prepare(list(job.overrides))
         return {}
-    chosen = [text for text in job.overrides if not text.startswith("logger=")]
-    try:
-        cfg = compose([*chosen, *drawn, "logger=wandb"])
-    except ConfigError as error:
-        if drawn:
-            raise
-        said = " ".join(str(error).split())
-        raise OtherVersion(
-            f"this image can't compose the job's overrides, and the launch could: {said}; {ANEW}"
-        ) from None
+    with _undisturbed():
+        cfg = _composed(job, drawn)
     if run.resumed:  # to start over is said of runs before this one
         cfg.fresh = False
-    if not drawn and not signature(cfg).startswith(job.signature):
-        raise OtherVersion(
-            f"this image composes the job's overrides to {signature(cfg)}, and the launch to {job.signature}: "
-            f"they have different versions of wavespace; {ANEW}"
-        )
     folder = RunFolder.of(cfg)
     about = {"signature": folder.path.name, "commit": os.environ.get("WAVESPACE_COMMIT"), "gpu": _gpu()}
     run.name = f"{cfg.name}/{folder.path.name}" + (f" {' '.join(drawn)}" if drawn else "")
@@ -152,6 +139,45 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
     _keep(run, _name(folder), folder)
     status = folder.status()
     return status.get("metrics", {}) | {key: status.get(key) for key in ("monitor", "mode", "step")}
+
+
+def _composed(job: Job, drawn: Sequence[str]) -> DictConfig:
+    """The job's configuration, which is the one that the launch has planned.
+
+    Raises:
+        OtherVersion: it is not.
+    """
+    from wavespace.config import compose, signature
+
+    chosen = [text for text in job.overrides if not text.startswith("logger=")]
+    try:
+        cfg = compose([*chosen, *drawn, "logger=wandb"])
+    except ConfigError as error:
+        if drawn:
+            raise
+        said = " ".join(str(error).split())
+        raise OtherVersion(
+            f"this image can't compose the job's overrides, and the launch could: {said}; {ANEW}"
+        ) from None
+    if not drawn and not signature(cfg).startswith(job.signature):
+        raise OtherVersion(
+            f"this image composes the job's overrides to {signature(cfg)}, and the launch to {job.signature}: "
+            f"they have different versions of wavespace; {ANEW}"
+        )
+    return cfg
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGTERM waits until the end: what its handler raises within OmegaConf comes out of it as another error."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if told:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _rival(run: Any, launch: str, text: str) -> Run | None:
