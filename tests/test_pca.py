@@ -11,7 +11,7 @@ import torch
 from training import TRAINER, make_medley
 from wavespace.build import build
 from wavespace.config import compose
-from wavespace.errors import Incompatible
+from wavespace.errors import ConfigError, Incompatible
 from wavespace.models.pca import PCA
 from wavespace.runfolder import RunFolder
 from wavespace.spec import FeatureSpec
@@ -82,3 +82,11 @@ def test_as_a_baseline_it_is_fitted_on_training_audio(tmp_path: Path) -> None:
     figures = run.status()["metrics"]
     # Nine steps teach a net nothing; eight numbers of 32 hold most of a tone in noise.
     assert figures["baseline/l1_db"] < 4 < figures["test/l1_db"]
+
+
+def test_a_baseline_that_can_t_be_is_refused_before_training(tmp_path: Path) -> None:
+    medley = make_medley(tmp_path / "medley")
+    with pytest.raises(ConfigError, match="latent is 9999; a frame has"):
+        build(compose([*medley, "+baseline._target_=wavespace.models.pca.PCA", "+baseline.latent=9999"]))
+    with pytest.raises(Incompatible, match="model=harmonic_sum reads rows in dB"):
+        build(compose(["experiment=self_salience_piano", "task.timbres=8"]))

@@ -59,7 +59,10 @@ def _read_features(cfg: DictConfig, data: DataModule, task: Task) -> None:
 
 
 def probe(cfg: DictConfig, audio: AudioSpec) -> Task:
-    """Hold the parts against each other with a two-item batch that has shapes and no memory; returns the task."""
+    """Hold the parts against each other with a two-item batch that has shapes and no memory; returns the task.
+
+    The baseline, which stands in for the model once training is over, is held against them, too.
+    """
     with torch.device("meta"):
         task = build_task(cfg, audio)
         features = task.frontend.out_spec
@@ -75,7 +78,16 @@ def probe(cfg: DictConfig, audio: AudioSpec) -> Task:
     if found != wanted:
         named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
         raise Incompatible(f"{named} gives {found}, but task={_name(cfg.task)} needs {wanted} ({task.out_spec})")
+    if cfg.baseline is not None:
+        probe(with_baseline(cfg), audio)
     return task
+
+
+def with_baseline(cfg: DictConfig) -> DictConfig:
+    """The configuration with its baseline, which may refer to the model that it replaces, for a model."""
+    changed = cfg.copy()
+    changed.model, changed.baseline = config.resolved(cfg)["baseline"], None
+    return changed
 
 
 def build_task(cfg: DictConfig, audio: AudioSpec) -> Task:

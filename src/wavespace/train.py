@@ -225,12 +225,10 @@ def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
 
 def _baseline(cfg: DictConfig, parts: Parts) -> Any:
     """The task with a model that no gradient teaches; its threshold, too, is chosen on validation."""
-    from wavespace.build import build_task
+    from wavespace.build import build_task, with_baseline
     from wavespace.evaluate import score
 
-    changed = cfg.copy()
-    changed.model = resolved(cfg)["baseline"]  # which may refer to the model that it replaces
-    task = build_task(changed, parts.data.spec)
+    task = build_task(with_baseline(cfg), parts.data.spec)
     measured = {key: value for key, value in parts.task.frontend.state_dict().items() if key in ("mean", "std")}
     task.frontend.load_state_dict(measured, strict=False)  # kernels that have learned stay out of it
     model: Any = task.model
