@@ -90,6 +90,7 @@ def test_a_combination_composes_or_refuses(data: str, frontend: str, model: str)
         frontend=section("frontend", frontend),
         model=section("model", model, *SMALL.get(model, [])),
         optim=section("optim", "adamw"),
+        baseline=None,
     )
     for task in CHOICES["task"]:
         if (audio, frontend, model, task) in COMPOSED:
