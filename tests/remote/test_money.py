@@ -444,6 +444,12 @@ def test_m6_three_failures_before_any_success_end_the_launch(cloud: SimulatedClo
     assert why(launch) == "3 jobs failed before any succeeded: it failed"
     assert len(cloud.wandb.core.runs) <= 5
     assert len(cloud.core.created) == 1
+    finish(cloud, cloud.controller(launch))  # the same command, and the cause is not mended: it ends as soon
+    assert len(cloud.wandb.core.runs) <= 10
+    cloud.chances.always_fails = frozenset()
+    found = finish(cloud, cloud.controller(launch))
+    assert [fate.state for fate in found].count("finished") >= 30
+    assert why(launch) == "every job has ended"
 
 
 def test_m6_failures_after_a_success_end_no_launch(cloud: SimulatedCloud) -> None:
@@ -800,11 +806,11 @@ def test_a_lost_answer_makes_no_second_sweep(cloud: SimulatedCloud) -> None:
 def test_a_sweep_is_not_stuck_because_a_pod_had_waited_before_it_was_made(cloud: SimulatedCloud) -> None:
     wandb = cloud.wandb.core
     wandb.issue_never = 1.0
-    at(cloud, 150, lambda: setattr(wandb, "issue_never", 0.0))  # the first sweep has closed without giving out its job
+    at(cloud, 120, lambda: setattr(wandb, "issue_never", 0.0))  # the first sweep has closed without giving out its job
 
     def looks_seldom(pod: SimulatedPod) -> None:
         ask, pod.stay = pod._ask, True
-        looks = lambda: (cloud.world.now - pod.began) % 60 < STEP  # noqa: E731
+        looks = lambda: (cloud.world.now - pod.began) % 90 < STEP  # noqa: E731
         pod._ask = lambda: ask() if pod.agent or looks() else None  # type: ignore[method-assign]
 
     pods_that(cloud, looks_seldom)

@@ -37,10 +37,13 @@ from wavespace.remote.state import PodRecord, State
 from wavespace.remote.sweep import Run, Sweep, Wandb
 
 FAILURES = 3
-"""So many failed jobs before any success, or pods in a row that did nothing, end a launch."""
+"""So many failed jobs before any success, or pods in a row that did nothing, end a launch; the same command goes on."""
 
 STUCK = 120.0
 """Seconds in which a ready pod waits for a job of an open sweep before the sweep counts as stuck."""
+
+ISSUED = 30.0
+"""Seconds after a sweep's end in which a job that it issued last shows up as a run."""
 
 LACKING = ("queued", "starting", "preempted", "retry")
 """States of a job that no run is doing."""
@@ -341,7 +344,9 @@ class Controller:
         if refused := [run for run in self.runs if run.refused and self._is_of_now(run)]:  # M6: all have one image
             self.note("drain", why=f"{refused[0].summary.get('reason')}; the same command with it goes on")
             return
-        tried = [run for run in self.runs if run.state == "failed" and not run.duplicate]
+        # Not those from before the same command was given again: what made them fail may have been mended.
+        new = [run for run in self.runs if run.created > self.state.resumed]
+        tried = [run for run in new if run.state == "failed" and not run.duplicate]
         failed = {run.id if self.plan.search else run.job: run for run in tried}
         if len(failed) >= FAILURES and not any(fate.state == "finished" for fate in self.fates):  # M6
             why = "; ".join(dict.fromkeys(str(run.summary.get("reason") or run.url) for run in failed.values()))
@@ -493,7 +498,7 @@ class Controller:
             closed = self.state.closed.get(name)
             if closed is not None:
                 # What was issued last shows up as a run some seconds after its sweep has closed.
-                if now - closed > patience or not self.state.live:
+                if now - closed > min(ISSUED, patience) or not self.state.live:
                     lost |= {index for index, of in newest.items() if of == name}
             elif name in self.sweeps and min(waits, now - self.state.made[name]) > patience:
                 try:

@@ -1,0 +1,73 @@
+"""Weights of EnCodec's form where the official ones are not at hand: `python benchmarks/encodec_form.py OUT FOLDER [MINUTES]`.
+
+EnCodec's 24 kHz encoder and decoder, its quantiser left out, learn to give recordings of a folder back, for some CPU
+minutes: L1 of samples and of log-mel spectra at several lengths, as in the paper's equations 1 and 2, without its
+discriminator. What comes out is a far weaker code than the official one, yet one of its form that was taught by audio,
+and `frontend.weights=OUT` reads it. `MINUTES` of 0 keep the weights random.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import chain, repeat
+from pathlib import Path
+
+import torch
+from encodec import EncodecModel
+from torch import Tensor, nn
+from torchaudio.transforms import MelSpectrogram
+
+from wavespace import build, config
+from wavespace.frontends.encodec import RATE
+
+LENGTHS = (128, 256, 512, 1024, 2048)
+
+
+class Distance(nn.Module):
+    """Of audio `(B, 1, N)` to audio: L1 of samples, and of log-mel spectra with windows of `LENGTHS` samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectra = nn.ModuleList(
+            MelSpectrogram(RATE, n_fft=n, hop_length=n // 4, n_mels=min(64, n // 16), power=1.0) for n in LENGTHS
+        )
+
+    def forward(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """A scalar."""
+        spectra = [((s(found) + 1e-3).log() - (s(wanted) + 1e-3).log()).abs().mean() for s in self.spectra]
+        return 10 * (found - wanted).abs().mean() + torch.stack(spectra).mean()
+
+
+def main(out: Path, folder: str, minutes: float) -> None:
+    """Train and save."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    overrides = ["data=audio_folder", f"data.folder={folder}", f"data.sample_rate={RATE}", "data.seconds=1.0"]
+    cfg = config.compose([*overrides, "data.batch_size=4", "data.workers=0", "task=salience", "frontend=cqt"])
+    data = build.build(cfg).data
+    data.setup("fit")
+    batches = chain.from_iterable(data.train_dataloader() for _ in repeat(None))
+    model = EncodecModel.encodec_model_24khz(pretrained=False)
+    distance = Distance()
+    optimizer = torch.optim.AdamW([*model.encoder.parameters(), *model.decoder.parameters()], 1e-3, betas=(0.5, 0.9))
+    begun, step, mean = time.process_time(), 0, 0.0
+    while (spent := (time.process_time() - begun) / 60) < minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (1 - spent / minutes)
+        audio = next(batches).audio.float() / 32768  # (B, 1, N), from int16
+        loss = distance(model.decoder(model.encoder(audio))[..., : audio.shape[-1]], audio)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        mean = float(loss) if not step else 0.95 * mean + 0.05 * float(loss)
+        step += 1
+        print(f"\r{spent:5.1f} of {minutes:g} CPU minutes, step {step}, distance {mean:.3f}", end="", flush=True)
+    print()
+    torch.save(model.state_dict(), out.with_suffix(".part"))
+    out.with_suffix(".part").rename(out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 12.0)
