@@ -1,9 +1,11 @@
-"""Weights of EnCodec's form where the official ones are not at hand: `python benchmarks/encodec_form.py OUT FOLDER [MINUTES]`.
+"""Weights of EnCodec's form where the official ones are not at hand.
+
+    python benchmarks/encodec_form.py OUT FOLDER [MINUTES]
 
 EnCodec's 24 kHz encoder and decoder, its quantiser left out, learn to give recordings of a folder back, for some CPU
 minutes: L1 of samples and of log-mel spectra at several lengths, as in the paper's equations 1 and 2, without its
-discriminator. What comes out is a far weaker code than the official one, yet one of its form that was taught by audio,
-and `frontend.weights=OUT` reads it. `MINUTES` of 0 keep the weights random.
+discriminator. What comes out is a far weaker code than the official one, yet of its form and taught by audio, and
+`frontend.weights=OUT` reads it. `MINUTES` of 0 keep the weights random.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from wavespace.data.tones import Tones
 from wavespace.errors import Incompatible
 from wavespace.spec import midi_to_hz
 from wavespace.tasks.salience import log_bins
-from wavespace.tasks.self_salience import SelfSalience, entropy, joined, level, shifted
+from wavespace.tasks.self_salience import SelfSalience, by_pitch, entropy, joined, level, off_by_octaves, shifted
 
 RATE = AUDIO.sample_rate
 SMALL = ["data=rendered", "frontend=cqt", "frontend.bins=180", "frontend.fmin=55.0", "frontend.hop=1024",
@@ -305,6 +305,25 @@ def test_tones_are_a_function_of_their_generator() -> None:
     assert len(first.audio) != len(other.audio) or not np.array_equal(first.audio, other.audio)
 
 
+def test_an_octave_too_many_costs_more_and_other_errors_do_not() -> None:
+    target = torch.zeros(1, 20, 1)
+    target[0, [9, 12]] = torch.tensor([[1.0], [0.5]])
+    off = off_by_octaves(target, 3)  # three bins an octave: 9 and 12 are one apart
+    expected = torch.zeros(20)
+    expected[[3, 6, 15]] = 1.0
+    expected[[12, 18]] = 0.5
+    torch.testing.assert_close(off[0, :, 0], expected)
+    assert not off_by_octaves(target, 30).any()
+
+    def cost(bin: int, octaves: float) -> float:
+        logit = target.logit(0.002)
+        logit[0, bin] = 3.0
+        return float(by_pitch(logit, target, 1 + octaves * off_by_octaves(target, 3)))
+
+    assert cost(15, 4) == pytest.approx(5 * cost(15, 0), rel=0.05)
+    assert cost(10, 4) == pytest.approx(cost(10, 0), rel=0.05)
+
+
 # --- The task --------------------------------------------------------------------------------------------
 
 
@@ -351,8 +370,8 @@ def test_it_takes_other_models() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"timbres": 0}, {"harmonics": 0}, {"below": -1}, {"tones": -1}, {"tone_melodies": 2}, {"fmax": 20.0},
-        {"thresholds": "[]"},
+        {"timbres": 0}, {"harmonics": 0}, {"below": -1}, {"tones": -1}, {"tone_melodies": 2}, {"tone_octaves": -1},
+        {"fmax": 20.0}, {"thresholds": "[]"},
     ],
 )  # fmt: skip
 def test_settings_that_can_not_be_are_refused(settings: dict[str, Any]) -> None:

@@ -275,13 +275,13 @@ def balanced(logit: Tensor, target: Tensor) -> Tensor:
     return (positive + (rest * F.softplus(logit)).sum() / rest.sum().clamp_min(1)) / 2
 
 
-def focal(logit: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """Mean of `|y - p|**gamma` times binary cross-entropy, for targets y in 0..1 and probabilities p.
+def focal(logit: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
+    """Mean of `|y - p|**gamma` times binary cross-entropy, for targets y in 0..1, probabilities p and weights of cells.
 
     The focal loss (Lin et al., ICCV 2017) for targets between the classes (Li et al., "Generalized focal loss",
     NeurIPS 2020): what is nearly right weighs little, so that the many silent cells do not drown the few others.
     """
-    entropy = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(logit, target, weight, reduction="none")
     off = (target - logit.sigmoid()).abs().clamp_min(1e-6)  # a root of 0 has no gradient
     return (entropy * off**gamma).mean()
 

@@ -88,6 +88,8 @@ class SelfSalience(PitchMap):
         tone_windows: windows of tones a batch.
         tone_notes: most notes in one of them that is not of melodies.
         tone_melodies: share of them that are of melodies.
+        tone_octaves: by how much more, as a factor, cells of tones count that are silent, and one or two octaves from
+            one that sounds: what a spectrum alone confuses most.
         audible: dB by which a struck tone may fall before it counts as over.
         decay: weight of the term.
         smoothness: weight of the term.
@@ -123,6 +125,7 @@ class SelfSalience(PitchMap):
         tone_windows: int = 4,
         tone_notes: int = 40,
         tone_melodies: float = 0.5,
+        tone_octaves: float = 0.0,
         audible: float = 60.0,
         decay: float = 0.01,
         smoothness: float = 0.0,
@@ -158,6 +161,7 @@ class SelfSalience(PitchMap):
             "consistency": consistency,
             "equalise": equalise,
             "tones": tones,
+            "tone_octaves": tone_octaves,
             "decay": decay,
             "smoothness": smoothness,
         }
@@ -174,7 +178,8 @@ class SelfSalience(PitchMap):
         self.margin, self.ascent, self.transpose, self.equalise, self.mix = margin, ascent, transpose, equalise, mix
         self.reconstruction, self.consistency = reconstruction, consistency
         self.tones, self.decay, self.smoothness = tones, decay, smoothness
-        self.tone_windows = tone_windows
+        self.tone_windows, self.tone_octaves = tone_windows, tone_octaves
+        self.octave = round(1 / step)
         self.maker = Tones(frontend.in_spec.sample_rate, frontend.in_spec.seconds, tone_notes, tone_melodies, audible)
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("partials", partials_of(spec, frequencies, harmonics), persistent=False)  # (H, F, F')
@@ -310,7 +315,8 @@ class SelfSalience(PitchMap):
                 kind="activation",
                 spread_cents=SPREAD,
             )
-            terms["tones"] = self.tones * by_pitch(heard, target)
+            weight = 1 + self.tone_octaves * off_by_octaves(target, self.octave)
+            terms["tones"] = self.tones * by_pitch(heard, target, weight)
         return terms
 
     # --- Validation ---------------------------------------------------------------------------------------
@@ -361,6 +367,7 @@ def joined(output: Tensor) -> Tensor:
 def shifted(x: Tensor, steps: int, fill: float) -> Tensor:
     """`(..., F, T)` moved up by so many bins; what comes in from beyond the ends is `fill`."""
     moved = torch.full_like(x, fill)
+    steps = max(-x.shape[-2], min(steps, x.shape[-2]))
     if steps >= 0:
         moved[..., steps:, :] = x[..., : x.shape[-2] - steps, :]
     else:
@@ -368,9 +375,18 @@ def shifted(x: Tensor, steps: int, fill: float) -> Tensor:
     return moved
 
 
-def by_pitch(logit: Tensor, target: Tensor) -> Tensor:
-    """The focal loss, not as a mean over cells but over what sounds in them: silent cells outnumber others by far."""
-    return focal(logit, target, 2.0) * target.numel() / target.sum().clamp_min(1)
+def off_by_octaves(target: Tensor, octave: int) -> Tensor:
+    """How far `(B, F, T)` each cell of a target is silent, and one or two octaves of so many bins from what sounds."""
+    sounding = [shifted(target, n * octave, 0.0) for n in (-2, -1, 1, 2)]
+    return (torch.stack(sounding).amax(0) - target).clamp_min(0)
+
+
+def by_pitch(logit: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The focal loss, not as a mean over cells but over what sounds in them: silent cells outnumber others by far.
+
+    With a weight of each cell, if one is given.
+    """
+    return focal(logit, target, 2.0, weight) * target.numel() / target.sum().clamp_min(1)
 
 
 def spacing(spec: FeatureSpec) -> float:
