@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from wavespace import config
 from wavespace.errors import ConfigError
@@ -103,6 +106,19 @@ def test_what_can_change_the_result_is_in_the_signature(override: str) -> None:
 def test_a_choice_and_its_written_out_values_are_one_identity() -> None:
     width = config.compose([]).model.width
     assert config.signature(config.compose([f"model.width={width}"])) == config.signature(config.compose([]))
+
+
+def test_an_experiments_values_for_a_group_go_with_its_own_choice() -> None:
+    own = config.compose(["experiment=medley_unet"])
+    other = config.compose(["experiment=medley_unet", "model=original_v0", "model.norm=group"])
+    assert other.model == config.compose(["model=original_v0", "model.norm=group"]).model
+    assert own.model.depth == 1 != other.model.depth
+    assert (other.data, other.optim, other.trainer) == (own.data, own.optim, own.trainer)
+    assert config.compose(["experiment=medley_unet", "model=unet"]) == own
+    # This did not even compose: data.midi is no key of MAESTRO.
+    assert config.compose(["experiment=piano_roll", "data=maestro"]).data == config.compose(["data=maestro"]).data
+    shown = [sys.executable, "-m", "wavespace", "train", "experiment=medley_unet", "model=original_v0", "--cfg", "job"]
+    assert OmegaConf.create(subprocess.run(shown, capture_output=True, text=True).stdout).model.depth == 3
 
 
 def test_amending_a_stored_configuration_replaces_a_group_and_keeps_the_rest() -> None:

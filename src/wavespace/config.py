@@ -18,6 +18,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -118,6 +119,38 @@ def _compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("train", overrides=[*overrides, *search])
+
+
+class _Choices:
+    """Hydra's files, but that an experiment's values for a group go with its own choice of that group.
+
+    `experiment=medley_unet model=transformer` would else be a transformer with the UNet's depth and width.
+    """
+
+    def __init__(self, files: Any, chosen: dict[str, str]) -> None:
+        self.files, self.chosen = files, chosen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.files, name)
+
+    def load_config(self, config_path: str) -> Any:
+        """A file's configuration, as Hydra reads it."""
+        found = self.files.load_config(config_path=config_path)
+        for entry in (found.defaults_list or []) if found and config_path.startswith("experiment/") else []:
+            group = entry.group.lstrip("/")
+            if entry.is_override() and self.chosen.get(group) != f"{group}/{entry.value}":
+                found.config.pop(group, None)
+        return found
+
+
+def _compose_chosen(loader: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> DictConfig:
+    chosen = {each.package: each.config_path for each in defaults if each.parent == "train"}
+    return _compose_all(loader, defaults, _Choices(repo, chosen))
+
+
+# Every way into Hydra (its main, its launchers, `compose`, --cfg) goes through this method, and there is no public one.
+_compose_all: Any = ConfigLoaderImpl._compose_config_from_defaults_list
+setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _compose_chosen)  # noqa: B010
 
 
 def compose_once(multirun: DictConfig) -> Callable[[Sequence[str], str | Path | None], DictConfig]:
