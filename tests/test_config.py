@@ -121,11 +121,14 @@ def test_an_experiments_values_for_a_group_go_with_its_own_choice() -> None:
     assert OmegaConf.create(subprocess.run(shown, capture_output=True, text=True).stdout).model.depth == 3
 
 
-def test_amending_a_stored_configuration_replaces_a_group_and_keeps_the_rest() -> None:
+def test_amending_a_stored_configuration_changes_its_data_alone() -> None:
     stored = config.compose(["model.width=8", "optim.lr=5e-4"])
-    changed = config.amend(stored, ["data=medley_solos", "data.splits=songs", "model.width=9"], 22_050)
+    changed = config.amend(stored, ["data=medley_solos", "data.splits=songs"], 22_050)
     assert changed.data.splits == "songs"
     assert changed.data.sample_rate == 22_050
-    assert (changed.model.width, changed.optim.lr) == (9, 5e-4)
+    assert (changed.model.width, changed.optim.lr) == (8, 5e-4)
     with pytest.raises(ConfigError, match="did you mean 'splits'"):
         config.amend(stored, ["data=medley_solos", "data.splitz=songs"], 22_050)
+    for other in ("model.width=9", "model=unet", "task.margin=1"):
+        with pytest.raises(ConfigError, match=f"{other}: .* are the checkpoint's"):
+            config.amend(stored, ["data.batch_size=2", other], 22_050)

@@ -400,33 +400,34 @@ def command_line(hydra: DictConfig | None = None) -> tuple[list[str], str | None
 
 
 def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictConfig:
-    """A checkpoint's configuration with overrides on top; a group that is chosen anew replaces its section.
+    """A checkpoint's configuration with overrides of its data on top; data that is chosen anew replaces its section.
 
     New data is read at the checkpoint's `sample_rate` unless an override says otherwise.
 
     Raises:
-        ConfigError: an override names what isn't there, or doesn't fit.
+        ConfigError: an override names what isn't there, doesn't fit, or is not of the data.
     """
     changed = OmegaConf.create(resolved(cfg))
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for group in (o for o in parsed if o.key_or_group in GROUPS):
-        choice = f"{group.key_or_group}={group.value()}"
+    for override in parsed:
+        if override.key_or_group.partition(".")[0] != "data":
+            raise ConfigError(
+                f"{override.input_line}: front-end, model and settings are the checkpoint's; "
+                "overrides change its data alone, as data=rendered or data.midi=scores/"
+            )
+    for choice in (f"data={o.value()}" for o in parsed if o.key_or_group == "data"):
         try:
-            changed[group.key_or_group] = resolved(_compose([choice, f"seed={cfg.seed}"]))[group.key_or_group]
+            changed.data = resolved(_compose([choice, f"seed={cfg.seed}"]))["data"]
         except CompositionErrors:
             raise ConfigError(explain([choice])) from None
-        if group.key_or_group == "data" and "sample_rate" in changed.data:
+        if "sample_rate" in changed.data:
             changed.data.sample_rate = sample_rate
-    for single in (o for o in parsed if o.key_or_group not in GROUPS):
+    for single in (o for o in parsed if o.key_or_group != "data"):
         key = single.key_or_group
         parent, _, last = key.rpartition(".")
-        node = OmegaConf.select(changed, parent) if parent else changed
+        node = OmegaConf.select(changed, parent)
         if not isinstance(node, DictConfig) or last not in node:
-            names = (
-                [str(name) for name in node if name != "_target_"]
-                if isinstance(node, DictConfig)
-                else list(map(str, changed))
-            )
+            names = [str(name) for name in node if name != "_target_"] if isinstance(node, DictConfig) else []
             raise ConfigError(
                 f"{single.input_line}: there is no key '{key}'{_nearest(last, names)}; keys: {', '.join(names)}"
             )

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
         "overrides change the data: data=rendered data.midi=scores/",
     )
     parser.add_argument("checkpoint", help="a .ckpt file, or a run folder (its best)")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides on top of the checkpoint's own configuration")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of its data")
     parser.add_argument("--split", choices=["val", "test"], default="test")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args(arguments)

@@ -312,6 +312,13 @@ def test_inverse_of_silence_is_silent() -> None:
     assert not front_end.inverse(front_end(torch.zeros(1, 1, 20_000)), 20_000).any()
 
 
+def test_inverse_of_what_no_sound_has_is_finite() -> None:
+    front_end = LogFrequency(CD)
+    features = front_end(noise(1, 1, 20_000))
+    features[..., 3:6, 5:9] = 700.0  # a net in its first steps: 10 ** 70 is no float32
+    assert front_end.inverse(features, 20_000).isfinite().all()
+
+
 def test_inverse_refuses_what_it_cannot_do() -> None:
     with pytest.raises(Incompatible, match="MultiResolution has no inverse"):
         MultiResolution(HALF).inverse(torch.zeros(1, 2, 315, 44), 22_050)

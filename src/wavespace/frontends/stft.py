@@ -26,6 +26,10 @@ CPU_GROUP, GPU_GROUP = 2**21, 2**26
 large blocks afresh at each call, and pays for that with more time than the transform takes; on a GPU 256 MB."""
 
 
+LOUDEST = 60.0
+"""Level in dB that no band of sound within full scale comes near to."""
+
+
 class BandSpectrogram(FrontEnd):
     """Levels in the bands of one STFT, `(B, 1, bins, T)` in dB; `LogFrequency` and `Mel` choose the bands.
 
@@ -57,8 +61,12 @@ class BandSpectrogram(FrontEnd):
         return decibels(self.bands(audio), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
 
     def waveform(self, features: Tensor, samples: int) -> Tensor:
-        """Audio `(B, samples)` of levels `(B, 1, F, T)`: bands to FFT bins, then phases by Griffin-Lim."""
-        levels = 10 ** (features.squeeze(1) / 10) - 10 ** (self.plain.low / 10)  # (B, F, T); the floor is silence
+        """Audio `(B, samples)` of levels `(B, 1, F, T)`: bands to FFT bins, then phases by Griffin-Lim.
+
+        What a net says beyond `LOUDEST` counts as that: in the first steps it may say hundreds of dB.
+        """
+        levels = features.squeeze(1).clamp(max=LOUDEST)  # (B, F, T)
+        levels = 10 ** (levels / 10) - 10 ** (self.plain.low / 10)  # the floor is silence
         power = self.bands.invert(levels.clamp_min(0))  # (B, n_fft / 2 + 1, T)
         return griffin_lim(power.sqrt(), self.bands.hop, samples)  # (B, N)
 
