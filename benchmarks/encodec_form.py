@@ -4,8 +4,9 @@
 
 EnCodec's 24 kHz encoder and decoder, its quantiser left out, learn to give recordings of a folder back, for some CPU
 minutes: L1 of samples and of log-mel spectra at several lengths, as in the paper's equations 1 and 2, without its
-discriminator. What comes out is a far weaker code than the official one, yet of its form and taught by audio, and
-`frontend.weights=OUT` reads it. `MINUTES` of 0 keep the weights random.
+discriminator. At last each channel of the latents is scaled to mean 0 and deviation 1: so short a training leaves them
+small beside their offsets. What comes out is a far weaker code than the official one, yet of its form and taught by
+audio, and `frontend.weights=OUT` reads it. `MINUTES` of 0 keep the weights random.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 from encodec import EncodecModel
@@ -67,8 +69,19 @@ def main(out: Path, folder: str, minutes: float) -> None:
         step += 1
         print(f"\r{spent:5.1f} of {minutes:g} CPU minutes, step {step}, distance {mean:.3f}", end="", flush=True)
     print()
+    standardise(model.encoder, [next(batches).audio.float() / 32768 for _ in range(20)])
     torch.save(model.state_dict(), out.with_suffix(".part"))
     out.with_suffix(".part").rename(out)
+
+
+@torch.inference_mode()
+def standardise(encoder: nn.Module, audio: list[Tensor]) -> None:
+    """Scale what the encoder's last convolution gives to mean 0 and deviation 1 a channel, on this audio."""
+    latents = torch.cat([encoder(each).transpose(1, 2).flatten(0, 1) for each in audio])  # (frames, channels)
+    mean, std = latents.mean(0), latents.std(0)
+    last: Any = [module for module in encoder.modules() if isinstance(module, nn.Conv1d)][-1]
+    last.weight_g.div_(std[:, None, None])
+    last.bias.sub_(mean).div_(std)
 
 
 if __name__ == "__main__":
