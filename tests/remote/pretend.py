@@ -1,4 +1,4 @@
-"""`wavespace train` without the training: it takes a second and little of a processor; what is on disk is real."""
+"""`wavespace train` without the training: it takes little of a processor; what is on disk is real."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from wavespace.terminal import guarded, hydra_arguments
 MARK = "trainings"
 """File in a run folder with a line for each beginning and each end."""
 
+HOLD = "hold"
+"""File in the working folder: while it is there, no run ends."""
+
 
 def train() -> None:
-    """Take WAVESPACE_PRETENCE seconds; seed 9 fails, and a checkpoint is left where it is told to stop."""
+    """Go on while HOLD is there; seed 9 fails, and a checkpoint is left where it is told to stop."""
     cfg = _compose(*hydra_arguments(sys.argv[1:]))
     folder = RunFolder.of(cfg)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -27,7 +30,8 @@ def train() -> None:
         if cfg.seed == 9:
             raise RuntimeError("no luck")
         try:
-            time.sleep(float(os.environ["WAVESPACE_PRETENCE"]))
+            while Path(HOLD).exists():
+                time.sleep(0.05)
         except SystemExit:
             folder.last.parent.mkdir(exist_ok=True)
             folder.last.touch()

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from processes import command, forked
-from remote.pretend import MARK, in_place_of_python
+from remote.pretend import HOLD, MARK, in_place_of_python
 from training import RENDERED, TRAINER
 from wavespace.config import compose
 from wavespace.remote import fates
@@ -28,12 +28,11 @@ from wavespace.train import run
 LOCAL = ["hydra/launcher=local", "hydra.launcher.processes=2"]
 
 
-def launch(program: str, seconds: float, arguments: list[str]) -> None:
+def launch(program: str, arguments: list[str]) -> None:
     """`wavespace train -m …` in the working folder, whose processes pretend."""
     from wavespace.cli import main
 
     Path("launcher").write_text(str(os.getpid()))
-    os.environ["WAVESPACE_PRETENCE"] = str(seconds)
     sys.executable = program
     sys.argv = ["wavespace", "train", "-m", *RENDERED, *TRAINER, *LOCAL, *arguments]
     main()
@@ -47,7 +46,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """A command that goes on while the test looks on."""
     program = in_place_of_python(tmp_path)
     with ThreadPoolExecutor() as pool:
-        yield lambda seconds, *arguments: pool.submit(forked, launch, program, seconds, list(arguments), cwd=tmp_path)
+        yield lambda *arguments: pool.submit(forked, launch, program, list(arguments), cwd=tmp_path)
+        (tmp_path / HOLD).unlink(missing_ok=True)
 
 
 def until(happens: Callable[[], object]) -> None:
@@ -67,8 +67,11 @@ def trainings(folder: Path) -> list[int]:
     return sorted(path.read_text().count("began") for path in folder.glob(f"runs/run/*/{MARK}"))
 
 
-def tell(folder: Path, what: signal.Signals) -> None:
-    os.kill(int((folder / "launcher").read_text()), what)
+def launcher(folder: Path, but: int | None = None) -> int:
+    """The process that launches, or the next one."""
+    told = folder / "launcher"
+    until(lambda: told.read_text() not in ("", str(but)))
+    return int(told.read_text())
 
 
 def test_a_multirun_in_processes_gives_what_its_runs_give_alone(
@@ -101,13 +104,19 @@ def test_a_multirun_in_processes_gives_what_its_runs_give_alone(
 
 def test_a_killed_launcher_s_runs_are_each_done_once(start: Start, tmp_path: Path) -> None:
     sweep = ["seed=0,9,1,2", "save_every=3,4", "hydra.launcher.raise_on_failure=false"]  # two of each configuration
-    first = start(6, *sweep)
-    until(lambda: states(tmp_path).count("running") == 2)
-    tell(tmp_path, signal.SIGKILL)
+    hold = tmp_path / HOLD
+    hold.touch()
+    first = start(*sweep)
+    until(lambda: states(tmp_path) == ["failed", "running", "running"])
+    killed = launcher(tmp_path)
+    os.kill(killed, signal.SIGKILL)
     first.result()
-    assert states(tmp_path).count("running") == 2, "they live on"
+    assert states(tmp_path) == ["failed", "running", "running"], "they live on"
 
-    ended = start(0.5, *sweep).result()
+    second = start(*sweep)
+    launcher(tmp_path, but=killed)
+    hold.unlink()
+    ended = second.result()
     assert ended.returncode == 0, ended.stderr
     assert states(tmp_path) == ["failed", "finished", "finished", "finished"]
     assert trainings(tmp_path) == [1, 1, 1, 3], "a run was done twice, or what failed was not tried again"
@@ -116,10 +125,11 @@ def test_a_killed_launcher_s_runs_are_each_done_once(start: Start, tmp_path: Pat
 
 
 def test_ctrl_c_lets_runs_save_and_says_so(start: Start, tmp_path: Path) -> None:
-    launcher = start(60, "seed=0,1,2")
+    (tmp_path / HOLD).touch()
+    started = start("seed=0,1,2")
     until(lambda: states(tmp_path) == ["running"] * 2)
-    tell(tmp_path, signal.SIGINT)
-    ended = launcher.result()
+    os.kill(launcher(tmp_path), signal.SIGINT)
+    ended = started.result()
     assert ended.returncode == 130, ended.stderr
     assert "interrupted: runs save what they have; the same command goes on" in ended.stdout
     assert states(tmp_path) == ["preempted"] * 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import signal
 import sys
@@ -233,7 +232,6 @@ def optuna_here(program: str, arguments: list[str]) -> None:
     """`wavespace train -m …` whose processes pretend; their metric is their learning rate."""
     from wavespace.cli import main
 
-    os.environ["WAVESPACE_PRETENCE"] = "0.2"
     sys.executable = program
     sys.argv = ["wavespace", "train", "-m", *RENDERED, *TRAINER, *arguments]
     main()
