@@ -1,6 +1,9 @@
 """`make experiments`: every claim of conf/experiment/ held against a run; hours. What is finished is not run again.
 
-An experiment whose data is not where its file says (data/…, relative to where this runs) is skipped, with the reason.
+An experiment whose data is not where its file says (data/…, relative to where this runs) is skipped, with the reason. By
+hand, some experiments by name, with overrides for each of them, as where a part of a dataset is at hand:
+
+    python benchmarks/experiments.py medley_unet medley_conv1d data.splits=songs
 """
 
 from __future__ import annotations
@@ -16,18 +19,22 @@ from wavespace.claims import claims
 from wavespace.runfolder import RunFolder
 
 
-def main(names: list[str]) -> int:
+def main(words: list[str]) -> int:
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
     table = Table("experiment", "claim", "", "steps", "CPU minutes", box=None)
     kept = True
     for name in names or config.choices("experiment"):
         print(f"\n--- {name}", flush=True)
-        done = subprocess.run(["wavespace", "train", f"experiment={name}"], stderr=subprocess.PIPE, text=True)
-        cfg = config.compose([f"experiment={name}"])
+        chosen = [f"experiment={name}", *overrides]
+        done = subprocess.run(["wavespace", "train", *chosen], stderr=subprocess.PIPE, text=True)
+        cfg = config.compose(chosen)
         status = RunFolder.of(cfg).status()
         if status.get("state") != "finished":
             # 2: what a person can set right, as a folder that is not there; anything else is a fault of ours.
-            kept &= done.returncode == 2
-            table.add_row(name, (done.stderr.strip().splitlines() or ["?"])[-1], "skipped" if kept else "FAILED")
+            skipped = done.returncode == 2
+            kept &= skipped
+            table.add_row(name, (done.stderr.strip().splitlines() or ["?"])[-1], "skipped" if skipped else "FAILED")
             continue
         for claim in claims(cfg.expect, status["metrics"]):
             kept &= bool(claim.met)
