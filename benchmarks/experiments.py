@@ -1,7 +1,7 @@
 """`make experiments`: every claim of conf/experiment/ held against a run; hours. What is finished is not run again.
 
-An experiment whose data is not where its file says (data/…, relative to where this runs) is skipped, with the reason. By
-hand, some experiments by name, with overrides for each of them, as where a part of a dataset is at hand:
+An experiment whose data is not where its file says (data/…, relative to where this runs) is skipped, with the reason.
+By hand, some experiments by name, with overrides for each of them, as where a part of a dataset is at hand:
 
     python benchmarks/experiments.py medley_unet medley_conv1d data.splits=songs
 """
