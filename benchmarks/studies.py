@@ -38,12 +38,14 @@ def main(names: list[str]) -> None:
 def tabulate(name: str, study: Any) -> str:
     """A Markdown table: a line a row of the study, each figure as mean ± standard deviation over seeds."""
     columns: dict[str, str] = study["columns"]
-    lines = ["| | " + " | ".join(columns) + " | steps | CPU minutes |", "|---|" + "--:|" * (len(columns) + 2)]
+    trained = not all(figure.startswith("baseline/") for figure in columns.values())
+    heads = [*columns, *(["steps", "CPU minutes"] if trained else [])]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
     for label, overrides in study["rows"].items():
         elsewhere = study.get("evaluations", {})
         seeds = study.get("seeds", [0])
         found = [run(name, [*study["base"], *overrides, f"seed={seed}"], elsewhere) for seed in seeds]
-        spent = [str(found[0]["step"]), spread([status.get("cpu_minutes") for status in found], 1)]
+        spent = [str(found[0]["step"]), spread([status.get("cpu_minutes") for status in found], 1)] if trained else []
         lines.append(f"| {label} | " + " | ".join([*cells(found, columns.values()), *spent]) + " |")
         if "baseline" in study:
             figures = [figure.replace("test/", "baseline/") for figure in columns.values()]

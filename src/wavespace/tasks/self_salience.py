@@ -34,6 +34,9 @@ LOBE = (0.5, 1.0, 0.5)
 HEARD = 3
 """Partials by the loudest of which a pitch's energy is known, so that it may lack its fundamental."""
 
+SLACK = 0.1
+"""By how many nats frames may fall short of the constraint on average: true maps of very dense frames do, too."""
+
 EMPTY = 1e-6
 
 
@@ -61,9 +64,10 @@ class SelfSalience(PitchMap):
 
     - `reconstruction`: `sum |rebuilt - input| / sum input` on that scale, every frame weighed by its mean level: 0 is
       perfect, 1 is what silence scores.
-    - `margin`: the constraint `H(map) - H(input) + margin <= 0`, in nats, where H is the entropy along frequency of a
-      frame as a distribution, a mean over frames by level. Its multiplier rises while it is violated and falls while
-      it is met (dual ascent), and is a buffer.
+    - `margin`: the constraint `mean max(0, H(map) - H(input) + margin) <= SLACK`, in nats, where H is the entropy along
+      frequency of a frame as a distribution, and the mean is over frames by level. A chord is held to it as a single
+      note is: no frame makes up for another. Its multiplier rises while it is violated and falls while it is met
+      (dual ascent), and is a buffer.
     - `consistency`: the map of a changed copy of the input is the map of the input, changed alike. Copies are
       transposed by up to `transpose` bins (equivariance), equalised and made louder or softer by `equalise` dB
       (invariance), and with `mix` laid over each other, where the larger share counts.
@@ -78,7 +82,7 @@ class SelfSalience(PitchMap):
         below: bins of the map below the front-end's lowest, so that energy there can be a partial of something.
         fmax: highest bin of the map at or below, in Hz.
         reconstruction: weight of the term.
-        margin: nats by which the map is to be sparser than its input; null: no constraint.
+        margin: nats by which the map is to be sparser than its input, frame by frame; null: no constraint.
         ascent: what the multiplier gains a step and nat of violation.
         consistency: weight of the term.
         transpose: most bins of a transposition; 0: none.
@@ -271,11 +275,11 @@ class SelfSalience(PitchMap):
         return (weight * (found - wanted).abs()).sum() / (weight * wanted).sum().clamp_min(EMPTY)
 
     def violation(self, output: Tensor, features: Tensor) -> Tensor:
-        """`H(map) - H(input) + margin` in nats, a mean over frames by level; 0 of silence."""
+        """Nats of `margin` that frames lack, a mean by level, beyond `SLACK`; the constraint is met at 0 or below."""
         given = level(self.amplitude(features))  # (B, F, T)
         weight = given.mean(1)  # (B, T)
         excess = entropy(self.channels(output).flatten(1, 2)) - entropy(given) + (self.margin or 0.0)  # (B, T)
-        return (weight * excess).sum() / weight.sum().clamp_min(EMPTY)
+        return (weight * excess.clamp_min(0)).sum() / weight.sum().clamp_min(EMPTY) - SLACK
 
     def _changed(self, features: Tensor, steps: list[int]) -> Tensor:
         """Copies of features `(B, 1, F, T)`: equalised, transposed by so many bins, and mixed, as far as wanted."""
