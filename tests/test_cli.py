@@ -53,6 +53,14 @@ def test_faults_of_the_command_line_are_sentences_without_a_traceback(verb: list
     assert list(tmp_path.iterdir()) == []
 
 
+def test_showing_a_configuration_and_running_many_are_not_asked_at_once(tmp_path: Path) -> None:
+    for shown in (["--cfg", "job"], ["--info=searchpath"]):
+        found = command("train", "-m", *shown, "seed=1,2", cwd=tmp_path)
+        assert found.returncode == 2
+        assert f"{shown[0].partition('=')[0]} shows the configuration of one run" in found.stderr
+        assert "Traceback" not in found.stderr
+
+
 def test_what_cannot_work_together_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     found = command("train", "data=medley_solos", "task=piano_roll", cwd=tmp_path)
     assert found.returncode == 2

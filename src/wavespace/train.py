@@ -36,8 +36,15 @@ def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
     signal.signal(signal.SIGTERM, signal.SIG_IGN if rank() else stop)  # the first of several decides
+    guarded(_asks_one_thing)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
+
+
+def _asks_one_thing() -> None:
+    flags = {word.partition("=")[0] for word in sys.argv[1:]}
+    if flags & {"-m", "--multirun"} and (shown := flags & {"-c", "--cfg", "-i", "--info"}):
+        raise UserError(f"{shown.pop()} shows the configuration of one run; leave out -m, and give each key one value")
 
 
 def stop(*_: Any) -> NoReturn:
