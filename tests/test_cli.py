@@ -176,6 +176,36 @@ def test_a_wheel_works_elsewhere_with_a_users_own_configuration_and_model(tmp_pa
     assert "did you mean 'width'" in wrong.stderr
 
 
+def told_while_it_composes(arguments: list[str]) -> None:
+    """`wavespace train`, told to stop where OmegaConf makes another error of what is raised in it, or none."""
+    from omegaconf import ListConfig
+
+    from wavespace.cli import main
+
+    append, times = ListConfig.append, int(arguments.pop())
+
+    def told(self: ListConfig, item: Any) -> None:
+        nonlocal times
+        times -= 1
+        if times == 0:
+            Path("told").touch()
+            signal.raise_signal(signal.SIGTERM)
+        append(self, item)
+
+    ListConfig.append = told  # type: ignore[method-assign]
+    sys.argv = ["wavespace", "train", *arguments]
+    main()
+
+
+@pytest.mark.parametrize("times", ["61", "161"])
+@pytest.mark.parametrize("launcher", [[], ["-m", "hydra/launcher=local", "seed=0,1"]])
+def test_a_run_told_to_stop_while_it_composes_begins_nothing(times: str, launcher: list[str], tmp_path: Path) -> None:
+    found = forked(told_while_it_composes, [*launcher, *RENDERED, *TRAINER, times], cwd=tmp_path)
+    assert (tmp_path / "told").exists()
+    assert (found.returncode, found.stderr) == (143, "")
+    assert not list(tmp_path.glob("runs/run/*/config.yaml"))
+
+
 HEAVY = "torch pytorch_lightning lightning wandb matplotlib scipy"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from wavespace.errors import UserError
 
@@ -15,6 +16,32 @@ T = TypeVar("T")
 
 SIGTERM_EXIT = 143
 """Exit code of a run that was told to stop, as a shell gives for SIGTERM: not 0, which would say that it is done."""
+
+_held: list[bool] = []
+
+
+def stop(*_: Any) -> NoReturn:
+    """On SIGTERM. Being told again does not cut off what is being saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(SIGTERM_EXIT)
+
+
+def held(*_: Any) -> None:
+    """On SIGTERM while OmegaConf composes, which makes another error of what is raised in it, or none: wait for `heed`.
+
+    Being told twice does not wait.
+    """
+    if _held:
+        stop()
+    _held.append(True)
+
+
+def heed() -> None:
+    """Stop now, if SIGTERM came while it was `held`, or whenever it comes."""
+    signal.signal(signal.SIGTERM, stop)
+    if _held:
+        _held.clear()
+        stop()
 
 
 def guarded(function: Callable[[], T]) -> T:

@@ -23,7 +23,7 @@ from wavespace.config import check, command_line, compose, compose_once, conf_di
 from wavespace.distributed import check_devices, others, rank
 from wavespace.errors import UserError
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import SIGTERM_EXIT, guarded
+from wavespace.terminal import SIGTERM_EXIT, guarded, heed, held, stop
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
@@ -35,7 +35,7 @@ MEASURED = 256
 def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if rank() else stop)  # the first of several decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if rank() else held)  # the first of several decides
     guarded(_asks_one_thing)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
@@ -47,19 +47,18 @@ def _asks_one_thing() -> None:
         raise UserError(f"{shown.pop()} shows the configuration of one run; leave out -m, and give each key one value")
 
 
-def stop(*_: Any) -> NoReturn:
-    """On SIGTERM. Being told again does not cut off what is being saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(SIGTERM_EXIT)
-
-
 def job(cfg: DictConfig) -> float | None:
     """One job of Hydra's. A single run ends here with its own sentence; in a multirun the others go on."""
+    if rank() == 0:
+        heed()
     if cfg.search is not None:
         guarded(_without_pods)
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        return run(cfg)
-    return guarded(lambda: run(cfg))
+    if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return guarded(lambda: run(cfg))
+    value = run(cfg)
+    if rank() == 0:
+        signal.signal(signal.SIGTERM, held)  # Hydra composes the next
+    return value
 
 
 def _without_pods() -> NoReturn:

@@ -30,6 +30,7 @@ from wavespace.remote.pods import Offer, Refused, Runpod, Unknown, creation
 from wavespace.remote.state import State
 from wavespace.remote.sweep import Wandb
 from wavespace.remote.worker import override
+from wavespace.terminal import heed, held
 
 
 class Member(NamedTuple):
@@ -49,6 +50,7 @@ def members(context: HydraContext, config: DictConfig, overrides: Sequence[Seque
     setup_globals()
     found = []
     for index, chosen in enumerate(overrides, first):
+        signal.signal(signal.SIGTERM, held)
         whole = context.config_loader.load_sweep_config(config, list(chosen))
         with read_write(whole), open_dict(whole):
             whole.hydra.job.id, whole.hydra.job.num = str(index), index
@@ -56,6 +58,7 @@ def members(context: HydraContext, config: DictConfig, overrides: Sequence[Seque
         with read_write(own), open_dict(own):
             del own["hydra"]
         check(own, list(chosen), command_line(config.hydra)[1])
+        heed()
         found.append(Member(Job(index, signature(own), tuple(chosen)), own, whole))
     return found
 

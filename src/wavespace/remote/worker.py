@@ -25,8 +25,7 @@ from wavespace.remote.plan import PREPARE, Job
 from wavespace.remote.pods import Unknown
 from wavespace.remote.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
 from wavespace.remote.sweep import DUPLICATE, REFUSED, Run, Wandb, rival_of
-from wavespace.terminal import SIGTERM_EXIT
-from wavespace.train import stop
+from wavespace.terminal import SIGTERM_EXIT, heed, held, stop
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -121,8 +120,11 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
 
         prepare(list(job.overrides))
         return {}
-    with _undisturbed():
+    signal.signal(signal.SIGTERM, held)
+    try:
         cfg = _composed(job, drawn)
+    finally:
+        heed()
     if run.resumed:  # to start over is said of runs before this one
         cfg.fresh = False
     folder = RunFolder.of(cfg)
@@ -165,19 +167,6 @@ def _composed(job: Job, drawn: Sequence[str]) -> DictConfig:
             f"they have different versions of wavespace; {ANEW}"
         )
     return cfg
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """SIGTERM waits until the end: what its handler raises within OmegaConf comes out of it as another error."""
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if told:
-            signal.raise_signal(signal.SIGTERM)
 
 
 def _rival(run: Any, launch: str, text: str) -> Run | None:
