@@ -119,7 +119,7 @@ class SelfSalience(PitchMap):
         below: int = 24,
         fmax: float = 4500.0,
         reconstruction: float = 0.1,
-        margin: float | None = 1.5,
+        margin: float | None = 1.0,
         ascent: float = 1e-3,
         consistency: float = 1.0,
         transpose: int = 12,
