@@ -5,6 +5,9 @@ RUNS is the folder of `wavespace train -m experiment=medley_dense model.latent=4
 
 `python docs/figures.py piano_roll_curve RUNS`: notes found in validation pieces against CPU minutes of training.
 RUNS is the folder of `python benchmarks/studies.py piano_roll` (runs/study-piano_roll); its runs are seeds.
+
+`python docs/figures.py constraint_curve RUNS`: what maps lack of the constraint in training and on unseen pieces.
+RUNS is the folder of `python benchmarks/studies.py self_salience_piano` (runs/study-self_salience_piano).
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 STUDY = 0.77
@@ -80,8 +85,47 @@ def latent_curve(runs: Path, target: Path) -> None:
         figure.savefig(target, metadata={"Date": None})
 
 
+def constraint_curve(runs: Path, target: Path) -> None:
+    """Draw `target`, a line a run, and print the figures that it shows."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 4.4), facecolor="white", layout="constrained")
+        above, below = figure.subplots(2, sharex=True)
+        for folder, status in finished(runs):
+            with (folder / "metrics.csv").open() as file:
+                rows = [row for row in csv.DictReader(file) if row.get("train/constraint")]
+            if not rows:
+                continue
+            steps = np.array([int(row["step"]) for row in rows])
+            violation, multiplier = (
+                np.array([float(row[f"train/{name}"]) for row in rows]) for name in ("constraint", "multiplier")
+            )
+            known = above.get_legend_handles_labels()[1]
+            for axes, values in ((above, smooth(violation)), (below, multiplier)):
+                axes.plot(
+                    steps, values, color="#7a3fb0", alpha=0.7, label=None if known else "training, a mean of 200 steps"
+                )
+            found = status["metrics"]["test/constraint"]
+            above.plot(steps[-1], found, "o", color="#c0392b", label=None if known else "test pieces")
+            print(f"{folder.name}: training {smooth(violation)[-1]:.3f}, test {found:.3f}, at {multiplier[-1]:.2f}")
+        above.axhline(0, color="#555555", linestyle=":")
+        above.set(ylabel="constraint, nats (met below 0)", ylim=(None, 0.6))
+        below.set(xlabel="steps", ylabel="multiplier", ylim=(0, None))
+        above.legend(frameon=False, loc="upper right")
+        for axes in (above, below):
+            axes.grid(alpha=0.25)
+        figure.savefig(target, metadata={"Date": None})
+
+
+def smooth(values: NDArray[np.float64], rows: int = 20) -> NDArray[np.float64]:
+    """Means of so many rows of metrics.csv, of which there is one every ten steps, up to each."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(sums))
+    starts = np.maximum(ends - rows, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
 if __name__ == "__main__":
-    figures = {function.__name__: function for function in (latent_curve, piano_roll_curve)}
+    figures = {function.__name__: function for function in (constraint_curve, latent_curve, piano_roll_curve)}
     if len(sys.argv) != 3 or sys.argv[1] not in figures:
         sys.exit(__doc__)
     figures[sys.argv[1]](Path(sys.argv[2]), Path(__file__).with_name(f"{sys.argv[1]}.svg"))
