@@ -4,7 +4,7 @@
 
 A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run, or of its checkpoint on
 other data: `NAME: FIGURE`, NAME being one of the study's `evaluations`, which are overrides, too. Where it names the
-`baseline`, each row is followed by one with the same figures of its baseline. Its table stands in docs/findings.md
+`baseline`, each row is followed by one with the same figures of its baseline, if they are others. Its table stands in docs/findings.md
 between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
 """
 
@@ -49,7 +49,8 @@ def tabulate(name: str, study: Any) -> str:
         lines.append(f"| {label} | " + " | ".join([*cells(found, columns.values()), *spent]) + " |")
         if "baseline" in study:
             figures = [figure.replace("test/", "baseline/") for figure in columns.values()]
-            lines.append(f"| {study['baseline']} | " + " | ".join([*cells(found, figures), "–", "–"]) + " |")
+            line = f"| {study['baseline']} | " + " | ".join([*cells(found, figures), "–", "–"]) + " |"
+            lines += [line] if line not in lines else []
     return "\n".join(lines)
 
 
