@@ -4,8 +4,8 @@
 
 A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run, or of its checkpoint on
 other data: `NAME: FIGURE`, NAME being one of the study's `evaluations`, which are overrides, too. Where it names the
-`baseline`, each row is followed by one with the same figures of its baseline, if they are others. Its table stands in docs/findings.md
-between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
+`baseline`, each row is followed by one with the same figures of its baseline, if they are others. Its table stands in
+docs/findings.md between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
 """
 
 from __future__ import annotations
