@@ -1,7 +1,7 @@
 """Figures of the documents, drawn from the run folders that the commands beside them fill.
 
 `python docs/figures.py latent_curve RUNS`: the error of reconstruction against the numbers that a frame passes through.
-RUNS is the folder of `wavespace train -m experiment=medley_dense model.latent=4,8,16,32,64,128` (runs/medley_dense).
+RUNS is the folder of `python benchmarks/studies.py latent` (runs/study-latent).
 
 `python docs/figures.py piano_roll_curve RUNS`: notes found in validation pieces against CPU minutes of training.
 RUNS is the folder of `python benchmarks/studies.py piano_roll` (runs/study-piano_roll); its runs are seeds.
@@ -81,7 +81,7 @@ def latent_curve(runs: Path, target: Path) -> None:
         axes.minorticks_off()
         axes.set(xlabel="numbers a frame (of 256 bins)", ylabel="L1 on held-out songs, dB")
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.18))
         figure.savefig(target, metadata={"Date": None})
 
 
