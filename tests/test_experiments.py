@@ -16,6 +16,8 @@ from wavespace.data.notes import write_midi
 from wavespace.errors import ConfigError
 from wavespace.train import run
 
+STUDIES = sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.yaml"))
+
 
 def cut(cfg: dict, folder: Path) -> list[str]:
     """Overrides that leave an experiment its parts, and take its length."""
@@ -79,3 +81,13 @@ def test_a_figure_that_a_run_lacks_is_not_measured() -> None:
 def test_what_is_no_claim_is_refused_with_the_configuration(text: str) -> None:
     with pytest.raises(ConfigError, match=r"write it as '>= 0\.8'"):
         config.compose([f"+expect={{test/x: '{text}'}}"])
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_row_of_a_study_composes_to_a_run_of_its_own(file: Path) -> None:
+    study = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(study, dict)
+    found = [config.signature(config.compose([*study["base"], *row])) for row in study["rows"].values()]
+    assert len({*found}) == len(found), "two rows are the same run"
+    place = f"<!-- study: {file.stem} -->"
+    assert (file.parents[2] / "docs" / "findings.md").read_text().count(place) == 1, f"the table of {file} has no place"
