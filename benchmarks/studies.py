@@ -4,7 +4,7 @@
 
 A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run, or of its checkpoint on
 other data: `NAME: FIGURE`, NAME being one of the study's `evaluations`, which are overrides, too. Where it names the
-`baseline`, each row is followed by one with the same figures of its baseline, if they are others. Its table stands in
+`baseline`, a row before the others has the same figures of the baseline of the first. Its table stands in
 docs/findings.md between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
 """
 
@@ -47,10 +47,9 @@ def tabulate(name: str, study: Any) -> str:
         found = [run(name, [*study["base"], *overrides, f"seed={seed}"], elsewhere) for seed in seeds]
         spent = [str(found[0]["step"]), spread([status.get("cpu_minutes") for status in found], 1)] if trained else []
         lines.append(f"| {label} | " + " | ".join([*cells(found, columns.values()), *spent]) + " |")
-        if "baseline" in study:
+        if "baseline" in study and len(lines) == 3:
             figures = [figure.replace("test/", "baseline/") for figure in columns.values()]
-            line = f"| {study['baseline']} | " + " | ".join([*cells(found, figures), "–", "–"]) + " |"
-            lines += [line] if line not in lines else []
+            lines.insert(2, f"| {study['baseline']} | " + " | ".join([*cells(found, figures), "–", "–"]) + " |")
     return "\n".join(lines)
 
 
