@@ -65,8 +65,10 @@ def main(arguments: list[str]) -> None:
             data.setup()
             print()
             show(data)
+        elif "--verify" in flags:
+            raise BadInput(f"{data.unprepared()}: wavespace prepare makes a store, and so does training")
         else:
-            print("\nThe data is not prepared: wavespace prepare does that, and so does training.")
+            print(f"\n{data.unprepared()}: wavespace prepare makes a store, and so does training.")
     except BadInput as reason:
         if flags:
             raise

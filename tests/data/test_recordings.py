@@ -12,7 +12,8 @@ import soundfile
 
 from datasets import PIECES, RATE, maestro, record
 from wavespace.data.audio_folder import AudioFolder
-from wavespace.data.maestro import Maestro, metadata
+from wavespace.data.maestro import Maestro
+from wavespace.data.sources import maestro_metadata as metadata
 from wavespace.errors import BadInput, Incompatible
 
 

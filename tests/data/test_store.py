@@ -30,7 +30,8 @@ from processes import SERVER
 from wavespace.data import store as module
 from wavespace.data.audio import Audio, read_audio, read_blocks
 from wavespace.data.base import Item, Notes, collate
-from wavespace.data.store import Recording, Samples, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.data.sources import Recording
+from wavespace.data.store import Samples, Store, StoreItems, StoreWindows, build_store, store_name
 from wavespace.errors import BadInput, UserError
 
 RATE = 8_000

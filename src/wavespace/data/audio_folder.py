@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from wavespace.data.recordings import SPLITS, Recordings, Rows, sounding_notes
-from wavespace.data.store import Recording
-from wavespace.errors import BadInput
+from wavespace.data.recordings import SPLITS, Recordings, Rows
+from wavespace.data.sources import Recording, audio_folder
 from wavespace.spec import AudioSpec
-
-AUDIO = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
-MIDI = (".mid", ".midi")
 
 
 class AudioFolder(Recordings):
@@ -39,6 +33,8 @@ class AudioFolder(Recordings):
     Raises:
         ValueError: the shares are not shares, or a setting is out of range.
     """
+
+    kind = "audio_folder"
 
     def __init__(
         self,
@@ -75,28 +71,7 @@ class AudioFolder(Recordings):
         self.notes, self.splits, self.split_seed = notes, splits, split_seed
 
     def found(self) -> list[Recording]:
-        paths = sorted(path for path in self.place.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
-        scores = {
-            path: next((path.with_suffix(s) for s in MIDI if path.with_suffix(s).is_file()), None) for path in paths
-        }
-        if self.notes:
-            paths = [path for path in paths if scores[path]]
-        if not paths:
-            what = "audio files with a MIDI file of the same stem" if self.notes else "audio files"
-            raise BadInput(f"{self.place}: there are no {what} in it; set data.folder to a folder of them")
-        return [
-            Recording(
-                path.relative_to(self.place).as_posix(),
-                path,
-                "",
-                partial(sounding_notes, score) if self.notes and (score := scores[path]) else None,
-            )
-            for path in paths
-        ]
-
-    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        files = [[r.name, r.audio.stat().st_size, r.audio.stat().st_mtime_ns] for r in recordings]
-        return {"data": "audio_folder", "sample_rate": self.spec.sample_rate, "notes": self.notes, "files": files}
+        return audio_folder(self.place, self.notes)
 
     def rows(self) -> Rows:
         """Shares of the recordings in an order of their names' hashes, so that a new one moves few others."""

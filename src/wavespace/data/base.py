@@ -171,6 +171,14 @@ class DataModule(LightningDataModule):
         """Whether `prepare_data` has next to nothing to do. May raise `BadInput` where the data is not there."""
         return True
 
+    def unprepared(self) -> str:
+        """What is to be said where `is_prepared` is false."""
+        return "The data is not prepared"
+
+    def contents(self) -> dict[str, str]:
+        """A digest of what the files hold that this reads, by setting; after `prepare_data`. Nothing: it reads none."""
+        return {}
+
     def setup(self, stage: str | None = None) -> None:
         """Make the splits, after `prepare_data`."""
 

@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wavespace.data.store import Recording, Rows, Store, build_store, store_name
+from wavespace.data.contents import digest
+from wavespace.data.sources import Recording
+from wavespace.data.store import Rows, Store, build_store, store_name
 
 if TYPE_CHECKING:
     from wavespace.frontends.base import FrontEnd
@@ -39,7 +41,8 @@ class FeatureCache:
 
     def store_for(self, audio: Store, stores: Path) -> Store:
         """Features of every recording of a store of audio, from `stores` if they are there; made on the GPU, if any."""
-        made_by = {"features of": audio.folder.name, "frontend": self.settings, "tables": _digest(self.frontend)}
+        rows = digest([audio.sample_rate, audio.names, audio.digests.tobytes().hex()])
+        made_by = {"features of": rows, "frontend": self.settings, "tables": _digest(self.frontend)}
         recordings = [Recording(name, audio.folder, "") for name in audio.names]
         device = next(self.frontend.buffers()).device
         self.frontend.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,8 +103,8 @@ class Frames:
 
 def _digest(frontend: FrontEnd) -> str:
     """Of all tables and frozen weights: other weights, or a front-end that was mended, give another store."""
-    digest, learned = hashlib.sha256(), frontend.state_dict()
-    for name, table in frontend.named_buffers():
-        if name not in learned:
-            digest.update(name.encode() + table.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    hasher = hashlib.sha256()
+    for name, table in (*frontend.named_parameters(), *frontend.named_buffers()):
+        if name not in ("mean", "std"):  # what is kept is not normalised
+            hasher.update(name.encode() + table.detach().cpu().numpy().tobytes())
+    return hasher.hexdigest()[:16]

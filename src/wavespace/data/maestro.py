@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from wavespace.data.download import RemoteZip, extract
 from wavespace.data.download import verify as hold_against
-from wavespace.data.recordings import Recordings, sounding_notes
-from wavespace.data.store import MANIFEST, Recording
-from wavespace.errors import BadInput
+from wavespace.data.recordings import Recordings
+from wavespace.data.sources import MANIFEST, TABLE, Recording, Row, maestro, maestro_rows
 from wavespace.spec import AudioSpec
 
-SPLITS = {"train": "train", "validation": "val", "test": "test"}
-TABLE = "maestro-v*.csv"
 DIGESTS = {
     "maestro-v1.0.0.zip": "sha256:97471232457147d5bffa72db8c4897166ba52afd4a64197004b806c2ec85ad27",
     "maestro-v2.0.0.zip": "sha256:572c6054e8d2c7219aa4df9a29357da0f9789524c11fa38cef7d4bd8542c93f0",
     "maestro-v3.0.0.zip": "sha256:6680fea5be2339ea15091a249fbd70e49551246ddbd5ca50f1b2352c08c95291",
 }
-
-
-class Row(NamedTuple):
-    """One performance, as the metadata names it."""
-
-    audio: str
-    midi: str
-    split: str
-    piece: str
-    seconds: float
 
 
 class Maestro(Recordings):
@@ -64,6 +47,7 @@ class Maestro(Recordings):
         ValueError: a setting is out of range.
     """
 
+    kind = "maestro"
     licence = "CC BY-NC-SA 4.0, Google LLC"
     citation = (
         "Hawthorne et al., Enabling factorized piano music modeling and generation with the MAESTRO dataset, ICLR 2019"
@@ -104,7 +88,7 @@ class Maestro(Recordings):
     def download(self, verify: bool = False) -> None:
         """Take what is wanted and not there out of the zip that is at hand, or fetch it from inside the remote one."""
         archives = self.archives()
-        if (self.place / MANIFEST).is_file() or (self.tables() and not self.missing()):
+        if (self.place / MANIFEST).is_file() or (any(self.place.glob(TABLE)) and not self.missing()):
             return
         if not archives and not self.is_ours():
             return
@@ -134,35 +118,12 @@ class Maestro(Recordings):
         names = {name for row in self.wanted() for name in (row.midi, row.audio)}
         return {name for name in names if not (self.place / name).is_file()}
 
-    def tables(self) -> list[Path]:
-        """The metadata, newest version last."""
-        return sorted(self.place.glob(TABLE))
-
     def found(self) -> list[Recording]:
         rows = self.wanted()
-        recordings = [
-            Recording(
-                row.audio,
-                self.place / row.audio,
-                SPLITS[row.split],
-                partial(sounding_notes, self.place / row.midi),
-                piece=row.piece,
-            )
-            for row in rows
-            if (self.place / row.audio).is_file() and (self.place / row.midi).is_file()
-        ]
+        recordings = maestro(self.place, rows)
         self.absent = len(rows) - len(recordings)
         self.stated = {row.audio: row.seconds for row in rows}
-        if not recordings:
-            raise BadInput(
-                f"{self.place}: none of the {len(rows)} recordings of its metadata has both its files here; "
-                "wavespace prepare data=maestro fetches them into an empty folder"
-            )
         return recordings
-
-    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        files = [[r.name, r.split, r.audio.stat().st_size] for r in recordings]
-        return {"data": "maestro", "sample_rate": self.spec.sample_rate, "files": files}
 
     def describe(self) -> dict[str, Any]:
         """Also what the metadata names and the folder lacks, and what is shorter than the metadata says."""
@@ -177,36 +138,4 @@ class Maestro(Recordings):
 
     def wanted(self) -> list[Row]:
         """The rows of the metadata that `only` and `share` choose."""
-        tables = self.tables()
-        if not tables:
-            raise BadInput(
-                f"{self.place}: there is no maestro-v*.csv in it; set data.root to the unzipped MAESTRO folder, "
-                "to its zip, or to a store of it, or fetch it with wavespace prepare data=maestro"
-            )
-        rows = metadata(tables[-1])
-        chosen: set[str] = set()
-        for split in self.only:
-            names = sorted((row.audio for row in rows if row.split == split), key=_rank)
-            chosen.update(names[: math.ceil(self.share * len(names))])
-        return [row for row in rows if row.audio in chosen]
-
-
-def metadata(table: Path) -> list[Row]:
-    """The rows of a MAESTRO CSV of any version."""
-    rows = []
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            for row in csv.DictReader(file):
-                if row["split"] not in SPLITS:
-                    raise KeyError(row["split"])
-                piece = f"{row['canonical_composer']}: {row['canonical_title']}"
-                rows.append(
-                    Row(row["audio_filename"], row["midi_filename"], row["split"], piece, float(row["duration"]))
-                )
-        except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as fault:
-            raise BadInput(f"{table}: is not MAESTRO's metadata ({fault} is missing or unknown)") from None
-    return rows
-
-
-def _rank(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+        return maestro_rows(self.place, self.only, self.share)

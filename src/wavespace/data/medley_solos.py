@@ -5,9 +5,6 @@ Zenodo record 3464194, version 1.2, CC BY 4.0.
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +16,22 @@ from wavespace.data.base import rng_for
 from wavespace.data.download import extract, fetch
 from wavespace.data.download import verify as hold_against
 from wavespace.data.recordings import SPLITS, Recordings, Rows
-from wavespace.data.store import MANIFEST, Recording, StoreItems
+from wavespace.data.sources import (
+    CLIP_BYTES,
+    INSTRUMENTS,
+    MANIFEST,
+    METADATA,
+    Recording,
+    medley_clips,
+    medley_solos,
+    walk,
+)
+from wavespace.data.store import StoreItems
 from wavespace.errors import BadInput
 from wavespace.spec import AudioSpec
 
-INSTRUMENTS = (
-    "clarinet", "distorted electric guitar", "female singer", "flute", "piano", "tenor saxophone", "trumpet", "violin",
-)  # fmt: skip
-SUBSETS = {"training": "train", "validation": "val", "test": "test"}
 CLIP_SECONDS = 131_072 / 44_100
-CLIP_BYTES = 524_332
-METADATA, ARCHIVE = "Medley-solos-DB_metadata.csv", "Medley-solos-DB.tar.gz"
+ARCHIVE = "Medley-solos-DB.tar.gz"
 DIGESTS = {METADATA: "md5:fda6a589c56785f2195c9227809c521a", ARCHIVE: "md5:f5facf398793ef5c1f80c013afdf3e5f"}
 
 
@@ -56,6 +58,7 @@ class MedleySolos(Recordings):
         ValueError: a setting is out of range.
     """
 
+    kind = "medley_solos"
     instruments = INSTRUMENTS
     """Names of the classes that the label "instrument" counts."""
     licence = "CC BY 4.0"
@@ -101,8 +104,8 @@ class MedleySolos(Recordings):
             return
         if not any(self.place.rglob(METADATA)):
             self._fetch(METADATA, "annotation")
-        there = {entry.name for entry in _walk(self.place)}
-        if all(f"{clip}.wav" in there for clip, _, _ in self.clips()):
+        there = {entry.name for entry in walk(self.place)}
+        if all(f"{clip}.wav" in there for clip, _, _ in medley_clips(self.place)):
             return
         for archive in archives if verify else ():
             if digest := DIGESTS.get(archive.name):
@@ -123,45 +126,8 @@ class MedleySolos(Recordings):
         return target
 
     def found(self) -> list[Recording]:
-        """The clips that are there, in the metadata's order."""
-        files = {entry.name: entry for entry in _walk(self.place)} if self.place.is_dir() else {}
-        recordings, self.absent = [], 0
-        for name, split, labels in self.clips():
-            entry = files.get(f"{name}.wav")
-            if entry is None:
-                self.absent += 1
-                continue
-            if (size := entry.stat().st_size) != CLIP_BYTES:
-                raise BadInput(f"{entry.path}: has {size} bytes, and every clip has {CLIP_BYTES}; get the file anew")
-            recordings.append(Recording(name, Path(entry.path), split, labels=labels, piece=f"song {labels['song']}"))
-        if not recordings:
-            raise BadInput(
-                f"{self.place}: there is none of the {self.absent} clips of {METADATA}; set data.root to a folder that "
-                "holds them, or fetch them with wavespace prepare data=medley_solos"
-            )
+        recordings, self.absent = medley_solos(self.place)
         return recordings
-
-    def clips(self) -> Iterator[tuple[str, str, dict[str, int]]]:
-        """Name, split and labels of each row of the metadata."""
-        metadata = self.metadata()
-        for row in _rows(metadata):
-            try:
-                instrument, subset = int(row["instrument_id"]), row["subset"]
-                song = int(row.get("song_id") or row["track_id"])
-                name = f"Medley-solos-DB_{subset}-{instrument}_{row['uuid4']}"
-                split, known = SUBSETS[subset], instrument in range(len(INSTRUMENTS))
-            except (KeyError, TypeError, ValueError):
-                known = False
-            if not known:
-                raise BadInput(
-                    f"{metadata}: a row is {dict(row)}; expected columns subset, instrument, instrument_id (0-7), "
-                    "song_id, uuid4"
-                )
-            yield name, split, {"instrument": instrument, "song": song}
-
-    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        names = [recording.name for recording in recordings]
-        return {"data": "medley_solos", "sample_rate": self.spec.sample_rate, "clips": names}
 
     def rows(self) -> Rows:
         if self.splits == "official":
@@ -202,28 +168,3 @@ class MedleySolos(Recordings):
         if hasattr(self, "absent"):  # the store was made, or found, by the files
             facts["rows of the metadata without their file"] = self.absent
         return facts
-
-    def metadata(self) -> Path:
-        """The CSV."""
-        found = sorted(self.place.rglob(METADATA)) if self.place.is_dir() else []
-        if not found:
-            raise BadInput(
-                f"{self.place}: there is no {METADATA} in it; set data.root to the folder of Medley-solos-DB, or to a "
-                "store of it, or fetch it with wavespace prepare data=medley_solos"
-            )
-        return found[0]
-
-
-def _walk(folder: Path) -> list[os.DirEntry[str]]:
-    found = []
-    for entry in os.scandir(folder):
-        found += _walk(Path(entry.path)) if entry.is_dir() else [entry]
-    return found
-
-
-def _rows(metadata: Path) -> list[dict[str, str]]:
-    try:
-        with metadata.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{metadata}: can't be read as CSV ({error})") from None

@@ -68,6 +68,18 @@ class Mixture(DataModule):
         """Whether all parts are."""
         return all(part.is_prepared() for part in self.parts.values())
 
+    def unprepared(self) -> str:
+        """Of the parts that are not prepared."""
+        return "; ".join(dict.fromkeys(part.unprepared() for part in self.parts.values() if not part.is_prepared()))
+
+    def contents(self) -> dict[str, str]:
+        """Each part's."""
+        return {
+            f"parts.{name}.{key}".rstrip("."): value
+            for name, part in self.parts.items()
+            for key, value in part.contents().items()
+        }
+
     def prepare_data(self) -> None:
         """Each part's."""
         for part in self.parts.values():

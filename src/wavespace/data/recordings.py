@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,32 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from wavespace.data.base import Batch, DataModule, Notes
+from wavespace.data.base import Batch, DataModule
+from wavespace.data.contents import Digests, Unread
 from wavespace.data.features import FeatureCache
-from wavespace.data.notes import apply_pedal, read_midi
-from wavespace.data.store import MANIFEST, Recording, Samples, Store, StoreItems, StoreWindows, build_store, store_name
-from wavespace.errors import BadInput, Incompatible
+from wavespace.data.sources import ARCHIVES, MANIFEST, Recording, content_of, content_of_store, see, unpacked
+from wavespace.data.store import Samples, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
 
 SPLITS = ("train", "val", "test")
-ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
 FETCHED = ".fetched"
 """Lies in a folder that `wavespace prepare` made: what is missing there is fetched, and elsewhere it is not."""
+READER = 1
+"""Raised when other samples or notes are read from the same files: part of the key of every store."""
+LOOKED = 2**30
+"""Bytes that are read at most to see whether there is a store."""
 Rows = dict[str, NDArray[np.int64]]
 """Recordings of a store by split."""
-
-
-def sounding_notes(path: Path) -> Notes:
-    """Notes of a MIDI file as long as they are heard: the sustain pedal is resolved."""
-    performance = read_midi(path)
-    return apply_pedal(performance.notes, performance.pedal)
 
 
 class Recordings(DataModule):
     """Recordings that are read once into a store, and from there at any place.
 
-    A subclass gives `found` and `made_by`, `rows` where splits are not the store's own, `download` where there is
+    A subclass gives `kind` and `found`, `rows` where splits are not the store's own, `download` where there is
     something to download, and the licence and citation that are kept in the store's manifest.
 
     Args:
@@ -50,6 +51,8 @@ class Recordings(DataModule):
         val_windows: windows at equal distances that are validated on; None: whole recordings, as in test.
     """
 
+    kind: str
+    """Names the dataset in manifests."""
     licence = ""
     citation = ""
 
@@ -72,10 +75,7 @@ class Recordings(DataModule):
         if balance not in ("time", "recording", *spec.labels) or balance == "notes":
             classes = [label for label in spec.labels if label != "notes"]
             raise ValueError(f"balance is {balance}; it can be {', '.join(['time', 'recording', *classes])}")
-        given = Path(place).expanduser()
-        suffix = next((suffix for suffix in ARCHIVES if given.name.endswith(suffix)), "")
-        self.archive = given if suffix else None
-        self.place = given.with_name(given.name.removesuffix(suffix))  # an archive is unpacked beside itself
+        self.place, self.archive = unpacked(place)
         self.stores, self.seed = Path(stores), seed
         self.balance, self.leaks, self.val_windows = balance, leaks, val_windows
         self.cache: FeatureCache | None = None
@@ -85,10 +85,6 @@ class Recordings(DataModule):
     @abstractmethod
     def found(self) -> list[Recording]:
         """The recordings that are there, each with its split."""
-
-    @abstractmethod
-    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        """All that decides what the store holds; `data` names the dataset."""
 
     def rows(self) -> Rows:
         """Which recordings of the store are in which split."""
@@ -131,33 +127,69 @@ class Recordings(DataModule):
         """Licence and citation; a store's manifest keeps them."""
         return f"Licence: {self.licence}\nPlease cite: {self.citation}" if self.licence else ""
 
+    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
+        """All that decides what a store of recordings holds, of which the digests are known."""
+        rate = self.spec.sample_rate
+        return {"data": self.kind, "sample_rate": rate, "reader": READER, "content": content_of(recordings)}
+
+    def contents(self) -> dict[str, str]:
+        """The digest of the recordings that the store was made of."""
+        return {"": content_of_store(self.store.folder)}
+
     def is_prepared(self) -> bool:
-        """Whether there is a store."""
-        return (self.place / MANIFEST).is_file() or (self.stores / store_name(self.made_by(self.found()))).exists()
+        """Whether there is a store; files of more than `LOOKED` bytes that were never read have none."""
+        if (self.place / MANIFEST).is_file():
+            return True
+        try:
+            recordings = see(self.found(), Digests(self.stores), LOOKED)
+        except Unread:
+            return False
+        return (self.stores / store_name(self.made_by(recordings))).exists()
+
+    def unprepared(self) -> str:
+        """What there is in place of a store of the files as they are."""
+        recordings = self.found()
+        for store in self._earlier(recordings):
+            what = _difference(store, see(recordings, Digests(self.stores)))
+            return f"{store.folder} was made of other files than there are in {self.place} now ({what})"
+        return super().unprepared()
 
     def verify(self) -> None:
-        """Read every byte of the store, and of the store of features."""
+        """Read every byte of the store, of the store of features, and of the files that it was made of."""
         self.store.verify()
         if self.store.features is not None:
             self.store.features.verify()
+        if self.recordings:
+            digests = Digests(self.stores).of([seen.path for r in self.recordings for seen in r.seen], anew=True)
+            found = {seen.path: seen.digest for seen in digests}
+            if changed := [s.path for r in self.recordings for s in r.seen if found[s.path] != s.digest]:
+                raise BadInput(
+                    f"{self.store.folder}: {_listed(changed)} changed since it was made, and the disk does not tell; "
+                    "touch what has changed and repeat the command"
+                )
 
     def prepare_data(self) -> None:
-        """Build the store, or find it built; the same for features."""
+        """Build the store, or find it built; the same for features. What was opened once stays."""
+        if hasattr(self, "store"):
+            return
+        self.recordings: list[Recording] = []
         if (self.place / MANIFEST).is_file():
-            self.store = self._checked(Store.open(self.place))
+            store = self._checked(Store.open(self.place))
         else:
-            recordings = self.found()
-            made_by = self.made_by(recordings)
-            self.store = build_store(
+            self.recordings = see(self.found(), Digests(self.stores))
+            made_by = self.made_by(self.recordings)
+            store = build_store(
                 self.stores / store_name(made_by),
-                recordings,
+                self.recordings,
                 Samples(self.spec.sample_rate),
                 made_by,
                 licence=self.licence,
                 citation=self.citation,
+                made_from={"place": os.path.abspath(self.place), "files": _files(self.recordings)},
             )
         if self.cache is not None:
-            self.store.with_features(self.cache.store_for(self.store, self.stores))
+            store.with_features(self.cache.store_for(store, self.stores))
+        self.store = store
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that have recordings."""
@@ -201,7 +233,23 @@ class Recordings(DataModule):
             if len(rows):
                 names = ", ".join(self.store.names[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
                 facts[f"{split} recordings {verb}, whose piece or audio is also held out"] = f"{len(rows)} ({names})"
-        return facts | {"clipped samples": self.store.manifest["clipped"], "store": str(self.store.folder)}
+        facts |= {"clipped samples": self.store.manifest["clipped"], "store": str(self.store.folder)}
+        if earlier := [str(store.folder) for store in self._earlier(self.recordings)]:
+            facts["stores of what these files held before"] = ", ".join(earlier)
+        return facts
+
+    def _earlier(self, recordings: Sequence[Recording]) -> list[Store]:
+        """Stores of the same folder at the same rate, made when it held something else; newest first."""
+        found = []
+        place, files = os.path.abspath(self.place), [self.kind, self.spec.sample_rate]
+        for manifest in self.stores.glob(f"*/{MANIFEST}") if recordings else ():
+            with suppress(UserError):
+                store = Store.open(manifest.parent)
+                made_by, made_from = store.manifest["made_by"], store.manifest.get("made_from") or {}
+                own = [made_by.get("data"), made_by.get("sample_rate")] == files and made_from.get("place") == place
+                if own and manifest.parent.name != getattr(getattr(self, "store", None), "folder", Path()).name:
+                    found.append((manifest.stat().st_mtime, store))
+        return [store for _, store in sorted(found, key=lambda pair: -pair[0])]
 
     def _need(self, split: str) -> None:
         if not hasattr(self, f"{split}_set"):
@@ -209,16 +257,35 @@ class Recordings(DataModule):
 
     def _checked(self, store: Store) -> Store:
         """A store that somebody made elsewhere, if it is of this dataset and rate."""
-        wanted = self.made_by([])
         held = store.manifest["made_by"]
-        if held.get("data") != wanted["data"]:
-            raise BadInput(f"{store.folder}: is a store of data={held.get('data')}, not of data={wanted['data']}")
+        if held.get("data") != self.kind:
+            raise BadInput(f"{store.folder}: is a store of data={held.get('data')}, not of data={self.kind}")
         if store.sample_rate != self.spec.sample_rate:
             raise Incompatible(
                 f"{store.folder}: is a store at {store.sample_rate} Hz, and data.sample_rate is "
                 f"{self.spec.sample_rate}; set data.sample_rate={store.sample_rate}"
             )
         return store
+
+
+def _files(recordings: Sequence[Recording]) -> dict[str, list[Any]]:
+    """What is known of each recording, by name."""
+    return {recording.name: recording.content[1:] for recording in recordings}
+
+
+def _difference(store: Store, recordings: Sequence[Recording]) -> str:
+    """How recordings differ from those that a store was made of, by name."""
+    then, now = store.manifest["made_from"]["files"], _files(recordings)
+    kinds = {
+        "changed": [name for name in now if name in then and json.loads(json.dumps(now[name])) != then[name]],
+        "new": [name for name in now if name not in then],
+        "gone": [name for name in then if name not in now],
+    }
+    return "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+
+
+def _listed(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def leaking(store: Store, rows: Rows) -> Rows:

@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -40,6 +40,7 @@ from wavespace.data.audio import Audio, read_blocks, seconds_of
 from wavespace.data.base import NO_NOTES, Item, Notes, rng_for, shuffled
 from wavespace.data.disk import check_space, explained, hash_into, written_whole
 from wavespace.data.notes import window as sounding
+from wavespace.data.sources import MANIFEST, Recording
 from wavespace.errors import BadInput, UserError
 from wavespace.terminal import byte_progress
 
@@ -51,30 +52,9 @@ FORMAT = 2
 PCM = np.dtype("<i2")
 Rows = NDArray[Any]
 """`(n,)` samples int16, or `(n, width)` frames of features."""
-MANIFEST, INDEX, NOTES = "manifest.json", "index.npz", "notes.npy"
+INDEX, NOTES = "index.npz", "notes.npy"
 WORK = ".building"
 """Folder within an unfinished store: the lock, and a record of each finished shard."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What becomes one recording of a store. It is sent to other processes, so it must pickle.
-
-    Attributes:
-        name: unique in its store, without line breaks.
-        audio: a file that soundfile reads.
-        split: "train", "val" or "test", or "" where the datamodule decides.
-        notes: called once, in the process that reads the audio, such as `partial(read_notes, path)`; None: it has none.
-        labels: class indices by name; all recordings of a store have the same names.
-    """
-
-    name: str
-    audio: Path
-    split: str
-    notes: Callable[[], Notes] | None = None
-    labels: Mapping[str, int] = field(default_factory=dict)
-    piece: str = ""
-    """The music that is played; recordings of one piece on both sides of a split are a leak. "": unknown."""
 
 
 def store_name(made_by: Mapping[str, Any]) -> str:
@@ -435,6 +415,7 @@ def build_store(
     *,
     licence: str,
     citation: str,
+    made_from: Mapping[str, Any] | None = None,
     processes: int | None = None,
     shard_bytes: int = 2**29,
 ) -> Store:
@@ -450,12 +431,13 @@ def build_store(
         made_by: the settings that decide what is in it; kept in its manifest.
         licence: of the data, kept in the manifest.
         citation: of the data, kept in the manifest.
+        made_from: where the files were and what each held, kept in the manifest.
         processes: that read and write side by side; None: one a core; 0: this one.
         shard_bytes: size at which a new file is begun; a recording is never divided. Small stores have smaller
             files, so that there is work for all processes.
 
     Raises:
-        BadInput: a file can't be used.
+        BadInput: a file can't be used, or is another than when its digest was taken.
         UserError: the disk has no room, another process is at it, or the folder holds a store of other settings.
     """
     if not folder.exists():
@@ -476,7 +458,7 @@ def build_store(
                             _build_shard(partial, shard, source, advance)
                     else:
                         _build(partial, todo, source, processes or os.cpu_count() or 1, advance)
-                facts = {"made_by": made_by, "licence": licence, "citation": citation}
+                facts = {"made_by": made_by, "made_from": made_from, "licence": licence, "citation": citation}
                 _finish(partial, shards, source, facts)
                 os.rename(partial, folder)
                 _sync_folder(folder.parent)
@@ -531,7 +513,7 @@ def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> 
     shards = []
     for number, group in enumerate(groups):
         members = [recordings[place] for place in group]
-        content = [[r.name, r.split, r.piece, dict(r.labels), sizes[place]] for r, place in zip(members, group)]
+        content = [[r.content, sizes[place]] for r, place in zip(members, group)]
         shards.append(_Shard(number, members, sum(sizes[i] for i in group), _digest([FORMAT, source.rate, content])))
     return shards
 
@@ -620,6 +602,9 @@ def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable
                 written(block.nbytes)
             digests.append(np.frombuffer(own.digest()[:16], np.uint8))
             notes.append(NO_NOTES if recording.notes is None else recording.notes())
+            for seen in recording.seen:
+                if not seen.is_unchanged():
+                    raise BadInput(f"{seen.path}: has changed since this command began; repeat the command")
     with written_whole(partial / WORK / f"{shard.number}.npz") as file:
         np.savez(
             file,

@@ -1,0 +1,314 @@
+"""Which files a dataset is made of, and the digest of what they hold.
+
+Imports no torch: a finished run is found by what its data holds. Settings have the names and defaults of the
+datamodules, which read the files that are found here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wavespace.data.contents import Digests, Seen, digest
+from wavespace.errors import BadInput
+
+if TYPE_CHECKING:
+    from wavespace.data.base import Notes
+
+AUDIO = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+MIDI = (".mid", ".midi")
+ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
+MANIFEST = "manifest.json"
+"""What a store says of itself; a folder that holds it is a store."""
+INSTRUMENTS = (
+    "clarinet", "distorted electric guitar", "female singer", "flute", "piano", "tenor saxophone", "trumpet", "violin",
+)  # fmt: skip
+"""Classes of Medley-solos-DB."""
+CLIP_BYTES = 524_332
+METADATA = "Medley-solos-DB_metadata.csv"
+TABLE = "maestro-v*.csv"
+SPLITS = {"train": "train", "training": "train", "validation": "val", "test": "test"}
+"""Our name of a split, by those of MAESTRO and Medley-solos-DB."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What becomes one recording of a store. It is sent to other processes, so it must pickle.
+
+    Attributes:
+        name: unique in its store, without line breaks.
+        audio: a file that soundfile reads.
+        split: "train", "val" or "test", or "" where the datamodule decides.
+        notes: called once, in the process that reads the audio, such as `partial(read_notes, path)`; None: it has none.
+        labels: class indices by name; all recordings of a store have the same names.
+        piece: the music that is played; recordings of one piece on both sides of a split are a leak. "": unknown.
+        score: the file that `notes` reads.
+        seen: its files as they were when their digests were taken; one that is another when it is read is refused.
+    """
+
+    name: str
+    audio: Path
+    split: str
+    notes: Callable[[], Notes] | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+    piece: str = ""
+    score: Path | None = None
+    seen: tuple[Seen, ...] = ()
+
+    @property
+    def content(self) -> list[Any]:
+        """All that decides what a store holds of it, as plain data; needs `seen`."""
+        digests = [seen.digest for seen in self.seen]
+        return [self.name, self.split, self.piece, dict(self.labels), *digests]
+
+
+def see(recordings: Sequence[Recording], digests: Digests, most: float = math.inf) -> list[Recording]:
+    """Recordings with the digests of their files."""
+    paths = [[r.audio] if r.score is None else [r.audio, r.score] for r in recordings]
+    found = iter(digests.of([path for each in paths for path in each], most))
+    return [replace(r, seen=tuple(next(found) for _ in each)) for r, each in zip(recordings, paths)]
+
+
+def content_of(recordings: Sequence[Recording]) -> str:
+    """The digest of what recordings hold, wherever they lie: a store of them has it in its manifest."""
+    return digest([recording.content for recording in recordings])
+
+
+def content_of_store(folder: Path) -> str:
+    """The digest of the recordings that a store was made of."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return str(manifest["made_by"].get("content") or digest(manifest["files"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{folder / MANIFEST}: is damaged ({error}); prepare the store anew") from None
+
+
+def sounding_notes(path: Path) -> Notes:
+    """Notes of a MIDI file as long as they are heard: the sustain pedal is resolved."""
+    from wavespace.data.notes import apply_pedal, read_midi
+
+    performance = read_midi(path)
+    return apply_pedal(performance.notes, performance.pedal)
+
+
+def unpacked(place: str | Path) -> tuple[Path, Path | None]:
+    """The folder of a dataset, and its archive where that was given: it is unpacked beside itself."""
+    given = Path(place).expanduser()
+    suffix = next((suffix for suffix in ARCHIVES if given.name.endswith(suffix)), "")
+    return given.with_name(given.name.removesuffix(suffix)), given if suffix else None
+
+
+# --- A folder of recordings ----------------------------------------------------------------------------------
+
+
+def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
+    """Audio files at any depth, with the MIDI file of the same stem beside each."""
+    paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
+    scores = {path: next((path.with_suffix(s) for s in MIDI if path.with_suffix(s).is_file()), None) for path in paths}
+    if notes:
+        paths = [path for path in paths if scores[path]]
+    if not paths:
+        what = "audio files with a MIDI file of the same stem" if notes else "audio files"
+        raise BadInput(f"{place}: there are no {what} in it; set data.folder to a folder of them")
+    found = []
+    for path in paths:
+        score = scores[path] if notes else None
+        read = partial(sounding_notes, score) if score else None
+        found.append(Recording(path.relative_to(place).as_posix(), path, "", read, score=score))
+    return found
+
+
+# --- MAESTRO -------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One performance, as the metadata of MAESTRO names it."""
+
+    audio: str
+    midi: str
+    split: str
+    piece: str
+    seconds: float
+
+
+def maestro(place: Path, rows: Sequence[Row]) -> list[Recording]:
+    """The performances whose two files are there, of some rows of the metadata."""
+    found = [
+        Recording(
+            row.audio,
+            place / row.audio,
+            SPLITS[row.split],
+            partial(sounding_notes, place / row.midi),
+            piece=row.piece,
+            score=place / row.midi,
+        )
+        for row in rows
+        if (place / row.audio).is_file() and (place / row.midi).is_file()
+    ]
+    if not found:
+        raise BadInput(
+            f"{place}: none of the {len(rows)} recordings of its metadata has both its files here; "
+            "wavespace prepare data=maestro fetches them into an empty folder"
+        )
+    return found
+
+
+def maestro_rows(place: Path, only: Sequence[str] = ("train", "validation", "test"), share: float = 1.0) -> list[Row]:
+    """The rows of MAESTRO's metadata in a folder, of the newest version there, that `only` and `share` choose."""
+    tables = sorted(place.glob(TABLE))
+    if not tables:
+        raise BadInput(
+            f"{place}: there is no maestro-v*.csv in it; set data.root to the unzipped MAESTRO folder, "
+            "to its zip, or to a store of it, or fetch it with wavespace prepare data=maestro"
+        )
+    rows = maestro_metadata(tables[-1])
+    chosen: set[str] = set()
+    for split in only:
+        names = sorted((row.audio for row in rows if row.split == split), key=_rank)
+        chosen.update(names[: math.ceil(share * len(names))])
+    return [row for row in rows if row.audio in chosen]
+
+
+def maestro_metadata(table: Path) -> list[Row]:
+    """The rows of a MAESTRO CSV of any version."""
+    rows = []
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            for row in csv.DictReader(file):
+                if row["split"] not in SPLITS:
+                    raise KeyError(row["split"])
+                piece = f"{row['canonical_composer']}: {row['canonical_title']}"
+                rows.append(
+                    Row(row["audio_filename"], row["midi_filename"], row["split"], piece, float(row["duration"]))
+                )
+        except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as fault:
+            raise BadInput(f"{table}: is not MAESTRO's metadata ({fault} is missing or unknown)") from None
+    return rows
+
+
+def _rank(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+# --- Medley-solos-DB -----------------------------------------------------------------------------------------
+
+
+def medley_solos(place: Path) -> tuple[list[Recording], int]:
+    """The clips that are there, in the metadata's order, and how many rows of it have no file."""
+    files = {entry.name: entry for entry in walk(place)} if place.is_dir() else {}
+    found, absent = [], 0
+    for name, split, labels in medley_clips(place):
+        entry = files.get(f"{name}.wav")
+        if entry is None:
+            absent += 1
+            continue
+        if (size := entry.stat().st_size) != CLIP_BYTES:
+            raise BadInput(f"{entry.path}: has {size} bytes, and every clip has {CLIP_BYTES}; get the file anew")
+        found.append(Recording(name, Path(entry.path), split, labels=labels, piece=f"song {labels['song']}"))
+    if not found:
+        raise BadInput(
+            f"{place}: there is none of the {absent} clips of {METADATA}; set data.root to a folder that "
+            "holds them, or fetch them with wavespace prepare data=medley_solos"
+        )
+    return found, absent
+
+
+def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """Name, split and labels of each row of the metadata of Medley-solos-DB."""
+    tables = sorted(place.rglob(METADATA)) if place.is_dir() else []
+    if not tables:
+        raise BadInput(
+            f"{place}: there is no {METADATA} in it; set data.root to the folder of Medley-solos-DB, or to a "
+            "store of it, or fetch it with wavespace prepare data=medley_solos"
+        )
+    try:
+        with tables[0].open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{tables[0]}: can't be read as CSV ({error})") from None
+    for row in rows:
+        try:
+            instrument, subset = int(row["instrument_id"]), row["subset"]
+            song = int(row.get("song_id") or row["track_id"])
+            name = f"Medley-solos-DB_{subset}-{instrument}_{row['uuid4']}"
+            split, known = SPLITS[subset], instrument in range(len(INSTRUMENTS))
+        except (KeyError, TypeError, ValueError):
+            known = False
+        if not known:
+            raise BadInput(
+                f"{tables[0]}: a row is {dict(row)}; expected columns subset, instrument, instrument_id (0-7), "
+                "song_id, uuid4"
+            )
+        yield name, split, {"instrument": instrument, "song": song}
+
+
+def walk(folder: Path) -> list[os.DirEntry[str]]:
+    """Every file below a folder."""
+    found = []
+    for entry in os.scandir(folder):
+        found += walk(Path(entry.path)) if entry.is_dir() else [entry]
+    return found
+
+
+# --- Scores to render ----------------------------------------------------------------------------------------
+
+
+def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path]], int]:
+    """MIDI files of each split, and how many rows of MAESTRO's metadata have no file.
+
+    With a MAESTRO metadata CSV the official splits hold, otherwise pieces go 80/10/10 by a hash of their names.
+    """
+    root, absent = Path(midi).expanduser(), 0
+    found = _midi_files(root)
+    if tables := sorted(root.glob(TABLE)):
+        by_split, absent = _official(root, tables[-1])
+    else:
+        by_split = _by_hash(root, found)
+    if test_midi is not None:
+        by_split["train"] = by_split["train"] + by_split["test"]
+        by_split["test"] = _midi_files(Path(test_midi).expanduser())
+    return by_split, absent
+
+
+def _midi_files(root: Path) -> list[Path]:
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in MIDI and path.is_file())
+    if not found:
+        raise BadInput(f"{root}: there are no MIDI files in it; set data.midi to a folder of .mid or .midi files")
+    return found
+
+
+def _official(root: Path, metadata: Path) -> tuple[dict[str, list[Path]], int]:
+    """MAESTRO's splits of the files that are there, and how many are not."""
+    files: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    absent = 0
+    try:
+        with metadata.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(root / row["midi_filename"], SPLITS[row["split"]]) for row in csv.DictReader(file)]
+    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as fault:
+        raise BadInput(f"{metadata}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
+    for path, split in rows:
+        if path.is_file():
+            files[split].append(path)
+        else:
+            absent += 1
+    return files, absent
+
+
+def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
+    """Pieces in an order of their names' hashes, a tenth each to test and validation, at least one."""
+    pieces: dict[str, list[Path]] = {}
+    for path in found:
+        inner = path.relative_to(root)
+        pieces.setdefault((inner.parent if len(inner.parts) > 2 else inner).as_posix(), []).append(path)
+    order = sorted(pieces, key=lambda piece: hashlib.sha256(piece.encode()).digest())
+    held = max(1, round(len(order) / 10))
+    by_split = {"train": order[2 * held :], "val": order[held : 2 * held], "test": order[:held]}
+    return {split: [path for piece in names for path in pieces[piece]] for split, names in by_split.items()}
