@@ -102,6 +102,30 @@ def test_a_row_that_a_kill_cut_off_is_no_row(tmp_path: Path) -> None:
         assert table(path) == {1: TRAINING[1], 12: TRAINING[1]}
 
 
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 4096, b"3,\0\0\0,1\r\n", b"\r\n", b"3,1\r\n", b"3,one,two\r\n", b"9" * 400 + b",1,1\r\n"]
+)
+@pytest.mark.parametrize("place", ["within", "at the end"])
+def test_damaged_rows_are_left_out_of_a_run_that_goes_on(
+    damage: bytes, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path, None)
+    log(logger, TRAINING)
+    logger.save()
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines.insert(3 if place == "within" else len(lines), damage)
+    path.write_bytes(b"".join(lines))
+    logger = CsvLogger(path, 4)
+    said = capsys.readouterr().out
+    kept = table(path)
+    assert all(kept[step] == TRAINING[step] for step in kept)
+    assert len(kept) == 4 or (len(kept) == 3 and "1 damaged rows are left out" in said)  # that touch the NULs
+    log(logger, {5: TRAINING[1]})
+    logger.save()
+    assert table(path) == kept | {5: TRAINING[1]}
+
+
 def test_a_new_run_starts_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path, None)

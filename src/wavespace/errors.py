@@ -22,3 +22,7 @@ class BadInput(UserError):
 
 class BadCheckpoint(UserError):
     """A checkpoint is damaged, or was not written by Wavespace."""
+
+
+class Diverged(UserError):
+    """A run's loss or weights have stopped being numbers."""

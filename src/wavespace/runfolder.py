@@ -7,22 +7,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from wavespace.config import signature
-from wavespace.errors import UserError
+from wavespace.data.disk import explained, lock, written_whole
+from wavespace.errors import Diverged, UserError
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a whole file or none of it: to a temporary name beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(temporary, path)
+    with written_whole(path, mark=str(os.getpid())) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 class RunFolder:
@@ -33,6 +32,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.held: int | None = None
+        """Descriptor of the folder that this process writes into."""
 
     @classmethod
     def of(cls, cfg: DictConfig) -> RunFolder:
@@ -50,14 +51,18 @@ class RunFolder:
         return self.path / "checkpoints" / "best.ckpt"
 
     def status(self) -> dict[str, Any]:
-        """What status.json says; `state` is one of running, finished, failed, preempted. Empty if there is none."""
+        """What status.json says; `state` is one of running, finished, failed, diverged, preempted. Empty if there is
+        none.
+        """
         try:
-            return json.loads((self.path / "status.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            found = json.loads((self.path / "status.json").read_text())
+        except (FileNotFoundError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     def update(self, **facts: Any) -> None:
         """Set facts in status.json."""
+        self.check_is_here()
         whole = {"signature": self.path.name} | self.status() | facts
         write_atomic(self.path / "status.json", json.dumps(whole, indent=2) + "\n")
 
@@ -68,27 +73,38 @@ class RunFolder:
         for name in ("checkpoints", "samples"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def check_is_here(self) -> None:
+        """Raise `UserError` if the folder that this process writes into has been moved, deleted or replaced."""
+        if self.held is None:
+            return
+        try:
+            if os.path.samestat(os.fstat(self.held), self.path.stat()):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        raise UserError(
+            f"{self.path} was moved or deleted meanwhile, so the run stops; put it back, or say runs=… where it is, "
+            "and repeat the command: it goes on from its last checkpoint"
+        )
+
     @contextmanager
     def writing(self, cfg: DictConfig) -> Iterator[None]:
-        """Hold the folder for one run: says `running`, then `finished`, or `failed` with the reason.
+        """Hold the folder for one run: says `running`, then `finished`, `diverged`, or `failed` with the reason.
 
         Raises:
-            UserError: another process is running the same configuration.
+            UserError: another process is running the same configuration, or the folder was moved meanwhile.
         """
-        import fcntl
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                # A lock of the process, which its loader workers don't inherit: they outlive a kill by seconds.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        with file:
+            # A lock of the process, which its loader workers don't inherit: they outlive a kill by seconds.
+            if not lock(file, unguarded="nothing keeps a second process from this run: start no other"):
                 raise UserError(
                     f"another process is running this configuration in {self.path}; wait for it, or change the seed"
-                ) from None
+                )
             if cfg.fresh:
                 self.clear()
-            write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             before = self.status()
             start, busy = time.monotonic(), sum(os.times()[:4])
 
@@ -96,15 +112,42 @@ class RunFolder:
                 minutes = {"minutes": time.monotonic() - start, "cpu_minutes": sum(os.times()[:4]) - busy}
                 return {name: round(before.get(name, 0.0) + value / 60, 3) for name, value in minutes.items()}
 
-            self.update(state="running", reason=None)
-            (self.path / "report.html").unlink(missing_ok=True)
+            self.held = os.open(self.path, os.O_RDONLY)
             try:
+                with explained(self.path):
+                    write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                    self.update(state="running", reason=None)
+                    (self.path / "report.html").unlink(missing_ok=True)
                 yield
+                self.update(state="finished", **spent())
             except BaseException as error:
-                preempted = (
-                    isinstance(error, KeyboardInterrupt | SystemExit) or type(error).__name__ == "SIGTERMException"
-                )
-                reason = f"{type(error).__name__}: {error}".strip(": ")
-                self.update(state="preempted" if preempted else "failed", reason=reason, **spent())
+                self._update_at_last(state=_state_after(error), reason=_reason_of(error), **spent())
                 raise
-            self.update(state="finished", **spent())
+            finally:
+                os.close(self.held)
+                self.held = None
+
+    def _update_at_last(self, **facts: Any) -> None:
+        """`update`, also on a disk without room for a second file, or where the folder is now."""
+        try:
+            self.update(**facts)
+        except (OSError, UserError):
+            with suppress(OSError), open("status.json", "r+b", opener=self._in_held) as file:
+                text = json.dumps(json.load(file) | facts, indent=2) + "\n"
+                file.seek(0)
+                file.write(text.encode())
+                file.truncate()
+
+    def _in_held(self, name: str, flags: int) -> int:
+        return os.open(name, flags, dir_fd=self.held)
+
+
+def _state_after(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit) or type(error).__name__ == "SIGTERMException"
+    return "preempted" if stopped else "failed"
+
+
+def _reason_of(error: BaseException) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".strip(": ")

@@ -57,6 +57,13 @@ def guarded(function: Callable[[], T]) -> T:
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
         print(f"wavespace: {message}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        from wavespace.data.disk import FULL_OR_BROKEN, refusal
+
+        if error.errno not in FULL_OR_BROKEN:
+            raise
+        print(f"wavespace: {refusal(error)}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         from wavespace import config
 

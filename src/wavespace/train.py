@@ -116,7 +116,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     from pytorch_lightning.callbacks import LambdaCallback
 
     from wavespace.build import make
-    from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger
+    from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger, WholeFiles
     from wavespace.callbacks.progress import TrainingProgress
     from wavespace.tasks.base import versions
 
@@ -148,6 +148,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and not goes_on)
         + [TrainingProgress(task.monitor)] * (rank() == 0),
         logger=loggers,
+        plugins=[WholeFiles()],
         default_root_dir=str(folder.path),
         max_epochs=-1,
         check_val_every_n_epoch=None,

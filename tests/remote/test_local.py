@@ -127,7 +127,7 @@ def test_a_killed_launcher_s_runs_are_each_done_once(start: Start, tmp_path: Pat
 def test_ctrl_c_lets_runs_save_and_says_so(start: Start, tmp_path: Path) -> None:
     (tmp_path / HOLD).touch()
     started = start("seed=0,1,2")
-    until(lambda: states(tmp_path) == ["running"] * 2)
+    until(lambda: trainings(tmp_path) == [1, 1])
     os.kill(launcher(tmp_path), signal.SIGINT)
     ended = started.result()
     assert ended.returncode == 130, ended.stderr

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -136,23 +137,28 @@ def _yaml(text: str) -> Any:
 
 def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
     """Each column of metrics.csv, where it has values."""
-    rows = csv.DictReader(io.StringIO(text))
-    if "step" not in (rows.fieldnames or ()):
+    rows = csv.reader(io.StringIO(text))
+    names = next(rows, [])
+    if "step" not in names:
         raise ValueError("it has no column step")
-    points: dict[str, list[tuple[float, float]]] = {}
-    damaged = 0
+    place, width, damaged = names.index("step"), len(names), 0
+    steps, values = ([array("d") for _ in names] for _ in range(2))
     for row in rows:
         try:
-            step = float(row.pop("step"))
-            found = {name: float(value) for name, value in row.items() if value}
-        except (TypeError, ValueError):
+            step = float(row[place])
+            found = [(at, float(cell)) for at, cell in enumerate(row) if cell and at != place]
+        except (IndexError, ValueError):
+            damaged += bool(row)
+            continue
+        if len(row) > width:
             damaged += 1
             continue
-        for name, value in found.items():
-            points.setdefault(name, []).append((step, value))
+        for at, value in found:
+            steps[at].append(step)
+            values[at].append(value)
     if damaged:
         notices.append(f"metrics.csv has {damaged} damaged row{'s' if damaged > 1 else ''}, left out here.")
-    return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
+    return {name: (np.array(steps[at]), np.array(values[at])) for at, name in enumerate(names) if steps[at]}
 
 
 def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from wavespace.data.disk import explained, written_whole
 from wavespace.runfolder import RunFolder, write_atomic
 
 
@@ -62,6 +66,8 @@ class Checkpoints(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save between validations; the last step asks Lightning for a closing validation."""
         step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0:  # then Lightning has the loggers write
+            self.folder.check_is_here()
         if trainer.max_steps > 0 and step >= trainer.max_steps:
             trainer.should_stop = True
         interval = trainer.val_check_batch  # None: by time, so that any step may be followed by one
@@ -110,43 +116,52 @@ class Checkpoints(Callback):
             raise SIGTERMException
 
     def _save(self, trainer: Trainer, paths: list[Path]) -> None:
+        self.folder.check_is_here()
         self.saved = trainer.global_step
-        temporary = self.folder.path / "checkpoints" / ".writing.ckpt"
-        temporary.parent.mkdir(parents=True, exist_ok=True)
         for logger in trainer.loggers:
             logger.save()
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(paths[0])
         if trainer.is_global_zero:
-            for path in paths[:-1]:
-                copy = path.with_name(f".{path.name}")
-                shutil.copyfile(temporary, copy)
-                os.replace(copy, path)
-            os.replace(temporary, paths[-1])
+            for path in paths[1:]:
+                with paths[0].open("rb") as source, written_whole(path) as file:
+                    shutil.copyfileobj(source, file, 2**20)
             self.folder.update(step=trainer.global_step)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """How checkpoints are written: on the disk when they have their name. Lightning's own go through /tmp."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint."""
+        content = io.BytesIO()  # torch makes another error of what a disk refuses
+        torch.save(checkpoint, content)
+        with written_whole(Path(path)) as file:
+            file.write(content.getbuffer())
 
 
 class CsvLogger(Logger):
     """metrics.csv: a row a step, a column a metric, floats with all their digits, nothing that depends on the clock.
 
     Rows are appended as they come; a new metric, or one for a row that was written, rewrites the file. A run that
-    goes on first drops the rows after its checkpoint, and a row that a kill cut off.
+    goes on first drops the rows after its checkpoint, and those that are damaged or that a kill cut off. Memory holds
+    the rows that are not written yet.
+
+    Args:
+        path: of the file.
+        keep_until: step of the checkpoint that the run goes on from; None: a new run.
     """
 
     def __init__(self, path: Path, keep_until: int | None) -> None:
         super().__init__()
         self.path = path
-        self.rows: dict[int, dict[str, str]] = {}
         self.columns: list[str] = []
-        self.unwritten: set[int] = set()
+        self.unwritten: dict[int, dict[str, str]] = {}
         self.written = -1
+        self.damaged = 0
         if keep_until is not None and path.is_file():
-            with path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    step = int(row.pop("step"))
-                    figures = {key: value for key, value in row.items() if value}
-                    if step <= keep_until and figures:  # without figures: the beginning of a longer number
-                        self.rows[step] = figures
-        self._rewrite()
+            self._keep(keep_until)
+        else:
+            write_atomic(path, b"step\r\n")
 
     @property
     def name(self) -> str:
@@ -163,34 +178,86 @@ class CsvLogger(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add figures to the row of a step."""
-        step = int(step or 0)
-        row = self.rows.setdefault(step, {})
-        row |= {key: repr(float(value)) for key, value in metrics.items()}
-        self.unwritten.add(step)
+        self.unwritten.setdefault(int(step or 0), {}).update(
+            {key: repr(float(value)) for key, value in metrics.items()}
+        )
 
     def save(self) -> None:
         """Bring the file up to date."""
         known = set(self.columns)
-        if any(step <= self.written or set(self.rows[step]) - known for step in self.unwritten):
+        if any(step <= self.written or set(row) - known for step, row in self.unwritten.items()):
             self._rewrite()
         elif self.unwritten:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, ["step", *self.columns]).writerows(
-                    {"step": s} | self.rows[s] for s in sorted(self.unwritten)
-                )
-            self.written = max(self.unwritten)
-        self.unwritten = set()
+            with explained(self.path), self.path.open("ab") as file:
+                file.write(b"".join(self._row(step) for step in sorted(self.unwritten)))
+        self.written = max([self.written, *self.unwritten])
+        self.unwritten = {}
 
     def finalize(self, status: str) -> None:
         """Bring the file up to date at the end."""
         self.save()
 
+    def _row(self, step: int, cells: Mapping[str, str] = MappingProxyType({})) -> bytes:
+        row = {**cells, **self.unwritten[step]}
+        return _line([str(step), *(row.get(key, "") for key in self.columns)]) + b"\r\n"
+
+    def _rows(self, columns: int, last: float = math.inf) -> Iterator[tuple[int, bytes]]:
+        """Each whole row of the file up to a step, without its line's end."""
+        before, self.damaged = -1, 0
+        with self.path.open("rb") as file:
+            next(file, b"")
+            for line in file:
+                step = line.partition(b",")[0]
+                odd = (
+                    not step.isdigit()
+                    or line.count(b",") != columns
+                    or line.translate(None, b"\r\n,0123456789.+-aefin")
+                )
+                if odd or not line.endswith(b"\n"):
+                    self.damaged += line.endswith(b"\n")  # the last line is whole, or a kill cut it off
+                elif before < int(step) <= last:
+                    before = int(step)
+                    yield before, line.rstrip(b"\r\n")
+
+    def _keep(self, last: int) -> None:
+        with self.path.open("rb") as file:
+            head = next(csv.reader([next(file, b"").decode("utf-8", "replace").replace("\0", "")]), [])[1:]
+        used: set[int] = set()
+        for step, line in self._rows(len(head), last):
+            self.written = step
+            if len(used) < len(head):
+                used |= {place for place, cell in enumerate(line.split(b",")[1:]) if cell}
+        rows = (line for _, line in self._rows(len(head), last))
+        if len(used) < len(head):  # the others are of rows that are dropped
+            places = [0, *(place + 1 for place in sorted(used))]
+            rows = (b",".join([line.split(b",")[place] for place in places]) for line in rows)
+        self.columns = [head[place] for place in sorted(used)]
+        with written_whole(self.path) as file:
+            file.write(_line(["step", *self.columns]) + b"\r\n")
+            file.writelines(line + b"\r\n" for line in rows)
+        if self.damaged:
+            print(f"{self.path}: {self.damaged} damaged rows are left out")
+
     def _rewrite(self) -> None:
-        steps = sorted(self.rows)
-        self.columns = list(dict.fromkeys(key for step in steps for key in self.rows[step]))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["step", *self.columns])
-        writer.writeheader()
-        writer.writerows({"step": step} | self.rows[step] for step in steps)
-        write_atomic(self.path, text.getvalue())
-        self.written = max(steps, default=-1)
+        """Put the unwritten rows at their places, and add the columns that they need."""
+        before, rows = list(self.columns), self._rows(len(self.columns))
+        steps = sorted(self.unwritten)
+        self.columns = list(dict.fromkeys([*before, *(key for step in steps for key in self.unwritten[step])]))
+        end = b"," * (len(self.columns) - len(before)) + b"\r\n"
+        with written_whole(self.path) as file:
+            file.write(_line(["step", *self.columns]) + b"\r\n")
+            for step, line in rows:
+                while steps and steps[0] < step:
+                    file.write(self._row(steps.pop(0)))
+                if steps and steps[0] == step:
+                    cells = line.decode().split(",")[1:]
+                    file.write(self._row(steps.pop(0), dict(zip(before, cells))))
+                else:
+                    file.write(line + end)
+            file.writelines(self._row(step) for step in steps)
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue().encode()

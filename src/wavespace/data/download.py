@@ -34,7 +34,7 @@ import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
 
-from wavespace.data.disk import check_space, explained, hash_into, written_whole
+from wavespace.data.disk import check_space, explained, hash_into, lock, sync_folder, written_whole
 from wavespace.errors import BadInput, UserError
 from wavespace.terminal import byte_progress
 
@@ -527,15 +527,13 @@ class _Part:
         self._path, self._words = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.from")
 
     def __enter__(self) -> _Part:
-        import fcntl
-
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Its only descriptor in this process: to close another would give up the lock.
         self.file = self._path.open("a+b", buffering=0)
         try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(self.file.fileno()), self._path.stat())
-        except (BlockingIOError, PermissionError, FileNotFoundError):
+            held = lock(self.file, unguarded="nothing keeps a second process from fetching this: start no other")
+            held = held and os.path.samestat(os.fstat(self.file.fileno()), self._path.stat())
+        except FileNotFoundError:
             held = False
         if not held:  # or not any more: another process has just made the target of it
             self.file.close()
@@ -572,6 +570,7 @@ class _Part:
     def become_target(self) -> None:
         os.fsync(self.file.fileno())
         os.replace(self._path, self.target)
+        sync_folder(self.target.parent)
         self._words.unlink(missing_ok=True)
 
 

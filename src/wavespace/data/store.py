@@ -38,7 +38,7 @@ from torch.utils.data import Dataset
 
 from wavespace.data.audio import Audio, read_blocks, seconds_of
 from wavespace.data.base import NO_NOTES, Item, Notes, rng_for, shuffled
-from wavespace.data.disk import check_space, explained, hash_into, written_whole
+from wavespace.data.disk import check_space, explained, hash_into, lock, sync_folder, written_whole
 from wavespace.data.notes import window as sounding
 from wavespace.data.sources import MANIFEST, Recording
 from wavespace.errors import BadInput, UserError
@@ -461,7 +461,7 @@ def build_store(
                 facts = {"made_by": made_by, "made_from": made_from, "licence": licence, "citation": citation}
                 _finish(partial, shards, source, facts)
                 os.rename(partial, folder)
-                _sync_folder(folder.parent)
+                sync_folder(folder.parent)
                 shutil.rmtree(folder / WORK)
     store = Store.open(folder)
     if store.manifest["made_by"] != json.loads(json.dumps(made_by)):
@@ -471,17 +471,13 @@ def build_store(
 
 @contextmanager
 def _sole_builder(folder: Path, partial: Path) -> Iterator[None]:
-    import fcntl
-
     (partial / WORK).mkdir(parents=True, exist_ok=True)
-    with (partial / WORK / "lock").open("w") as lock:
-        try:
-            # A lock of the process, which its workers don't inherit: they may outlive a kill by a moment.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+    with (partial / WORK / "lock").open("w") as file:
+        # A lock of the process, which its workers don't inherit: they may outlive a kill by a moment.
+        if not lock(file, unguarded="nothing keeps a second process from preparing this store: start no other"):
             raise UserError(
                 f"{folder}: another process is preparing it; wait until it has done, or stop it and repeat the command"
-            ) from None
+            )
         yield
 
 
@@ -682,7 +678,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
     }
     with written_whole(partial / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=2).encode() + b"\n")
-    _sync_folder(partial)
+    sync_folder(partial)
 
 
 def _shard_file(number: int) -> str:
@@ -698,12 +694,3 @@ def _hash(path: Path, advance: Callable[[int], None] = lambda size: None) -> str
     with path.open("rb") as file:
         hash_into(digest, file, advance)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Names, too, are on the disk only when their folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ beginning knows all that the launch knows, so a controller may be killed between
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wavespace.data.disk import is_locked, lock
 from wavespace.errors import BadInput, ConfigError, UserError
 from wavespace.remote.plan import Plan
 from wavespace.runfolder import write_atomic
@@ -152,25 +152,18 @@ class Launch:
     @property
     def led(self) -> bool:
         """Whether a controller lives."""
-        with (self.folder / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
-            return False
+        return is_locked(self.folder / "lock", of_process=False)
 
     @contextmanager
     def leading(self) -> Iterator[None]:
         """Be the launch's only controller.
 
         Raises:
-            UserError: there is one.
+            UserError: there is one; or the file system has no locks, and a second one would spend as much again.
         """
         with (self.folder / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not lock(file, of_process=False):
                 raise UserError(
                     f"launch {self.id} is led by another process; `wavespace pods status {self.id}` shows it"
-                ) from None
+                )
             yield

@@ -5,7 +5,6 @@ The run folders hold all that is to be known, so the same command goes on where 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, TypeAdapter, ValidationError
 
 from wavespace.config import command_line
+from wavespace.data.disk import is_locked
 from wavespace.errors import ConfigError
 from wavespace.remote.fates import Board, Fate, is_number, table
 from wavespace.remote.launch import Member, interruptible, members, returns
@@ -198,14 +198,7 @@ def _end(jobs: Sequence[LocalJob]) -> None:
 def _locked(folder: RunFolder) -> bool:
     """Whether a process is training in a run folder, as `RunFolder.writing` says it."""
     path = folder.path / ".lock"
-    if not path.is_file():
-        return False
-    with path.open("a") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    return path.is_file() and is_locked(path)
 
 
 def _last_line(path: Path) -> str:
