@@ -63,7 +63,7 @@ class Checkpoints(Callback):
         """From here on a step is ended before the run is."""
         self.training = True
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *args: Any) -> None:
         """Save between validations; the last step asks Lightning for a closing validation."""
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0:  # then Lightning has the loggers write
