@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -209,7 +209,7 @@ def _part_blocks(path: Path, part: Part, first: int, last: int, size: int) -> It
             yield audio[max(0, first - (done - len(raw))) :] if done - len(raw) < first else audio
 
 
-def _raw(file: _File, frames: int, path: Path, first: int) -> NDArray[np.number]:
+def _raw(file: _File, frames: int, path: Path, first: int) -> NDArray[Any]:
     """The next frames `(n, channels)`; 16-bit files are made float late, which takes a sixth of the time."""
     short = file.subtype == "PCM_16"
     raw = file.read(frames, dtype="int16" if short else "float32", always_2d=True)
@@ -219,7 +219,7 @@ def _raw(file: _File, frames: int, path: Path, first: int) -> NDArray[np.number]
     return raw
 
 
-def _mono(raw: NDArray[np.number], part: Part) -> Audio:
+def _mono(raw: NDArray[Any], part: Part) -> Audio:
     audio = raw[:, part.used[0]].astype(np.float32)
     for channel in part.used[1:]:
         audio += raw[:, channel]
