@@ -178,7 +178,7 @@ def test_the_page_stands_alone(run: RunFolder) -> None:
     (run.path / "status.json").write_text(json.dumps(STATUS | {"wandb": {"id": "x", "url": "https://wandb.ai/x"}}))
     page = page_of(run)
     links = [a[key] for _, a in page.found for key in ("src", "href", "xlink:href", "srcset", "action") if key in a]
-    assert len(links) > 3
+    assert len(links) == 3
     assert [link for link in links if not link.startswith(("data:", "#"))] == []
     assert re.findall(r"url\((?!#)", page.source) == []
     assert "@import" not in page.source
@@ -323,7 +323,7 @@ def test_missing_and_broken_media_are_named(run: RunFolder) -> None:
     (run.path / "samples" / "0-input.flac").write_bytes(b"no sound")
     page = page_of(run)
     assert "samples/0-song.png is missing." in page.text
-    assert "samples/0-input.flac can't be read." in page.text
+    assert "samples/0-input.flac can't be read" in page.text
     assert not page.all("img")
     assert not page.all("audio")
     assert page.all("a")

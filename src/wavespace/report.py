@@ -7,31 +7,45 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
+import html
 import io
 import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wavespace.analysis.pages import number, render
-from wavespace.analysis.plots import PAGE, inline, style, thinned, together
+from wavespace.analysis.pages import edition, number, render
+from wavespace.analysis.plots import thinned, together
 from wavespace.analysis.runs import (
+    LARGEST,
+    MOST_BYTES,
     Run,
     Series,
     higher_is_better,
     parse_config,
-    parse_metrics,
     parse_status,
+    read_metrics,
     read_part,
     read_runs,
 )
-from wavespace.errors import UserError
+from wavespace.data.disk import named_file, open_regular, read_regular
+from wavespace.errors import BadInput, UserError
 from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.terminal import plain
 
 MEDIA_LIMIT = 4_500_000
 """Bytes of pictures and sounds (as base64) in a page; what does not fit is named by its file."""
 
+MOST_SAMPLES, MOST_VALUES = 50, 2**23
+"""Samples that a page shows, and values of all channels that a sound in it may have: three minutes at 44,100 Hz."""
 
 MOST_LINES = 50
 """Runs, and reasons, that the terminal shows."""
@@ -58,42 +72,86 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
 
     runs = read_runs(given.paths)
-    local = [run for run in runs if Path(run.source).is_dir()]
-    if len(given.paths) == len(local) == len(runs) == 1 and Path(given.paths[0]) == Path(runs[0].source):
-        print(write_report(RunFolder(Path(runs[0].source))))
+    local = [Path(run.source) for run in runs if run.source and Path(run.source).is_dir()]
+    if len(given.paths) == len(local) == len(runs) == 1 and Path(given.paths[0]) == local[0]:
+        print(write_report(RunFolder(local[0])))
         return
     out = given.out or (
         Path(given.paths[0]) if Path(given.paths[0]).is_dir() and len(given.paths) == 1 else Path("report")
     )
     if (out / "status.json").exists():
         raise UserError(f"{out} is a run folder; name another one with --out for the page of several runs")
-    written = _write_pages(local, given.pages)
     from wavespace.analysis.study import write_study
 
-    page = write_study(runs, out, metric=given.metric, title=" ".join(map(str, given.paths)))
-    _print_runs(runs)
-    print(f"{written} pages of runs written anew, {len(local) - written} were up to date" if local else "")
-    print(page)
+    with _written_beside(local, given.pages) as pages:
+        page = write_study(runs, out, metric=given.metric, title=" ".join(map(str, given.paths)), coming=local)
+        _print_runs(runs)
+        print(page, flush=True)
+        pages()
 
 
-def _write_pages(runs: list[Run], every: bool) -> int:
-    """Each run's own page, if it is older than what it is made from; returns how many were written."""
+@contextmanager
+def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], None]]:
+    """Write each run's own page that is not up to date, in other processes; yields what waits for them all."""
     from rich.console import Console
     from rich.progress import track
 
-    def stale(folder: Path) -> bool:
-        try:
-            written = (folder / "report.html").stat().st_mtime_ns
-        except OSError:
-            return True
-        sources = (folder / name for name in ("status.json", "config.yaml", "metrics.csv", "samples/samples.json"))
-        return any(path.stat().st_mtime_ns > written for path in sources if path.exists())
+    old = [folder for folder in folders if every or not is_current(folder)]
+    pool = ProcessPoolExecutor(min(os.cpu_count() or 1, len(old) // 8 + 1), initializer=_ignore_interrupts)
+    faults = pool.map(_fault_of_page, old, chunksize=4)
 
-    old = [Path(run.source) for run in runs if every or stale(Path(run.source))]
-    console = Console(stderr=True)
-    for folder in track(old, "pages", console=console, transient=True, disable=not console.is_terminal):
+    def wait() -> None:
+        console = Console(stderr=True)
+        shown = track(faults, "pages", len(old), console=console, transient=True, disable=not console.is_terminal)
+        found = [fault for fault in shown if fault]
+        if folders:
+            print(f"{len(old) - len(found)} pages of runs written anew, {len(folders) - len(old)} were up to date")
+        for fault in found[:MOST_LINES]:
+            print(plain(fault))
+
+    try:
+        yield wait
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is for the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _fault_of_page(folder: Path) -> str | None:
+    """Write a run's page; returns why it could not be."""
+    try:
         write_report(RunFolder(folder))
-    return len(old)
+    except Exception as error:  # one folder must not cost the pages of all
+        return f"{folder}: no page ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return None
+
+
+SOURCES = ("status.json", "config.yaml", "metrics.csv", "samples/samples.json", "samples")
+"""What a run's page is made from."""
+
+
+def _made_of(folder: Path) -> str:
+    """A digest of the state of a page's sources, and of how it is made from them."""
+    found = []
+    for name in SOURCES:
+        try:
+            facts = (folder / name).stat()
+            found.append([name, facts.st_mtime_ns, facts.st_size])
+        except OSError:
+            continue
+    return hashlib.sha256(json.dumps([edition(), found]).encode()).hexdigest()[:16]
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a run's page is there, and made from what is in its folder now."""
+    try:
+        with open_regular(folder / "report.html") as file:
+            return f'content="{_made_of(folder)}"'.encode() in file.read(1000)
+    except (OSError, BadInput):
+        return False
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -102,15 +160,17 @@ def write_report(folder: RunFolder) -> Path:
     One file that needs no network and runs no script; a missing or damaged source is a sentence on the page.
     """
     notices: list[str] = []
-    status = read_part(folder.path / "status.json", parse_status, notices, {})
-    text, config = read_part(folder.path / "config.yaml", parse_config, notices, ("", {}))
-    metrics = read_part(folder.path / "metrics.csv", lambda text: parse_metrics(text, notices), notices, {})
-    samples = read_part(folder.path / "samples/samples.json", json.loads, notices, [], "samples/samples.json")
+    made_of = _made_of(folder.path)  # before anything is read: what changes meanwhile makes it out of date
+    status = read_part(folder.path, "status.json", parse_status, notices, {})
+    text, config = read_part(folder.path, "config.yaml", parse_config, notices, ("", {}))
+    metrics = read_metrics(folder.path, notices)
+    samples = read_part(folder.path, "samples/samples.json", json.loads, notices, [])
     nodes = [config.get(group) for group in ("data", "frontend", "model", "task")]
     targets = [str(node["_target_"]) for node in nodes if isinstance(node, dict) and "_target_" in node]
     names = list(dict.fromkeys(key.partition("/")[2] for key in status.get("metrics", {}) if "/" in key))
     page = render(
         "run.html",
+        made_of=made_of,
         name=config.get("name") or folder.path.absolute().parent.name,
         signature=status.get("signature") or folder.path.absolute().name,
         parts=[target.rpartition(".")[2] for target in targets],
@@ -119,7 +179,7 @@ def write_report(folder: RunFolder) -> Path:
         every=figures_table(status | {"table": names}),
         logged=logged_table(metrics),
         charts=_charts(metrics, status),
-        samples=_samples(samples, folder.path / "samples", notices),
+        samples=_samples(samples, folder.path, notices),
         config=text,
         notices=notices,
     )
@@ -186,43 +246,101 @@ def _chart(
     log: bool = False,
 ) -> Chart:
     """Curves over steps; below them the learning rate, across them the best step."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
+    points = [thinned(series) for series in curves.values()]
+    across = [*(steps for steps, _ in points), np.array([best] if best is not None and np.isfinite(best) else [])]
+    x = Scale.of(across, 42, 354)
+    log = log and not any(np.any(values <= 0) for _, values in curves.values())
+    y = Scale.of([values for _, values in points], 158 if rate else 194, 6, log)
+    label = html.escape(f"{title}: {', '.join(curves)}")
+    parts = [f'<svg viewBox="0 0 360 223" role="img" aria-label="{label}">']
+    parts += _frame(x, y, 194)
     listed: list[tuple[str, str, str]] = []
     notes = ["last values beside the names"]
-    with rc_context(style(PAGE) | {"svg.hashsalt": " ".join(curves)}):
-        figure = Figure(figsize=(5, 3.1), layout="constrained")
-        panels = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1)) if rate else [figure.subplots()]
-        axes = panels[0]
-        for index, (name, series) in enumerate(curves.items()):
-            marker = "o" if len(series[0]) < (40 if name.startswith("val/") else 2) else ""
-            dashes = ("-", "--", ":")[index // len(PAGE.colours) % 3]
-            axes.plot(*thinned(series), dashes, color=PAGE.colours[index % len(PAGE.colours)], marker=marker)
-            listed.append((name, number(series[1][-1]), f"--c{index % len(PAGE.colours)}"))
-        if rate:
-            panels[1].plot(*thinned(rate), color=PAGE.ink)
-            panels[1].set(ylim=(0, None), yticks=[0, max(thinned(rate)[1], default=1)])
-            panels[1].yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
-            listed.append(("lr", number(rate[1][-1]), "--faint"))
-        panels[-1].set_xlabel("step")
-        panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if (most := max(map(together, curves.values()))) > 1:
-            notes.insert(0, f"a point is the mean of up to {most} logged steps")
-        if log and not any(np.any(values <= 0) for _, values in curves.values()):
-            axes.set_yscale("log")
-            low, high = axes.get_ylim()
-            axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        if best is not None:
-            axes.axvline(best, color=PAGE.ink, lw=0.8, ls=(0, (2, 3)))
-            notes.insert(0, f"dotted: the best, at step {best:.0f}")
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        drawn = io.StringIO()
-        nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
-    return Chart(title, "; ".join(notes), inline(drawn.getvalue(), f"{title}: {', '.join(curves)}"), listed)
+    for index, (name, series) in enumerate(curves.items()):
+        colour = f"--c{index % COLOURS}"
+        dotted = len(series[0]) < (40 if name.startswith("val/") else 2)
+        parts += _line(points[index], x, y, colour, ("", "5 2", "1 2")[index // COLOURS % 3], dotted)
+        listed.append((name, number(series[1][-1]), colour))
+    if rate:
+        steps, values = thinned(rate)
+        below = Scale(0.0, max([*values.tolist(), 1e-30]) * 1.05, 192, 168)
+        parts += _line((steps, np.maximum(values, 0)), x, below, "--faint")
+        parts += [
+            _text(38, below(below.high / 1.05) + 3, "end", f"{below.high / 1.05:.2g}"),
+            _text(38, 195, "end", "0"),
+        ]
+        listed.append(("lr", number(rate[1][-1]), "--faint"))
+    if (most := max(map(together, curves.values()))) > 1:
+        notes.insert(0, f"a point is the mean of up to {most} logged steps")
+    if best is not None and np.isfinite(best):
+        parts.append(_path([(x(best), 6), (x(best), 194)], "--faint", "2 3"))
+        notes.insert(0, f"dotted: the best, at step {best:.0f}")
+    return Chart(title, "; ".join(notes), "".join([*parts, "</svg>"]), listed)
+
+
+COLOURS = 6
+"""Of lines, as style.css has them."""
+
+
+class Scale(NamedTuple):
+    """Where the values of an axis lie in a drawing: `low` at `start`, `high` at `end`; log: of their logarithms."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @classmethod
+    def of(cls, values: list[NDArray[np.float64]], start: float, end: float, log: bool = False) -> Scale:
+        """With room for all values."""
+        known = np.concatenate(values)
+        known = np.log10(np.maximum(known, 1 / LARGEST)) if log else known
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        spare = 0.05 * ((high - low) or abs(high) or 1.0)
+        return cls(low - spare, high + spare, start, end, log)
+
+    def __call__(self, values: Any) -> Any:
+        at = np.log10(np.maximum(values, 1 / LARGEST)) if self.log else values
+        return self.start + (at - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, count: int, integer: bool = False) -> list[float]:
+        """Round values within it."""
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
+        wide = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5))
+        found = (wide if self.log else MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10])).tick_values(low, high)
+        return [tick for tick in found.tolist() if low <= tick <= high]
+
+
+def _frame(x: Scale, y: Scale, bottom: float) -> list[str]:
+    """Ticks, their lines, and what the steps are called."""
+    parts = []
+    for tick in y.ticks(6):
+        parts += [_path([(42, y(tick)), (354, y(tick))], "--line"), _text(38, y(tick) + 3, "end", f"{tick:g}")]
+    for tick in x.ticks(6, integer=True):
+        parts += [_path([(x(tick), bottom), (x(tick), bottom + 3)], "--faint")]
+        parts += [_text(x(tick), bottom + 13, "middle", f"{tick:g}" if abs(tick) >= 1e7 else f"{tick:.0f}")]
+    return [*parts, _path([(42, bottom), (354, bottom)], "--line"), _text(198, bottom + 25, "middle", "step")]
+
+
+def _line(series: Series, x: Scale, y: Scale, colour: str, dashes: str = "", dotted: bool = False) -> list[str]:
+    """A curve, with a dot at each point if they are few."""
+    places = list(zip(x(series[0]).tolist(), y(series[1]).tolist()))
+    dots = [f'<circle cx="{a:.2f}" cy="{b:.2f}" r="1.5" style="fill: var({colour})"/>' for a, b in places if dotted]
+    return [_path(places, colour, dashes, 1.6), *dots]
+
+
+def _path(places: list[tuple[float, float]], colour: str, dashes: str = "", width: float = 0.8) -> str:
+    drawn = "L".join(f"{a:.2f} {b:.2f}" for a, b in places)
+    dashed = f"; stroke-dasharray: {dashes}" if dashes else ""
+    return f'<path d="M{drawn}" style="fill: none; stroke: var({colour}); stroke-width: {width}{dashed}"/>'
+
+
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    style = f"fill: var(--faint); font-size: 9px; text-anchor: {anchor}"
+    return f'<text x="{x:.2f}" y="{y:.2f}" style="{style}">{html.escape(text)}</text>'
 
 
 # --- Samples ------------------------------------------------------------------------------------------------
@@ -234,42 +352,51 @@ def _samples(entries: Any, folder: Path, notices: list[str]) -> list[dict[str, A
 
     def embedded(file: str) -> str | None:
         nonlocal left
-        path = folder / Path(file).name
+        name = f"samples/{Path(file).name}"
         try:
-            kind, data = _media(path)
+            kind, data = _media(folder, name)
         except FileNotFoundError:
-            notices.append(f"samples/{path.name} is missing.")
+            notices.append(f"{name} is missing.")
             return None
-        except (OSError, RuntimeError):
-            notices.append(f"samples/{path.name} can't be read.")
+        except BadInput as error:
+            notices.append(f"{name} can't be read ({str(error).removeprefix(f'{folder / name}: ')}).")
+            return None
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            notices.append(f"{name} can't be read ({type(error).__name__}).")
             return None
         uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
         if len(uri) > left:
-            notices.append(f"samples/{path.name} is too large for this page.")
+            notices.append(f"{name} is too large for this page.")
             return None
         left -= len(uri)
         return uri
 
     shown = []
     try:
-        for entry in entries:
+        for entry in entries[:MOST_SAMPLES]:
             files = {
-                key: [(e["title"], e["file"], embedded(e["file"])) for e in entry[key]] for key in ("sounds", "midi")
+                key: [(e["title"], e["file"], embedded(e["file"])) for e in entry[key][:MOST_SAMPLES]]
+                for key in ("sounds", "midi")
             }
             shown.append({**entry, **files, "picture": (entry["picture"], embedded(entry["picture"]))})
-    except (KeyError, TypeError) as error:
+        if len(entries) > MOST_SAMPLES:
+            notices.append(f"samples/samples.json lists {len(entries)} samples; the first {MOST_SAMPLES} are shown.")
+    except (KeyError, TypeError, AttributeError) as error:
         notices.append(f"samples/samples.json is damaged ({type(error).__name__}: {error}).")
     return shown
 
 
-def _media(path: Path) -> tuple[str, bytes]:
+def _media(folder: Path, name: str) -> tuple[str, bytes]:
     """Type and bytes of a file as the page holds it: sounds as MP3, half of FLAC's size, where that can be written."""
-    data, packed = path.read_bytes(), io.BytesIO()
-    if path.suffix in (".mid", ".png"):
-        return {".mid": "audio/midi", ".png": "image/png"}[path.suffix], data
+    data, packed = read_regular(named_file(folder, name), MOST_BYTES), io.BytesIO()
+    if (suffix := Path(name).suffix) in (".mid", ".png"):
+        return {".mid": "audio/midi", ".png": "image/png"}[suffix], data
     import soundfile
 
-    audio, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    with soundfile.SoundFile(io.BytesIO(data)) as file:  # a few bytes of silence may be hours
+        if file.frames * file.channels > MOST_VALUES:
+            raise BadInput(f"{folder / name}: its header states {file.frames} samples, too many for a page")
+        audio, rate = file.read(dtype="float32"), file.samplerate
     best: Any = {"bitrate_mode": "VARIABLE", "compression_level": 0.0}
     try:
         soundfile.write(packed, audio, rate, format="MP3", **best)
@@ -294,15 +421,15 @@ def _print_runs(runs: list[Run]) -> None:
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for title in ["step", *(metric.replace("_", " ") for metric in metrics), "minutes"]:
-        table.add_column(title, justify="right")
+        table.add_column(plain(title), justify="right")
     for name, run in list(zip(names, runs))[:MOST_LINES]:
         cells = [number(run.figures.get(f"test/{metric}", run.figures.get(f"val/{metric}"))) for metric in metrics]
         minutes = f"{run.facts['minutes']:.1f}" if "minutes" in run.facts else "–"
-        table.add_row(name, run.state, str(run.facts.get("step", "–")), *cells, minutes)
+        table.add_row(plain(name), plain(run.state), str(run.facts.get("step", "–")), *cells, minutes)
     console = Console(markup=False, highlight=False)
     console.print(table)
     odd = [f"{name}: {reason}" for name, run in zip(names, runs) for reason in run.reasons if run.state != "finished"]
     for line in odd[:MOST_LINES]:
-        console.print(line)
+        console.print(plain(line))
     if max(len(runs), len(odd)) > MOST_LINES:
         console.print(f"… {len(runs)} runs; the page and its files have them all")

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -44,6 +45,19 @@ def heed() -> None:
         stop()
 
 
+def plain(text: str) -> str:
+    """Text that somebody else may have written, with control characters and those that turn the writing direction as
+    their codes: a terminal would obey them.
+    """
+    return "".join(_shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    return character.encode("unicode_escape").decode()
+
+
 def guarded(function: Callable[[], T]) -> T:
     """Run a verb; a user's error is a sentence on stderr and exit code 2, anything else keeps its traceback."""
     try:
@@ -55,7 +69,7 @@ def guarded(function: Callable[[], T]) -> T:
     except UserError as error:
         # A loader's worker wraps the text in its own traceback; the sentence is its last part.
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
-        print(f"wavespace: {message}", file=sys.stderr)
+        print(f"wavespace: {plain(message)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         from wavespace.data.disk import FULL_OR_BROKEN, refusal
@@ -71,7 +85,7 @@ def guarded(function: Callable[[], T]) -> T:
         faults = config.explain(overrides, folder) if isinstance(error, config.CompositionErrors) else None
         if faults is None:
             raise
-        print(f"wavespace: {faults}", file=sys.stderr)
+        print(f"wavespace: {plain(str(faults))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8")
+    return jinja2.Environment(autoescape=True, trim_blocks=True, loader=loader)
 
 
 def render(template: str, **values: Any) -> str:
     """A page from `wavespace/templates`, everything escaped that is not said to be safe."""
-    import jinja2
-
     import wavespace
 
-    folder = Path(__file__).parents[1] / "templates"
-    loader = jinja2.FileSystemLoader(folder, encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, loader=loader)
-    return environment.get_template(template).render(version=wavespace.__version__, **values)
+    return _environment().get_template(template).render(version=wavespace.__version__, **values)
+
+
+@cache
+def edition() -> str:
+    """Of the templates: pages that were made by others are made anew."""
+    import wavespace
+
+    texts = [path.read_bytes() for path in sorted(TEMPLATES.iterdir())]
+    return hashlib.sha256(b"".join([wavespace.__version__.encode(), *texts])).hexdigest()
 
 
 def number(value: float | None) -> str:

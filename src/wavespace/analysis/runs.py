@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wavespace.errors import UserError
+from wavespace.data.disk import named_file, read_regular
+from wavespace.errors import BadInput, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +38,12 @@ FACTS = (
 
 KNOWN = ("step", "parameters", "minutes", "cpu_minutes", "monitor")
 """Facts that status.json may hold."""
+
+LARGEST = 1e100
+"""What is larger counts as infinite."""
+
+MOST_BYTES, MOST_METRICS, MOST_DEPTH = 2**24, 2**29, 50
+"""Bytes of a run's file that are read at most, those of metrics.csv, and how deep its YAML may be nested."""
 
 PARTS = ("data", "frontend", "model", "task")
 
@@ -82,15 +90,21 @@ def higher_is_better(metric: str) -> bool | None:
 # --- The files of a run -------------------------------------------------------------------------------------
 
 
-def read_part(path: Path, parse: Callable[[str], Any], notices: list[str], otherwise: Any, name: str = "") -> Any:
-    """What a file of a run holds, or `otherwise` and a notice that names the file."""
-    name = name or path.name
+def read_part(
+    folder: Path, name: str, parse: Callable[[str], Any], notices: list[str], otherwise: Any, most: int = MOST_BYTES
+) -> Any:
+    """What a file of a run holds, or `otherwise` and a notice that names the file.
+
+    A link that leads out of the folder is not followed: a page of runs is for showing to others.
+    """
     try:
-        return parse(path.read_text("utf-8"))
+        return parse(read_regular(named_file(folder, name), most).decode())
     except FileNotFoundError:
         notices.append(f"{name} is missing.")
+    except BadInput as error:
+        notices.append(f"{name} is not read ({str(error).removeprefix(f'{folder / name}: ')}).")
     except Exception as error:  # whatever a damaged file makes a parser raise
-        notices.append(f"{name} is damaged ({' '.join(str(error).split())[:120]}).")
+        notices.append(f"{name} is damaged ({' '.join(str(error).split())[:120] or type(error).__name__}).")
     return otherwise
 
 
@@ -101,16 +115,26 @@ def parse_status(text: str) -> dict[str, Any]:
         raise ValueError("it is no object")
     kinds: dict[str, Any] = {
         "state": str, "signature": str, "step": int, "minutes": int | float, "cpu_minutes": int | float,
-        "parameters": int, "metrics": dict, "table": list, "wandb": dict,
+        "parameters": int, "metrics": dict, "table": list, "wandb": dict, "monitor": str, "mode": str, "versions": dict,
     }  # fmt: skip
     status = {key: value for key, value in found.items() if isinstance(value, kinds.get(key, object))}
     for key in ("minutes", "cpu_minutes"):
-        if key in status:
-            status[key] = float(status[key])
+        if 0 <= (minutes := as_figure(status.pop(key, -1))) < math.inf:
+            status[key] = minutes
+    for key in ("step", "parameters"):
+        if abs(status.get(key, 0)) > 2**53:
+            del status[key]
     figures = status.get("metrics", {})
-    status["metrics"] = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    status["metrics"] = {key: as_figure(value) for key, value in figures.items() if isinstance(value, int | float)}
     status["table"] = [str(name) for name in status.get("table", [])]
     return status
+
+
+def as_figure(value: float) -> float:
+    """A number as a float; infinite where it is so large that its square may be."""
+    if value != value or abs(value) < LARGEST:
+        return float(value)
+    return math.inf if value > 0 else -math.inf
 
 
 def parse_config(text: str) -> tuple[str, dict[str, Any]]:
@@ -122,17 +146,22 @@ def parse_config(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _yaml(text: str) -> Any:
-    """What YAML says, in a twentieth of OmegaConf's time where it is as small and flat as a configuration.
+    """What YAML says, in a twentieth of OmegaConf's time.
 
-    libyaml recurses: what is nested by thousands would end the process.
+    A configuration that was written down has no aliases, which can stand for more than fits into memory, and is
+    flat: libyaml recurses, and what is nested by thousands would end the process.
     """
     import yaml
 
-    if len(text) > 100_000 or sum(map(text.count, "[{-?!&")) > 3000:
-        from omegaconf import OmegaConf
-
-        return OmegaConf.to_container(OmegaConf.create(text))
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has an alias, which no configuration that a run has written has")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise ValueError(f"it is nested by more than {MOST_DEPTH}")
+    return yaml.load(text, loader)
 
 
 def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
@@ -146,6 +175,8 @@ def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
     for row in rows:
         try:
             step = float(row[place])
+            if not abs(step) <= 2**53:
+                raise ValueError("no step")
             found = [(at, float(cell)) for at, cell in enumerate(row) if cell and at != place]
         except (IndexError, ValueError):
             damaged += bool(row)
@@ -158,16 +189,23 @@ def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
             values[at].append(value)
     if damaged:
         notices.append(f"metrics.csv has {damaged} damaged row{'s' if damaged > 1 else ''}, left out here.")
-    return {name: (np.array(steps[at]), np.array(values[at])) for at, name in enumerate(names) if steps[at]}
+    return {name: (np.array(steps[at]), _tamed(np.array(values[at]))) for at, name in enumerate(names) if steps[at]}
+
+
+def _tamed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`as_figure` of each."""
+    return np.where(np.abs(values) >= LARGEST, np.copysign(np.inf, values), values)
 
 
 def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; lists, and mappings with nothing in them, are leaves as JSON."""
+    """Leaves by dotted key; lists, and mappings with nothing in them, are leaves as JSON; huge numbers are left out."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             leaves |= flat(value, f"{name}.")
+        elif isinstance(value, int | float) and abs(value) >= LARGEST:
+            leaves[name] = None
         else:
             leaves[name] = json.dumps(value, default=str) if isinstance(value, list | tuple | Mapping) else value
     return leaves
@@ -177,14 +215,22 @@ def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> Run:
-    """A run folder as far as its files can be read."""
+    """A run folder as far as its files can be read; what is wrong with it is among its reasons."""
     absolute = folder.absolute()
     run = Run(absolute.parent.name, absolute.name, str(folder))
-    status = read_part(folder / "status.json", parse_status, run.reasons, {})
-    _, config = read_part(folder / "config.yaml", parse_config, run.reasons, ("", {}))
+    try:
+        _read_into(run, folder)
+    except Exception as error:  # one folder must not cost the table of all
+        run.reasons.append(f"can't be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
+    return run
+
+
+def _read_into(run: Run, folder: Path) -> None:
+    status = read_part(folder, "status.json", parse_status, run.reasons, {})
+    _, config = read_part(folder, "config.yaml", parse_config, run.reasons, ("", {}))
     run.config = flat(config)
     if (folder / "metrics.csv").exists() or status.get("state") == "finished":
-        run.history = read_part(folder / "metrics.csv", lambda text: parse_metrics(text, run.reasons), run.reasons, {})
+        run.history = read_metrics(folder, run.reasons)
     run.name, run.signature = str(config.get("name") or run.name), str(status.get("signature") or run.signature)
     run.figures = dict(status.get("metrics", {}))
     run.facts = {key: status[key] for key in KNOWN if status.get(key) is not None}
@@ -195,7 +241,11 @@ def read_run(folder: Path) -> Run:
     if run.state in ("running", "preempted"):
         run.reasons.append(f"unfinished, at step {status.get('step', 0)} of {run.config.get('trainer.max_steps', '?')}")
     run.reasons += _older(config)
-    return run
+
+
+def read_metrics(folder: Path, notices: list[str]) -> dict[str, Series]:
+    """What metrics.csv of a run folder holds."""
+    return read_part(folder, "metrics.csv", lambda text: parse_metrics(text, notices), notices, {}, MOST_METRICS)
 
 
 def _older(config: Mapping[str, Any]) -> list[str]:

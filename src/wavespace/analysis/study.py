@@ -10,7 +10,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -44,7 +44,9 @@ class Finding(NamedTuple):
     carried: bool = True
 
 
-def write_study(runs: list[Run], out: Path, *, metric: str | None = None, title: str = "") -> Path:
+def write_study(
+    runs: list[Run], out: Path, *, metric: str | None = None, title: str = "", coming: Collection[Path] = ()
+) -> Path:
     """Write `report.html`, `runs.csv`, `runs.parquet` and `figures/` to a folder; returns the page's path.
 
     Args:
@@ -52,6 +54,7 @@ def write_study(runs: list[Run], out: Path, *, metric: str | None = None, title:
         out: made if it is not there.
         metric: what runs are compared by; else what they watched themselves.
         title: of the page.
+        coming: run folders whose own pages are about to be written, so that they can be linked to.
 
     Raises:
         UserError: the metric is not there, or the folder can't be written.
@@ -66,9 +69,12 @@ def write_study(runs: list[Run], out: Path, *, metric: str | None = None, title:
         if metric is not None:
             raise
         found.append(Finding(_sentence(str(error)), False))
-    if chosen:
-        found, drawings = findings(runs, rows, *chosen)
-    drawn = [drawing.svg() for drawing in drawings]
+    try:
+        if chosen:
+            found, drawings = findings(runs, rows, *chosen)
+        drawn = [drawing.svg() for drawing in drawings]
+    except Exception as error:  # the table is worth more than a figure of odd values
+        found, drawings, drawn = [Finding(f"No figures: {type(error).__name__}: {error}.", False)], [], []
     page = render(
         "study.html",
         title=title or str(out),
@@ -79,7 +85,7 @@ def write_study(runs: list[Run], out: Path, *, metric: str | None = None, title:
         findings=found,
         drawings=[(d.title, d.note, inline(svg, f"{d.title}: {d.note}")) for d, svg in zip(drawings, drawn)],
         points=_points_table(rows, *chosen) if chosen else [],
-        runs=_runs_table(rows, chosen, out),
+        runs=_runs_table(rows, chosen, out, coming),
         left_out=max(0, len(rows) - MOST_ROWS),
         faults=_faults(rows),
         settings=_settings(rows),
@@ -319,7 +325,9 @@ def _points_table(rows: pd.DataFrame, metric: str, higher: bool) -> list[list[st
     return [head, *body]
 
 
-def _runs_table(rows: pd.DataFrame, chosen: tuple[str, bool] | None, out: Path) -> dict[str, Any]:
+def _runs_table(
+    rows: pd.DataFrame, chosen: tuple[str, bool] | None, out: Path, coming: Collection[Path]
+) -> dict[str, Any]:
     """Head and rows: each with the address of its own page, if there is one."""
     keys = [*swept(rows), *(["seed"] if "seed" in rows and rows["seed"].nunique() > 1 else [])]
     metrics: list[str] = []
@@ -338,7 +346,9 @@ def _runs_table(rows: pd.DataFrame, chosen: tuple[str, bool] | None, out: Path) 
         cells += [_figure(columns[name][place]) for name in metrics]
         cells += [(_cell if name == "step" else _hundredths)(columns[name][place]) for name in spent]
         name = columns["run" if several else "signature"][place]
-        body.append((str(name), _address(str(columns["source"][place]), out), str(columns["state"][place]), cells))
+        body.append(
+            (str(name), _address(str(columns["source"][place]), out, coming), str(columns["state"][place]), cells)
+        )
     return {"head": [*keys, *metrics, *spent], "rows": body, "texts": len(keys)}
 
 
@@ -346,12 +356,14 @@ def _hundredths(value: Any) -> str:
     return "–" if str(value) == "<NA>" else f"{float(value):.2f}"
 
 
-def _address(source: str, out: Path) -> str | None:
+def _address(source: str, out: Path, coming: Collection[Path]) -> str | None:
     """Of a run's page, as seen from the study's."""
     if source.startswith(("https://", "http://")):
         return source
-    page = Path(source) / "report.html"
-    return quote(os.path.relpath(page.absolute(), out.absolute())) if page.is_file() else None
+    if not source or not (Path(source) in coming or Path(source, "report.html").is_file()):
+        return None
+    # Relative, so that both may move; and by their true places, as a browser doesn't know by which link it came.
+    return quote(os.path.relpath(os.path.realpath(source), os.path.realpath(out)) + "/report.html")
 
 
 def _faults(rows: pd.DataFrame) -> list[tuple[str, str, str]]:

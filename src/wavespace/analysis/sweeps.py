@@ -6,6 +6,7 @@ sweep asks W&B for nothing but the list of runs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from wavespace.analysis.runs import Run, Series, flat, read_run
+from wavespace.analysis.runs import MOST_METRICS, Run, Series, as_figure, flat, read_run
+from wavespace.data.disk import read_regular
 from wavespace.errors import BadInput, UserError
 from wavespace.runfolder import write_atomic
 
@@ -29,6 +31,8 @@ MOST_ROWS = 20_000
 
 LAUNCHED = ("launch", "job", "pod", "pod_name", "pod_price", "signature", "commit", "gpu")
 """What a launch writes beside the configuration."""
+
+JOB = ("index", "signature", "overrides")
 
 STATES = {"crashed": "failed", "killed": "failed", "preempting": "preempted"}
 
@@ -82,14 +86,14 @@ def _asked(project: str, filters: Mapping[str, Any]) -> list[Run]:
 
 def _history(run: Any) -> list[dict[str, Any]]:
     """Rows of what was logged, from the cache if the run is as it was."""
-    entity, project, name = run.path
-    kept = cache_folder() / "wandb" / entity / project / f"{name}.json"
+    # By a digest, as W&B's names are of its users' making.
+    kept = cache_folder() / "wandb" / f"{hashlib.sha256('/'.join(run.path).encode()).hexdigest()[:24]}.json"
     stamp = [run.state, getattr(run, "heartbeat_at", None), run._attrs.get("historyLineCount")]
     try:
-        found = json.loads(kept.read_text("utf-8"))
-        if found["stamp"] == stamp:
+        found = json.loads(read_regular(kept, MOST_METRICS))
+        if found["stamp"] == stamp and all(isinstance(row, dict) for row in found["rows"]):
             return found["rows"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     lines = run._attrs.get("historyLineCount") or 0
     rows = run.history(samples=min(MOST_ROWS, max(500, int(lines))), pandas=False)
@@ -106,7 +110,7 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return float(value)
+        return as_figure(value)
     return (
         {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(value) if isinstance(value, str) else None
     )
@@ -175,38 +179,48 @@ def read_launch(folder: Path) -> list[Run]:
         BadInput: plan.json or results.json can't be read.
     """
     try:
-        plan = json.loads((folder / "plan.json").read_text("utf-8"))
+        plan = json.loads(read_regular(folder / "plan.json", MOST_METRICS))
         results = folder / "results.json"
-        rows = json.loads(results.read_text("utf-8")) if results.exists() else []
+        rows = json.loads(read_regular(results, MOST_METRICS)) if results.exists() else []
         rows = rows["jobs"] if isinstance(rows, dict) else rows
         study = str(plan.get("study", ""))
-        jobs = {int(job[0]): job for job in plan.get("jobs", [])}
-        fates = {int(row["index"]): row for row in rows}
+        listed = [job if isinstance(job, dict) else dict(zip(JOB, job)) for job in plan.get("jobs", [])]
+        jobs = {_index(job["index"]): job for job in listed}
+        fates = {_index(row["index"]): row for row in rows}
         found = [_job(folder, study, index, jobs.get(index), fates.get(index)) for index in sorted({*jobs, *fates})]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadInput(
-            f"{folder}: its plan.json or results.json is damaged ({' '.join(str(error).split())[:120]})"
-        ) from None
+    except BadInput:
+        raise
+    except Exception as error:  # whatever content of any kind makes of this
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        raise BadInput(f"{folder}: its plan.json or results.json is damaged ({why})") from None
     if not found:
         raise BadInput(f"{folder}: this launch has no jobs yet")
     return found
 
 
+def _index(value: Any) -> int:
+    if not isinstance(value, int) or abs(value) > 2**31:
+        raise ValueError(f"{str(value)[:40]} is no job's index")
+    return value
+
+
 def _job(folder: Path, study: str, index: int, job: Any, fate: Mapping[str, Any] | None) -> Run:
-    """One job `[index, signature, overrides]`, with what results.json says of its fate on top of its run folder."""
+    """One job of plan.json, with what results.json says of its fate on top of its run folder."""
     fate = fate or {}
-    _, signature, overrides = job or (index, str(fate.get("run") or index), fate.get("overrides", ()))
+    job = job or {"signature": str(fate.get("run") or index), "overrides": fate.get("overrides", ())}
+    signature = str(job["signature"])
     own = folder.absolute().parents[1] / study / signature
-    run = (
-        read_run(own)
-        if study and own.is_dir()
-        else Run(study or folder.name, signature, str(fate.get("url") or folder))
-    )
-    for override in overrides:
+    named = all(Path(name).name == name and name not in ("", ".", "..") for name in (study, signature))
+    page = str(fate.get("url"))
+    elsewhere = page if page.startswith("https://") else ""
+    run = read_run(own) if named and own.is_dir() else Run(study or folder.name, signature, elsewhere)
+    for override in job["overrides"]:
         key, _, value = str(override).lstrip("+").partition("=")
         run.config.setdefault(key, _value(value))
-    run.figures = {k: v for k, v in (fate.get("figures") or {}).items() if _number(v) is not None} or run.figures
-    run.facts |= {key: fate[key] for key in ("minutes", "dollars") if _number(fate.get(key)) is not None}
+    figures = {k: v for k, value in (fate.get("figures") or {}).items() if (v := _number(value)) is not None}
+    run.figures = figures or run.figures
+    spent = {key: v for key in ("minutes", "dollars") if (v := _number(fate.get(key))) is not None}
+    run.facts |= {key: value for key, value in spent.items() if 0 <= value < math.inf}
     run.facts.setdefault("monitor", _monitor(run))
     run.state = str(fate.get("state") or run.state)
     if run.state != "finished":
@@ -217,6 +231,7 @@ def _job(folder: Path, study: str, index: int, job: Any, fate: Mapping[str, Any]
 def _value(text: str) -> Any:
     """An override's value as a number where it is one."""
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return text
+    return flat({"": value})[""] if value != {} else text

@@ -1,17 +1,81 @@
-"""Files that are whole or absent, and what a disk refuses, told in a sentence."""
+"""Files that are whole or absent, files of strangers, and what a disk refuses, told in a sentence."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO
 
-from wavespace.errors import UserError
+from wavespace.errors import BadInput, UserError
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, if it is a regular one: to open a pipe waits, and a device may have no end.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadInput: it is something else, or can't be opened.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInput(f"{path}: is not a regular file but a folder, a pipe or a device")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadInput(f"{path}: can't be read ({error.strerror})") from None
+    except BadInput:
+        raise
+    except ValueError as error:  # a name with a NUL byte, or one that can't be encoded
+        raise BadInput(f"{path}: can't be read ({error})") from None
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """All bytes of a regular file that has at most `most`; a larger one is not read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadInput: it is larger, no regular file, or can't be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise BadInput(f"{path}: has {size / 1e6:,.1f} MB, and at most {most / 1e6:,.1f} are read")
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise BadInput(f"{path}: can't be read ({error.strerror})") from None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays in its folder: not absolute, without `..`, and not empty."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts) and "\0" not in name
+
+
+def named_file(folder: Path, name: str) -> Path:
+    """The path of a file that metadata names, which has to lie in the metadata's folder.
+
+    A folder on the way may be a link, as somebody keeps a part of the data elsewhere; the file may be a link only to
+    what lies in the same place.
+
+    Raises:
+        BadInput: the name leads out of the folder.
+    """
+    path = folder / name
+    if not is_inside(name):
+        raise BadInput(f"{folder}: its metadata names {name!r}, which is not a path inside of this folder")
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))
+        if not any(target.is_relative_to(os.path.realpath(place)) for place in (folder, path.parent)):
+            raise BadInput(f"{path}: is a link to a file outside of {folder}; copy the file there, or link its folder")
+    return path
 
 FULL_OR_BROKEN = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO,
