@@ -270,8 +270,8 @@ def _chart(
             _text(38, 195, "end", "0"),
         ]
         listed.append(("lr", number(rate[1][-1]), "--faint"))
-    if (most := max(map(together, curves.values()))) > 1:
-        notes.insert(0, f"a point is the mean of up to {most} logged steps")
+    if (steps_each := max(map(together, curves.values()))) > 1:
+        notes.insert(0, f"a point is the mean of up to {steps_each} logged steps")
     if best is not None and np.isfinite(best):
         parts.append(_path([(x(best), 6), (x(best), 194)], "--faint", "2 3"))
         notes.insert(0, f"dotted: the best, at step {best:.0f}")
@@ -311,7 +311,7 @@ class Scale(NamedTuple):
         low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
         wide = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5))
         found = (wide if self.log else MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10])).tick_values(low, high)
-        return [tick for tick in found.tolist() if low <= tick <= high]
+        return [float(tick) for tick in found if low <= tick <= high]
 
 
 def _frame(x: Scale, y: Scale, bottom: float) -> list[str]:
