@@ -77,6 +77,7 @@ def named_file(folder: Path, name: str) -> Path:
             raise BadInput(f"{path}: is a link to a file outside of {folder}; copy the file there, or link its folder")
     return path
 
+
 FULL_OR_BROKEN = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO,
 }  # fmt: skip
