@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import import_module
 
+from wavespace.errors import UserError
 from wavespace.terminal import guarded
 
 VERBS = {
@@ -59,7 +60,7 @@ complete -o nospace -o default -F _wavespace wavespace
 
 def main() -> None:
     """Entry of the `wavespace` command."""
-    sys.path.append(os.getcwd())  # a `_target_` may name a package that lies where the command runs
+    guarded(_add_current_folder)
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -84,6 +85,14 @@ def main() -> None:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f", did you mean '{close[0]}'?" if close else ""
         sys.exit(f"wavespace: there is no verb '{verb}'{hint} Verbs: {', '.join(VERBS)}")
+
+
+def _add_current_folder() -> None:
+    """A `_target_` may name a package that lies where the command runs."""
+    try:
+        sys.path.append(os.getcwd())
+    except FileNotFoundError:
+        raise UserError("the current folder has been deleted; change to one that exists") from None
 
 
 def _completion(arguments: list[str]) -> None:

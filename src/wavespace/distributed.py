@@ -33,8 +33,34 @@ FIRST_ONLY = (signal.SIGTERM, signal.SIGINT)
 
 
 def rank() -> int:
-    """Which of the processes of one run this is."""
-    return int(os.environ.get("RANK", 0))
+    """Which of the processes of one run this is: 0, unless torchrun or `others` has started it.
+
+    Raises:
+        UserError: RANK is set, but not as torchrun sets it. As rank 1 of nothing, a run would train and keep nothing.
+    """
+    if "RANK" not in os.environ:
+        return 0
+    found = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    if all(value.isdecimal() for value in found.values()) and int(found["RANK"]) < int(found["WORLD_SIZE"]):
+        return int(found["RANK"])
+    given = ", ".join(f"{name}={value}" if value else f"no {name}" for name, value in found.items())
+    raise UserError(
+        f"the environment has {given}, which is not what torchrun sets; "
+        "unset RANK to train in one process, or start several with torchrun"
+    )
+
+
+def cluster_environment() -> Any:
+    """Lightning's view of the processes of a run: torchrun's, or those that this program starts, and no scheduler's.
+
+    Lightning takes a Slurm, LSF or Kubeflow job for its launcher wherever their variables are set. In an allocation,
+    whose tasks are runs of their own, it then refuses to start, or takes task 3 for rank 3 and logs nothing.
+    """
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only.rank = rank()
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
 def check_devices(cfg: DictConfig, data: Any, trainer: Any) -> None:

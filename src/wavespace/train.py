@@ -20,7 +20,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from wavespace.claims import claims
 from wavespace.config import check, command_line, compose, compose_once, conf_dir, resolved
-from wavespace.distributed import check_devices, others, rank
+from wavespace.distributed import check_devices, cluster_environment, others, rank
 from wavespace.errors import UserError
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import SIGTERM_EXIT, guarded, heed, held, stop
@@ -35,7 +35,7 @@ MEASURED = 256
 def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if rank() else held)  # the first of several decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if guarded(rank) else held)  # the first of several decides
     guarded(_asks_one_thing)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
@@ -137,6 +137,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     step = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if goes_on else None
     if goes_on and rank() == 0:
         print(f"going on from step {step} of {folder.path}")
+    environment = cluster_environment()  # before loggers: Lightning's write nothing on other ranks than 0
     loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)] if rank() == 0 else []
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
     measures = task.frontend.normalize == "dataset" and not goes_on  # a checkpoint holds what was measured
@@ -148,7 +149,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and not goes_on)
         + [TrainingProgress(task.monitor)] * (rank() == 0),
         logger=loggers,
-        plugins=[WholeFiles()],
+        plugins=[environment, WholeFiles()],
         default_root_dir=str(folder.path),
         max_epochs=-1,
         check_val_every_n_epoch=None,

@@ -7,8 +7,10 @@ taken", workers change nothing, ranks take disjoint slices, and a run that was k
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +21,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wavespace.errors import Incompatible
 from wavespace.spec import AudioSpec
 
 Notes = NDArray[np.float64]
@@ -207,6 +210,8 @@ class DataModule(LightningDataModule):
         return self._loader(self.test_set, batch_size=self.eval_batch_size)
 
     def _loader(self, dataset: Any, workers: int = 0, **options: Any) -> DataLoader[Batch]:
+        if workers:
+            self._need_shared_memory(workers)
         return DataLoader(
             dataset,
             collate_fn=collate,
@@ -215,3 +220,13 @@ class DataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+    def _need_shared_memory(self, workers: int) -> None:
+        """Refuse where the batches of the loader processes don't fit: PyTorch then hangs, or dies of a bus error."""
+        shared = Path("/dev/shm")
+        needed = 2 * workers * self.batch_size * self.spec.samples * 4  # each process keeps two batches ready
+        if shared.is_dir() and (free := shutil.disk_usage(shared).free) < needed:
+            raise Incompatible(
+                f"data.workers={workers} takes {needed / 1e6:.0f} MB of shared memory, and {shared} has "
+                f"{free / 1e6:.0f} MB left; set data.workers=0, or start the container with a larger --shm-size"
+            )
