@@ -59,7 +59,7 @@ def cluster_environment() -> Any:
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-    rank_zero_only.rank = rank()
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]
     return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
