@@ -7,20 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from wavespace import config
 from wavespace.errors import BadInput
-from wavespace.terminal import hydra_arguments
+from wavespace.terminal import composing
 
 if TYPE_CHECKING:
     from wavespace.data.base import DataModule
 
-USAGE = """\
-usage: wavespace check [overrides] [--data] [--verify] [--config-dir DIR]
-
+ABOUT = """\
 Hold a configuration against the code, as `wavespace train` does before it starts: every key, every type, and the shapes
 from audio to output. Prints the parts, parameters, FLOPs, and the folder of the run; and what is in each split, where
 the data is prepared.
-
-  --data     prepare the data first, whatever it takes
-  --verify   read every byte of its store, and hold it against the hashes of when it was made
 
   wavespace check experiment=demo
   wavespace check data=medley_solos model=unet task=reconstruction model.depth=3
@@ -29,12 +24,15 @@ the data is prepared.
 
 def main(arguments: list[str]) -> None:
     """Compose, check, build on the meta device, and print."""
-    if "-h" in arguments or "--help" in arguments:
-        print(USAGE, end="")
-        return
-    flags = {"--data", "--verify"} & set(arguments)
-    overrides, folder = hydra_arguments([word for word in arguments if word not in flags])
-    cfg = config.compose(overrides, folder)
+    parser = composing("wavespace check", ABOUT)
+    parser.add_argument("--data", action="store_true", help="prepare the data first, whatever it takes")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every byte of its store, and hold it against the hashes of when it was made",
+    )
+    given = parser.parse_args(arguments)
+    cfg = config.compose(given.overrides, given.config_dir)
 
     from rich.console import Console
     from rich.table import Table
@@ -60,7 +58,7 @@ def main(arguments: list[str]) -> None:
         table.add_row(*row)
     Console(soft_wrap=True).print(table)
     try:
-        if "--data" in flags or data.is_prepared():
+        if given.data or data.is_prepared():
             data.prepare_data()
             data.setup()
             print()
@@ -70,11 +68,11 @@ def main(arguments: list[str]) -> None:
         else:
             print(f"\n{data.unprepared()}: wavespace prepare makes a store, and so does training.")
     except BadInput as reason:
-        if flags:
+        if given.data or given.verify:
             raise
         print(f"\nThe data is not there: {reason}.")
         return
-    if "--verify" in flags:
+    if given.verify:
         data.verify()
         print("every byte is as it was written")
 

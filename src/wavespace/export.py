@@ -5,15 +5,17 @@ The slim file is a checkpoint like any other: `wavespace.load` opens it, and loa
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
+from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
+from wavespace.terminal import Arguments, folder_or_file
 
 if TYPE_CHECKING:
     from wavespace.tasks.base import Task
@@ -25,33 +27,36 @@ TOLERANCE = 1e-4
 
 def main(arguments: list[str]) -> None:
     """Write the slim file and its card, and with --onnx the net."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="wavespace export",
         description="A run's best checkpoint as a file to hand on (weights, configuration, shapes, figures, licence of "
         "the data; no optimizer), with a model card in Markdown beside it.",
     )
     parser.add_argument("checkpoint", help="a run folder, a .ckpt file, an address, or wandb:ENTITY/PROJECT/NAME:ALIAS")
-    parser.add_argument("--out", type=Path, default=Path("model.ckpt"), metavar="FILE", help="default: model.ckpt")
+    parser.add_argument(
+        "--out", type=folder_or_file, default=Path("model.ckpt"), metavar="FILE", help="default: model.ckpt"
+    )
     parser.add_argument(
         "--onnx", action="store_true", help="also the net, features to output, as FILE.onnx; needs onnx"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
     given = parser.parse_args(arguments)
-    written = [*export(given.checkpoint, given.out)]
-    if given.onnx:
-        written.append(export_onnx(given.checkpoint, given.out.with_suffix(".onnx")))
+    written = [*export(given.checkpoint, given.out, onnx=given.onnx, overwrite=given.overwrite)]
     for path in written:
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
-def export(source: str | Path, target: Path) -> tuple[Path, Path]:
+def export(source: str | Path, target: Path, *, onnx: bool = False, overwrite: bool = False) -> tuple[Path, ...]:
     """Write a slim checkpoint and, beside it, its card; returns their paths.
 
     Args:
         source: as `locate` takes it.
-        target: a file; replaced if it is there.
+        target: a file.
+        onnx: write the net as ONNX, too.
+        overwrite: replace files that this program did not write, too.
 
     Raises:
-        UserError: the source can't be used, or the target is the source.
+        UserError: the source can't be used, the target is the source, or a file that is there may not be replaced.
     """
     import io
 
@@ -59,11 +64,15 @@ def export(source: str | Path, target: Path) -> tuple[Path, Path]:
 
     from wavespace import checkpoint
 
+    card, net = target.with_suffix(".md"), target.with_suffix(".onnx")
+    if target in (card, net):
+        raise BadInput(f"{target}: the card and the net take .md and .onnx; name the checkpoint with .ckpt")
     path = locate(source)
     whole = checkpoint.read(path)
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     if target.exists() and target.resolve() == file.resolve():
         raise BadInput(f"{target}: is the checkpoint itself; name another file with --out")
+    refuse_foreign(card, [target, net] if onnx else [target], overwrite=overwrite)
     status = _status(path)
     slim = {key: whole[key] for key in KEPT}
     slim["metrics"] = whole.get("metrics") or {
@@ -72,10 +81,17 @@ def export(source: str | Path, target: Path) -> tuple[Path, Path]:
     slim["licence"] = whole.get("licence") or _licence(whole)
     data = io.BytesIO()
     torch.save(slim, data)
-    write_atomic(target, data.getvalue())
-    card = target.with_suffix(".md")
-    write_atomic(card, model_card(slim, target.name, status))
-    return target, card
+    written = {target: data.getvalue()}
+    if onnx:
+        with TemporaryDirectory() as folder:
+            written[net] = export_onnx(path, Path(folder) / net.name).read_bytes()
+    try:
+        write_atomic(card, marked(card, model_card(slim, target.name, status).encode(), written))
+        for each, content in written.items():
+            write_atomic(each, content)
+    except OSError as error:
+        raise BadInput(f"{target}: can't be written ({error.strerror}); name another file with --out") from None
+    return target, card, *([net] if onnx else [])
 
 
 def _status(path: Path) -> dict[str, Any]:
@@ -195,7 +211,7 @@ def locate(source: str | Path) -> Path:
         return target
     if text.startswith("wandb:"):
         return _artifact(text.removeprefix("wandb:"))
-    return Path(source)
+    return Path(source).expanduser()
 
 
 def _artifact(name: str) -> Path:

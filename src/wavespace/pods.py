@@ -8,10 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wavespace.errors import UserError
+from wavespace.terminal import Arguments, folder_or_file
 
 if TYPE_CHECKING:
     from wavespace.remote.controller import Controller
@@ -28,7 +28,7 @@ DEEDS = {
 
 def main(arguments: Sequence[str]) -> None:
     """Do one of the deeds."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="wavespace pods",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Launches on rented GPUs (docs/runpod.md).\n\n"
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("deed", choices=DEEDS)
     parser.add_argument("launch", nargs="?", help="a launch's id, or a part of it; without one: all, or the newest")
-    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("WAVESPACE_RUNS", "runs")))
+    parser.add_argument("--runs", type=folder_or_file, default=os.environ.get("WAVESPACE_RUNS", "runs"))
     given = parser.parse_args(arguments)
 
     from wavespace.remote.ledger import Launch

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from wavespace import config
 from wavespace.errors import BadInput
-from wavespace.terminal import hydra_arguments
+from wavespace.terminal import composing
 
-USAGE = """\
-usage: wavespace prepare data=CHOICE [overrides] [--verify] [--config-dir DIR]
-
+ABOUT = """\
 Read recordings and notes once into a store of a few large files, from which any window is one read. A dataset that is
 not there is downloaded; an archive in its folder is unpacked; a folder that has it is read as it is. Stop it anywhere
 and repeat the command: it goes on. `wavespace train` builds the store, too, but downloads nothing.
-
-  --verify   hash archives before they are unpacked, and read back the store
 
   wavespace prepare data=maestro data.root=/disk/maestro-v3.0.0 data.stores=/disk/stores
   wavespace prepare data=maestro data.only=[test]                # a part of it: 13 GB instead of 108
@@ -26,16 +22,17 @@ and repeat the command: it goes on. `wavespace train` builds the store, too, but
 
 def main(arguments: list[str]) -> None:
     """Prepare, and print what is there."""
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(USAGE, end="")
-        return
-    if "hydra/launcher=runpod" in arguments:
+    parser = composing("wavespace prepare", ABOUT)
+    parser.add_argument(
+        "--verify", action="store_true", help="hash archives before they are unpacked, and read back the store"
+    )
+    given = parser.parse_args(arguments or ["--help"])
+    if "hydra/launcher=runpod" in given.overrides:
         from wavespace.remote.volume import prepare_on_pod
 
-        prepare_on_pod(arguments)
+        prepare_on_pod(given.overrides)
         return
-    verify = "--verify" in arguments
-    cfg = config.compose(*hydra_arguments([word for word in arguments if word != "--verify"]))
+    cfg = config.compose(given.overrides, given.config_dir)
 
     from wavespace.build import build, make
     from wavespace.check import show
@@ -47,9 +44,9 @@ def main(arguments: list[str]) -> None:
         fresh = True
     if fresh and (terms := data.terms()):
         print(terms)
-    data.download(verify)
+    data.download(given.verify)
     data.prepare_data()
     data.setup()
-    if verify:
+    if given.verify:
         data.verify()
     show(data)

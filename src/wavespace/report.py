@@ -5,7 +5,6 @@ A page is made from the files of the run folder alone. What is missing or damage
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import html
@@ -38,8 +37,9 @@ from wavespace.analysis.runs import (
 )
 from wavespace.data.disk import named_file, open_regular, read_regular
 from wavespace.errors import BadInput, UserError
+from wavespace.provenance import refuse_foreign
 from wavespace.runfolder import RunFolder, write_atomic
-from wavespace.terminal import plain
+from wavespace.terminal import Arguments, folder_or_file, plain
 
 MEDIA_LIMIT = 4_500_000
 """Bytes of pictures and sounds (as base64) in a page; what does not fit is named by its file."""
@@ -53,7 +53,7 @@ MOST_LINES = 50
 
 def main(arguments: list[str]) -> None:
     """The page of a run; of several, their pages, a table, and a page of them all."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="wavespace report",
         description="Of one run: rewrite its report.html from what is in its folder, whatever state it is in. "
         "Of several: a page with a table, fits and figures (report.html, runs.csv, runs.parquet, figures/) in the "
@@ -62,13 +62,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
+        type=os.path.expanduser,
         metavar="PATH",
         help="a run folder runs/<name>/<signature>, a folder of them, a launch runs/launches/<id>, "
         "or a sweep on W&B as ENTITY/PROJECT/SWEEP",
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the page of several runs goes")
+    parser.add_argument("--out", type=folder_or_file, metavar="FOLDER", help="where the page of several runs goes")
     parser.add_argument("--metric", help="what runs are compared by, as val/l1_db; else what they watched themselves")
     parser.add_argument("--pages", action="store_true", help="rewrite each run's own page, too")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
     given = parser.parse_args(arguments)
 
     runs = read_runs(given.paths)
@@ -81,10 +83,12 @@ def main(arguments: list[str]) -> None:
     )
     if (out / "status.json").exists():
         raise UserError(f"{out} is a run folder; name another one with --out for the page of several runs")
+    refuse_foreign(out / "report.html", [out / "runs.csv", out / "runs.parquet"], overwrite=given.overwrite)
     from wavespace.analysis.study import write_study
 
+    title = " ".join(map(str, given.paths))
     with _written_beside(local, given.pages) as pages:
-        page = write_study(runs, out, metric=given.metric, title=" ".join(map(str, given.paths)), coming=local)
+        page = write_study(runs, out, metric=given.metric, title=title, coming=local, overwrite=given.overwrite)
         _print_runs(runs)
         print(page, flush=True)
         pages()

@@ -1,14 +1,17 @@
-"""What the verbs share at the terminal: errors as sentences, overrides among arguments, a bar for bytes."""
+"""What the verbs share at the terminal: arguments, errors as sentences, a bar for bytes."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
 import signal
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from wavespace.errors import UserError
@@ -89,20 +92,87 @@ def guarded(function: Callable[[], T]) -> T:
         sys.exit(2)
 
 
-def hydra_arguments(arguments: list[str]) -> tuple[list[str], str | None]:
-    """The overrides among Hydra's arguments, and its --config-dir."""
-    overrides, folder = [], None
-    words = iter(arguments)
-    for word in words:
-        if word in ("--config-dir", "-cd"):
-            folder = next(words, None)
-        elif word.startswith("--config-dir="):
-            folder = word.partition("=")[2]
-        elif word in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--info", "-i"):
-            next(words, None)
-        elif not word.startswith("-"):
-            overrides.append(word)
-    return overrides, folder
+def printable(name: object) -> str:
+    """A name on one line: line breaks and bytes that are not UTF-8 as their codes, too."""
+    return plain(str(name)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+class Arguments(argparse.ArgumentParser):
+    """Arguments of a verb: flags stand anywhere, `--` ends them, and a wrong one is a `UserError`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse does, with flags and other words in any order.
+
+        Raises:
+            UserError: a flag is unknown, or an argument is missing or of the wrong kind.
+        """
+        flags, words = flags_and_words(self, sys.argv[1:] if args is None else args)
+        return super().parse_args([*flags, "--", *words] if words else flags, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls with a fault."""
+        raise UserError(f"{message}; `{self.prog} --help` tells more")
+
+
+def flags_and_words(parser: argparse.ArgumentParser, given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of a parser with their values, and the other words; all that follows `--` is words.
+
+    Raises:
+        UserError: a flag is unknown.
+    """
+    known = parser._option_string_actions
+    flags: list[str] = []
+    words: list[str] = []
+    left = list(given)
+    while left:
+        word = left.pop(0)
+        name = word.partition("=")[0]
+        if word == "--":
+            return flags, words + left
+        if not word.startswith("-") or word == "-":
+            words.append(word)
+        elif name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f", did you mean '{close[0]}'?" if close else f"; there are {', '.join(known)}"
+            file = f" (the file of this name is ./{word})" if os.path.lexists(word) else ""
+            raise UserError(f"{parser.prog}: there is no flag '{name}'{file}{hint}")
+        else:
+            flags.append(word)
+            takes = known[name].choices if known[name].nargs == "?" else None
+            follows = bool(left) and left[0] != "--" and left[0].partition("=")[0] not in known
+            if "=" not in word and known[name].nargs != 0 and follows and (takes is None or left[0] in takes):
+                value = left.pop(0)
+                flags[-1:] = [f"{word}={value}"] if word.startswith("--") else [word, value]
+    return flags, words
+
+
+def folder_or_file(text: str) -> Path:
+    """The path that a flag names; `~` is the home folder, also after `=`, where a shell leaves it."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
+    return Path(text).expanduser()
+
+
+def composing(prog: str, about: str) -> Arguments:
+    """The arguments of a verb that composes a configuration: overrides, and a folder with a user's own groups."""
+    parser = Arguments(prog=prog, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice, or part.key=value")
+    parser.add_argument("--config-dir", "-cd", type=folder_or_file, metavar="FOLDER", help="groups of your own")
+    return parser
+
+
+def hydra_arguments(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The overrides among the arguments of `wavespace train`, and its --config-dir."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    flags, overrides = flags_and_words(parser, arguments)
+    return overrides, parser.parse_known_args(flags)[0].config_dir
 
 
 @contextmanager

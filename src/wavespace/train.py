@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -23,7 +24,7 @@ from wavespace.config import check, command_line, compose, compose_once, conf_di
 from wavespace.distributed import check_devices, cluster_environment, others, rank
 from wavespace.errors import UserError
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import SIGTERM_EXIT, guarded, heed, held, stop
+from wavespace.terminal import SIGTERM_EXIT, flags_and_words, guarded, heed, held, stop
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
@@ -36,14 +37,21 @@ def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
     signal.signal(signal.SIGTERM, signal.SIG_IGN if guarded(rank) else held)  # the first of several decides
-    guarded(_asks_one_thing)
+    guarded(_arrange)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
 
 
-def _asks_one_thing() -> None:
-    flags = {word.partition("=")[0] for word in sys.argv[1:]}
-    if flags & {"-m", "--multirun"} and (shown := flags & {"-c", "--cfg", "-i", "--info"}):
+def _arrange() -> None:
+    """Put flags first, as Hydra wants them, whose --config-dir knows no `~`."""
+    if {"-sc", "--shell-completion"} & set(sys.argv):  # a line that is being typed
+        return
+    flags, overrides = flags_and_words(get_args_parser(), sys.argv[1:])
+    parts = [word.partition("=") if word.startswith("-") else ("", "", word) for word in flags]
+    given = [name + equals + os.path.expanduser(value) for name, equals, value in parts]
+    sys.argv[1:] = [*given, *overrides]
+    names = {name for name, _, _ in parts}
+    if names & {"-m", "--multirun"} and (shown := names & {"-c", "--cfg", "-i", "--info"}):
         raise UserError(f"{shown.pop()} shows the configuration of one run; leave out -m, and give each key one value")
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
+from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
+from wavespace.terminal import Arguments, folder_or_file, printable
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
@@ -21,47 +24,94 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> None:
     """Transcribe files, one after another; a bad file is told and the others go on."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="wavespace transcribe",
         description="Audio files (wav, flac, ogg, mp3; any length, rate and channels) to MIDI, "
         "written beside each file or to --out.",
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=folder_or_file,
+        metavar="FILE",
+        help="audio, or a folder: all that is in it, at any depth",
+    )
     parser.add_argument(
         "--checkpoint",
-        type=Path,
-        help="a .ckpt file or a run folder; the newest finished run of task=piano_roll otherwise",
+        type=folder_or_file,
+        help="a .ckpt file, a run folder or a folder of runs; the newest finished run of task=piano_roll otherwise",
     )
-    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument(
+        "--out", type=folder_or_file, metavar="FOLDER", help="for the results, laid out as what was named"
+    )
     parser.add_argument("--csv", action="store_true", help="also write onset, offset, pitch, velocity as CSV")
     parser.add_argument("--png", action="store_true", help="also draw the notes")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
     given = parser.parse_args(arguments)
 
-    from wavespace.data.notes import write_midi
-
-    task = _load(given.checkpoint)
+    kinds = [kind for kind in ("csv", "png") if getattr(given, kind)]
     failed: list[UserError] = []
-    written: dict[Path, Path] = {}
-    for file in given.files:
-        target = (given.out or file.parent) / file.stem
+    jobs = list(_jobs(given.files, given.out, kinds, given.overwrite, failed))
+    task = _load(given.checkpoint) if jobs else None
+    for file, target in jobs:
         try:
-            if target in written:
-                raise BadInput(f"{file}: its results would replace those of {written[target]}; give it another --out")
             notes = transcribe(file, task)
-            write_midi(f"{target}.mid", notes)
-            if given.csv:
-                write_atomic(Path(f"{target}.csv"), _csv(notes))
-            if given.png:
-                write_atomic(Path(f"{target}.png"), _png(notes, file.name))
+            beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
+            midi = Path(f"{target}.mid")
+            write_atomic(midi, marked(midi, _midi(notes), beside))
+            for path, content in beside.items():
+                write_atomic(path, content)
         except UserError as error:
-            failed.append(error)
+            failed.append(type(error)(str(error).replace(str(file), printable(file))))
         except OSError as error:
-            failed.append(BadInput(f"{target}.mid: can't be written ({error.strerror})"))
+            failed.append(BadInput(f"{printable(target)}.mid: can't be written ({error.strerror})"))
         else:
-            written[target] = file
-            print(f"{file}: {len(notes)} notes -> {target}.mid")
+            print(f"{printable(file)}: {len(notes)} notes -> {printable(target)}.mid")
     if failed:
         raise type(failed[0])("\n".join(str(error) for error in failed))
+
+
+def _jobs(
+    given: Sequence[Path], out: Path | None, kinds: Sequence[str], overwrite: bool, failed: list[UserError]
+) -> Iterator[tuple[Path, Path]]:
+    """Each recording with the path of its results, less its suffix; those that can't be written go to `failed`."""
+    taken: dict[str, Path] = {}
+    for named in given:
+        try:
+            files = _recordings(named) if named.is_dir() else [named]
+        except UserError as error:
+            failed.append(error)
+            continue
+        for file in files:
+            inner = file.relative_to(named).parent if named.is_dir() else Path()
+            target = (out / inner if out else file.parent) / file.stem
+            # Some disks take names that differ in case or in the form of their accents for one.
+            key = unicodedata.normalize("NFC", str(target.absolute())).casefold()
+            try:
+                if key in taken:
+                    first = printable(taken[key])
+                    raise BadInput(f"its results would replace those of {first}; give it another --out")
+                refuse_foreign(Path(f"{target}.mid"), [Path(f"{target}.{kind}") for kind in kinds], overwrite=overwrite)
+            except (UserError, OSError) as error:
+                why = printable(error.strerror if isinstance(error, OSError) else error)
+                failed.append(BadInput(f"{printable(file)}: {why}"))
+            else:
+                taken[key] = file
+                yield file, target
+
+
+def _recordings(folder: Path) -> list[Path]:
+    """Audio files in a folder, at any depth; what is hidden is no recording."""
+    from wavespace.data.audio_folder import AUDIO
+
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO and path.is_file() and not path.name.startswith(".")
+    )
+    if not found:
+        raise BadInput(f"{printable(folder)}: there are no audio files in it ({', '.join(sorted(AUDIO))})")
+    return found
 
 
 def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = None) -> Notes:
@@ -89,7 +139,7 @@ def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = Non
     device = task.device.type
     half = torch.autocast(device, torch.bfloat16, enabled=device in ("cpu", "cuda") and computes_in_bfloat16(device))
     with half, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(Path(path).name, total=seconds_of(Path(path)))
+        bar = progress.add_task(printable(Path(path).name), total=seconds_of(Path(path)))
         for output in stream(task, read_blocks(Path(path), task.frontend.in_spec.sample_rate)):
             found.append(decoder.push(*output.sigmoid().cpu().numpy()))
             progress.advance(bar, output.shape[-1] / rate)
@@ -129,14 +179,22 @@ def _newest() -> Path:
     )
 
 
-def _csv(notes: Iterable[Any]) -> str:
+def _midi(notes: Notes) -> bytes:
+    from wavespace.data.notes import write_midi
+
+    with TemporaryDirectory() as folder:
+        write_midi(Path(folder) / "notes.mid", notes)
+        return (Path(folder) / "notes.mid").read_bytes()
+
+
+def _csv(notes: Iterable[Any], title: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["onset", "offset", "pitch", "velocity"])
     writer.writerows(
         [f"{onset:.4f}", f"{offset:.4f}", round(pitch), round(velocity)] for onset, offset, pitch, velocity in notes
     )
-    return text.getvalue()
+    return text.getvalue().encode()
 
 
 def _png(notes: Notes, title: str) -> bytes:
@@ -148,7 +206,7 @@ def _png(notes: Notes, title: str) -> bytes:
     figure = Figure(figsize=(min(60, max(8, end * 0.4)), 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="seconds", ylabel="MIDI pitch", xlim=(0, end), ylim=(20, 109))
-    axes.set_title(title, parse_math=False)  # a file's name may hold dollar signs
+    axes.set_title(printable(title), parse_math=False)  # a file's name may hold dollar signs
     lines = [((onset, pitch), (offset, pitch)) for onset, offset, pitch, _ in notes]
     axes.add_collection(LineCollection(lines, linewidths=2.2, array=notes[:, 3], cmap="viridis", clim=(0, 127)))
     axes.grid(alpha=0.2)

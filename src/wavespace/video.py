@@ -5,7 +5,6 @@ Frames are drawn once and given to `ffmpeg`, which whoever makes videos has.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.errors import BadInput, UserError
+from wavespace.provenance import marked, refuse_foreign
+from wavespace.runfolder import write_atomic
+from wavespace.terminal import Arguments, folder_or_file, printable
 
 WIDTH, HEIGHT = 1280, 720
 
@@ -42,12 +44,13 @@ class Still(NamedTuple):
 
 def main(arguments: list[str]) -> None:
     """Write a video of a recording."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="wavespace video",
         description="A recording as a front-end hears it, with its sound and a moving cursor. Needs ffmpeg.",
     )
-    parser.add_argument("file", type=Path, help="audio: wav, flac, ogg, mp3")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: beside the recording, as .mp4")
+    parser.add_argument("file", type=folder_or_file, help="audio: wav, flac, ogg, mp3")
+    parser.add_argument("--out", type=folder_or_file, metavar="FILE", help="default: beside the recording, as .mp4")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that wavespace did not write, too")
     parser.add_argument("--frontend", default="cqt", help="a choice of the group frontend; default: cqt")
     parser.add_argument("--checkpoint", help="take the front-end of a run or a checkpoint instead")
     parser.add_argument("--fold", action="store_true", help="fold octaves onto one: a row a pitch class")
@@ -55,7 +58,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--fps", type=int, default=25, help="frames a second; default: 25")
     given = parser.parse_args(arguments)
     target = given.out or given.file.with_suffix(".mp4")
-    print(write_video(given.file, target, given.frontend, given.checkpoint, given.fold, given.seconds, given.fps))
+    if target.exists() and given.file.exists() and target.samefile(given.file):
+        raise BadInput(f"{target}: is the recording itself; name another file with --out")
+    refuse_foreign(target, overwrite=given.overwrite)
+    write_video(given.file, target, given.frontend, given.checkpoint, given.fold, given.seconds, given.fps)
+    print(printable(target))
 
 
 def write_video(
@@ -115,7 +122,7 @@ def write_video(
             if process.returncode != 0 or not temporary.is_file():
                 why = " ".join(said.decode("utf-8", "replace").split())[-300:]
                 raise UserError(f"{target}: ffmpeg could not write it ({why or 'it said nothing'})")
-            temporary.replace(target)
+            write_atomic(target, marked(target, temporary.read_bytes()))
         finally:
             process.kill()
             temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from wavespace.analysis.pages import number, render
 from wavespace.analysis.plots import Drawing, against, curves, draw_effects, draw_tradeoff, inline, is_number, on_paper
 from wavespace.analysis.runs import Run, objective, spread, swept, table
 from wavespace.errors import UserError
+from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
 
 if TYPE_CHECKING:
@@ -45,7 +46,13 @@ class Finding(NamedTuple):
 
 
 def write_study(
-    runs: list[Run], out: Path, *, metric: str | None = None, title: str = "", coming: Collection[Path] = ()
+    runs: list[Run],
+    out: Path,
+    *,
+    metric: str | None = None,
+    title: str = "",
+    coming: Collection[Path] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Write `report.html`, `runs.csv`, `runs.parquet` and `figures/` to a folder; returns the page's path.
 
@@ -55,9 +62,10 @@ def write_study(
         metric: what runs are compared by; else what they watched themselves.
         title: of the page.
         coming: run folders whose own pages are about to be written, so that they can be linked to.
+        overwrite: replace files that this program did not write, too.
 
     Raises:
-        UserError: the metric is not there, or the folder can't be written.
+        UserError: the metric is not there, the folder can't be written, or a file in it may not be replaced.
     """
     rows = table(runs)
     found: list[Finding] = []
@@ -91,15 +99,21 @@ def write_study(
         settings=_settings(rows),
         swept=[(key, together) for key, together in swept(rows).items()],
     )
+    parquet = io.BytesIO()
+    rows.to_parquet(parquet, index=False)
+    files: dict[Path, bytes] = {
+        out / "runs.csv": rows.to_csv(index=False).encode("utf-8", "replace"),
+        out / "runs.parquet": parquet.getvalue(),
+    }
+    for drawing, svg in zip(drawings, drawn):
+        files[out / "figures" / f"{drawing.name}.png"] = drawing.png()
+        files[out / "figures" / f"{drawing.name}.svg"] = on_paper(svg).encode()
+    target = out / "report.html"
+    refuse_foreign(target, list(files), overwrite=overwrite)
     try:
-        write_atomic(out / "runs.csv", rows.to_csv(index=False))
-        parquet = io.BytesIO()
-        rows.to_parquet(parquet, index=False)
-        write_atomic(out / "runs.parquet", parquet.getvalue())
-        for drawing, svg in zip(drawings, drawn):
-            write_atomic(out / "figures" / f"{drawing.name}.png", drawing.png())
-            write_atomic(out / "figures" / f"{drawing.name}.svg", on_paper(svg))
-        write_atomic(out / "report.html", page.encode("utf-8", "replace"))
+        write_atomic(target, marked(target, page.encode("utf-8", "replace"), files))
+        for file, content in files.items():
+            write_atomic(file, content)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror}); name another folder with --out") from None
     return out / "report.html"

@@ -73,6 +73,9 @@ class AudioFolder(Recordings):
     def found(self) -> list[Recording]:
         return audio_folder(self.place, self.notes)
 
+    def is_official(self) -> bool:
+        return False
+
     def rows(self) -> Rows:
         """Shares of the recordings in an order of their names' hashes, so that a new one moves few others."""
         names = self.store.names

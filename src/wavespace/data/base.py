@@ -21,7 +21,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from wavespace.errors import Incompatible
+from wavespace.errors import BadInput, Incompatible
 from wavespace.spec import AudioSpec
 
 Notes = NDArray[np.float64]
@@ -208,6 +208,18 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Fixed test items, in order."""
         return self._loader(self.test_set, batch_size=self.eval_batch_size)
+
+    def is_official(self) -> bool:
+        """Whether splits are the dataset's own, or a constant of the code, and not drawn from what is in a folder."""
+        return True
+
+    def whole_dataloader(self) -> DataLoader[Batch]:
+        """All recordings, whatever their split, after `prepare_data` alone."""
+        return self._loader(self.whole(), batch_size=self.eval_batch_size)
+
+    def whole(self) -> Dataset[Item]:
+        """All recordings, as the test split has them."""
+        raise BadInput("this data has no recordings of its own to score as a whole; name --split val or test")
 
     def _loader(self, dataset: Any, workers: int = 0, **options: Any) -> DataLoader[Batch]:
         if workers:

@@ -143,6 +143,9 @@ class MedleySolos(Recordings):
                 part[np.isin(songs, own[chosen]) & (instruments == instrument)] = number
         return {split: np.flatnonzero(part == number) for number, split in enumerate(SPLITS)}
 
+    def is_official(self) -> bool:
+        return self.splits == "official"
+
     def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
         return self.test_items(rows)
 

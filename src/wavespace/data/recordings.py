@@ -100,6 +100,9 @@ class Recordings(DataModule):
         """What is tested on: whole recordings."""
         return StoreItems.whole(self.store, rows)
 
+    def whole(self) -> StoreItems:
+        return self.test_items(np.arange(len(self.store)))
+
     # --- Shared -------------------------------------------------------------------------------------------
 
     def use_features(self, frontend: FrontEnd, settings: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import warnings
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +47,9 @@ OTHERS = (
 )  # fmt: skip
 """Programs that, in the bundled soundfont, sound at the pitch of their key (organs add an octave below, bells have no
 fundamental) and speak within some 60 ms (pads and slow strings do not)."""
+
+METADATA = "maestro-v*.csv"
+"""Of a folder of MIDI files that has official splits."""
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -143,21 +147,41 @@ class Rendered(DataModule):
             return
         files, self.facts = ({}, {}) if self.midi is None else self._read(Path(self.midi).expanduser())
 
-        def renderer(split: str) -> Renderer:
-            return Renderer(
-                self.spec.sample_rate,
-                self.soundfont,
-                programs=self.programs,
-                melody=self.melody,
-                pedal=self.pedal,
-                varied=split == "train",
-                recorded=self.augment,
-                files=tuple(files.get(split, ())),
-            )
-
-        self.train_set = Windows(renderer("train"), self.spec.seconds, self.seed)
+        self.train_set = Windows(self._renderer(files.get("train", ()), varied=True), self.spec.seconds, self.seed)
         self.val_set, self.test_set = (
-            Pieces(renderer(split), self.piece_seconds, count, split) for split, count in self.pieces.items()
+            Pieces(self._renderer(files.get(split, ())), self.piece_seconds, count, split)
+            for split, count in self.pieces.items()
+        )
+
+    def is_official(self) -> bool:
+        if self.midi is None or self.test_midi is not None:
+            return True
+        return any(Path(self.midi).expanduser().glob(METADATA))
+
+    def whole(self) -> Dataset[Item]:
+        """A piece, at least, of each score that can be read."""
+        if self.midi is None:
+            return super().whole()
+        readable = []
+        for path in _midi_files(Path(self.midi).expanduser()):
+            with suppress(BadInput):
+                _performance(path)
+                readable.append(path)
+        if not readable:
+            raise BadInput(f"{self.midi}: none of its MIDI files can be read")
+        pieces = max(self.pieces["test"], len(readable))
+        return Pieces(self._renderer(readable), self.piece_seconds, pieces, "test", named=True)
+
+    def _renderer(self, files: Sequence[Path], *, varied: bool = False) -> Renderer:
+        return Renderer(
+            self.spec.sample_rate,
+            self.soundfont,
+            programs=self.programs,
+            melody=self.melody,
+            pedal=self.pedal,
+            varied=varied,
+            recorded=self.augment,
+            files=tuple(files),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -168,7 +192,7 @@ class Rendered(DataModule):
     def _read(self, root: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
         """The readable files of each split, and facts about them."""
         found, absent = _midi_files(root), 0
-        metadata = sorted(root.glob("maestro-v*.csv"))
+        metadata = sorted(root.glob(METADATA))
         if metadata:
             by_split, absent = _official(root, metadata[-1])
         else:
@@ -301,8 +325,9 @@ class Windows:
 class Pieces(Dataset[Item]):
     """Fixed pieces of a split, rendered when first asked for and kept."""
 
-    def __init__(self, renderer: Renderer, seconds: float, count: int, split: str) -> None:
+    def __init__(self, renderer: Renderer, seconds: float, count: int, split: str, named: bool = False) -> None:
         self.renderer, self.seconds, self.count, self.split = renderer, seconds, count, split
+        self.named = named  # after their files
         self.made: dict[int, Item] = {}
 
     def __len__(self) -> int:
@@ -314,7 +339,8 @@ class Pieces(Dataset[Item]):
         if index not in self.made:
             file = index * len(self.renderer.files) // self.count  # spread over the split
             rng = rng_for(self.split, index)
-            self.made[index] = self.renderer.item(rng, self.seconds, f"{self.split}-{index}", file)
+            name = f"{index}-{self.renderer.files[file].name}" if self.named else f"{self.split}-{index}"
+            self.made[index] = self.renderer.item(rng, self.seconds, name, file)
         return self.made[index]
 
 

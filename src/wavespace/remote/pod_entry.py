@@ -5,7 +5,6 @@ A start command that ends is started again, and billed (runpodctl #149): so this
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -20,6 +19,7 @@ from typing import NoReturn
 from wavespace.remote.pods import Refused, Runpod, Unknown
 from wavespace.remote.preloaded import FOLDER, OTHER_VERSION, SELF_TEST, SOCKET
 from wavespace.remote.sweep import Sweep, Wandb
+from wavespace.terminal import Arguments
 
 SAVING = 60
 """Seconds that training has to save itself before its pod ends."""
@@ -33,7 +33,7 @@ HUNG = 300.0
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Work until there is nothing left to do, then end the pod."""
-    parser = argparse.ArgumentParser(prog="wavespace pod-entry", description="The start command of a launch's pod.")
+    parser = Arguments(prog="wavespace pod-entry", description="The start command of a launch's pod.")
     parser.add_argument("launch")
     parser.add_argument("--name", required=True, help="the pod's name")
     parser.add_argument("--path", required=True, help="entity/project at W&B")

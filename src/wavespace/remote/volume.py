@@ -26,7 +26,7 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
         UserError: nothing was rented, or the job failed.
     """
     own = [word.removeprefix(OWN) for word in arguments if word.startswith(OWN)]
-    overrides = [word for word in arguments if not word.startswith(("hydra.", "hydra/")) and word != "--verify"]
+    overrides = [word for word in arguments if not word.startswith(("hydra.", "hydra/"))]
     cfg = compose(overrides)
     try:
         given: Any = OmegaConf.merge(
