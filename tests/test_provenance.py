@@ -22,6 +22,7 @@ import wavespace
 from made_runs import write_sweep
 from parts import save, small_task, sound_of
 from wavespace import export, report, video
+from wavespace.data.sources import audio_folder
 from wavespace.errors import BadInput, UserError
 from wavespace.provenance import is_ours, marked
 from wavespace.transcribe import main as transcribe
@@ -131,6 +132,22 @@ def test_what_is_no_plain_file_of_ours_is_not_replaced(kind: str, tmp_path: Path
     with pytest.raises(BadInput, match=r"song.mid: is (a link|write-protected|a folder|no file)"):
         transcribe([str(song), "--checkpoint", str(checkpoint)])
     assert is_ours(kept)
+
+
+def test_a_transcription_is_no_truth_until_somebody_has_changed_it(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        record(tmp_path / f"{name}.wav")
+    transcribe([str(tmp_path), "--checkpoint", str(checkpoint)])
+    with pytest.raises(BadInput, match="there are no audio files with a MIDI file"):
+        audio_folder(tmp_path)
+    assert "2 recordings are left out, whose MIDI file is a transcription" in capsys.readouterr().err
+    assert len(audio_folder(tmp_path, notes=False)) == 2
+    corrected = pretty_midi.PrettyMIDI(str(tmp_path / "b.mid"))
+    corrected.instruments[0].notes.append(pretty_midi.Note(80, 60, 0.1, 0.5))
+    corrected.write(str(tmp_path / "b.mid"))
+    assert [recording.name for recording in audio_folder(tmp_path)] == ["b.wav"]
 
 
 def test_marked_files_open_elsewhere(tmp_path: Path, checkpoint: Path) -> None:

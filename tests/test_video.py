@@ -62,7 +62,7 @@ def test_ffmpeg_is_given_every_frame_and_the_sound(
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stand_in.parent}:/usr/bin:/bin")
     main([str(recording), "--out", str(tmp_path / "out.mp4"), "--fps", "5", "--fold"])
-    assert int((tmp_path / "out.mp4").read_text()) == 5 * WIDTH * HEIGHT * 3
+    assert int((tmp_path / "out.mp4").read_bytes().splitlines()[0]) == 5 * WIDTH * HEIGHT * 3
     assert f"{WIDTH}x{HEIGHT}" in (tmp_path / "arguments").read_text().split()
     assert str(tmp_path / "out.mp4") in capsys.readouterr().out
     stand_in.write_text("#!/bin/sh\necho no such codec >&2\nexit 1\n")

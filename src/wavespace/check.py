@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
             data.setup()
             print()
             show(data)
-        elif "--verify" in flags:
+        elif given.verify:
             raise BadInput(f"{data.unprepared()}: wavespace prepare makes a store, and so does training")
         else:
             print(f"\n{data.unprepared()}: wavespace prepare makes a store, and so does training.")

@@ -18,8 +18,8 @@ from pathlib import Path
 from wavespace.errors import BadInput
 
 MARK = re.compile(rb"Written by wavespace: (\{[^{}]*\})")
-NEAR = 2**16
-"""Bytes at the start and at the end of a file in which a mark is looked for."""
+NEAR = 2**14
+"""Bytes at the end of a file, at the start of a MIDI file, in which a mark is looked for."""
 
 OWN = "this file"
 """The mark's name for the file that carries it."""
@@ -84,12 +84,11 @@ def _mark(path: Path) -> dict[str, str] | None:
         return None
     try:
         with path.open("rb") as file:
-            ends = file.read(NEAR)
-            file.seek(max(0, file.seek(0, os.SEEK_END) - NEAR))
-            ends += file.read()
-        if not (found := MARK.findall(ends)):
-            return None
-        digests = json.loads(found[0 if path.suffix == ".mid" else -1])
+            if path.suffix != ".mid":
+                file.seek(max(0, file.seek(0, os.SEEK_END) - NEAR))
+            if not (found := MARK.findall(file.read(NEAR))):
+                return None
+        digests = json.loads(found[-1])
         data = path.read_bytes().replace(_block(path, digests), b"", 1)
         return digests if digests.get(OWN) == _digest(data) else None
     except (OSError, ValueError, AttributeError):

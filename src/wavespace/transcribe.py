@@ -102,7 +102,7 @@ def _jobs(
 
 def _recordings(folder: Path) -> list[Path]:
     """Audio files in a folder, at any depth; what is hidden is no recording."""
-    from wavespace.data.audio_folder import AUDIO
+    from wavespace.data.sources import AUDIO
 
     found = sorted(
         path

@@ -11,14 +11,17 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wavespace.data.contents import Digests, Seen, digest
 from wavespace.errors import BadInput
+from wavespace.provenance import is_ours
+from wavespace.terminal import printable
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
@@ -112,9 +115,17 @@ def unpacked(place: str | Path) -> tuple[Path, Path | None]:
 def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
     """Audio files at any depth, with the MIDI file of the same stem beside each."""
     paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
-    scores = {path: next((path.with_suffix(s) for s in MIDI if path.with_suffix(s).is_file()), None) for path in paths}
+    beside = {path: [midi for s in MIDI if (midi := path.with_suffix(s)).is_file()] for path in paths}
+    # What this program has transcribed, and nobody has corrected, is no truth to train on or to be scored by.
+    scores = {path: next((s for s in midi if not is_ours(s)), None) for path, midi in beside.items()}
     if notes:
+        guessed = [path.name for path in paths if beside[path] and not scores[path]]
         paths = [path for path in paths if scores[path]]
+        if guessed:
+            _say(
+                f"{place}: {len(guessed)} recordings are left out, whose MIDI file is a transcription that wavespace "
+                f"wrote and nobody changed, as of {guessed[0]}"
+            )
     if not paths:
         what = "audio files with a MIDI file of the same stem" if notes else "audio files"
         raise BadInput(f"{place}: there are no {what} in it; set data.folder to a folder of them")
@@ -124,6 +135,12 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
         read = partial(sounding_notes, score) if score else None
         found.append(Recording(path.relative_to(place).as_posix(), path, "", read, score=score))
     return found
+
+
+@cache
+def _say(what: str) -> None:
+    """Tell it once: a folder is looked at several times."""
+    print(f"wavespace: {printable(what)}", file=sys.stderr)
 
 
 # --- MAESTRO -------------------------------------------------------------------------------------------------
