@@ -408,7 +408,10 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
         ConfigError: an override names what isn't there, doesn't fit, or is not of the data.
     """
     changed = OmegaConf.create(resolved(cfg))
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except CompositionErrors as error:
+        raise ConfigError(explain(overrides) or _first_line(error)) from None
     for override in parsed:
         if override.key_or_group.partition(".")[0] != "data":
             raise ConfigError(

@@ -82,6 +82,8 @@ def guarded(function: Callable[[], T]) -> T:
         print(f"wavespace: {refusal(error)}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
+        if sys.argv[0] != "wavespace train":
+            raise
         from wavespace import config
 
         overrides, folder = hydra_arguments(sys.argv[1:])
