@@ -53,6 +53,8 @@ class TrainConfig:
     """Seed of weights, data order, augmentation and dropout. 0 is a seed."""
     fresh: bool = False
     """Start over although a run of this configuration exists."""
+    resume: str | None = None
+    """Checkpoint that an unfinished run goes on from, last or best; one that has diverged goes on only with it."""
     runs: str = "runs"
     """Where run folders live (WAVESPACE_RUNS sets it)."""
     save_every: int = 200
@@ -74,7 +76,7 @@ class TrainConfig:
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 
 RUNTIME = {
-    "": {"name", "fresh", "runs", "logger", "compile", "save_every", "expect", "search"},
+    "": {"name", "fresh", "resume", "runs", "logger", "compile", "save_every", "expect", "search"},
     "data": {"workers", "root", "stores", "url"},
     "frontend": {"weights"},
     "trainer": {
@@ -247,6 +249,13 @@ def _faults(cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | 
         claims(cfg.get("expect"), {})
     except (ValueError, AttributeError) as error:
         yield f"expect{_origin('expect', overrides, config_dir)}: {error}"
+    if cfg.get("resume") not in (None, "last", "best"):
+        yield f"resume = {cfg.resume}: it is last, best or null"
+    if not -(2**63) <= cfg.get("seed", 0) < 2**63:
+        yield f"seed = {cfg.seed}: it must lie within 64 bits, from {-(2**63)} to {2**63 - 1}"
+    if (precision := cfg.trainer.get("precision")) is not None and str(precision) not in PRECISIONS:
+        where_set = _origin("trainer.precision", overrides, config_dir)
+        yield f"trainer.precision = {precision}{where_set}: it is null, {', '.join(PRECISIONS[:3])}"
     for key, node in _targets(cfg, ""):
         where = lambda name, key=key: _origin(f"{key}.{name}", overrides, config_dir)  # noqa: E731
         try:
@@ -275,6 +284,10 @@ def _faults(cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | 
 
 BUILT = frozenset({"self", "in_spec", "out_spec", "frontend", "callbacks"})
 """Constructor arguments that the builder gives: sizes follow from the parts, so they never stand in YAML."""
+
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
+"""What a run can be trained in; front-ends and losses are in float32 in all of them."""
 
 
 def _targets(cfg: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -69,10 +69,11 @@ def status(launches: Sequence[Launch]) -> None:
             controller.look_at_jobs()
             found, trouble = controller.fates, controller.trouble
         word = "settled" if state.settled else "led" if launch.led else "left alone" if state.live else "interrupted"
-        count = {of: sum(fate.state == of for fate in found) for of in ("finished", "failed")}
+        done = sum(fate.state == "finished" for fate in found)
+        failed = sum(fate.ended for fate in found) - done
         money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
         jobs = "search" if plan.search else str(len(plan.jobs))
-        rows.add_row(launch.id, word, jobs, str(count["finished"]), str(count["failed"]), str(len(state.live)), *money)
+        rows.add_row(launch.id, word, jobs, str(done), str(failed), str(len(state.live)), *money)
     console.print(rows)
     if len(launches) > 1:
         return

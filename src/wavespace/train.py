@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from wavespace.claims import claims
 from wavespace.config import check, command_line, compose, compose_once, conf_dir, resolved
 from wavespace.distributed import check_devices, cluster_environment, others, rank
-from wavespace.errors import UserError
+from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import SIGTERM_EXIT, flags_and_words, guarded, heed, held, stop
 
@@ -103,6 +104,8 @@ def train(cfg: DictConfig) -> float | None:
             return None
         print(f"{folder.path} is finished; its result is returned (fresh=true starts over)")
         return _close(cfg, folder)
+    if status.get("state") == "diverged" and not (cfg.fresh or cfg.resume):
+        raise _diverged(folder)
 
     check(cfg, *command_line())
     from wavespace.build import build
@@ -111,9 +114,51 @@ def train(cfg: DictConfig) -> float | None:
     if rank() > 0:  # torchrun started it; the first one keeps the folder
         fit(cfg, parts, folder)
         return None
-    with folder.writing(cfg):
-        fit(cfg, parts, folder)
+    try:
+        with folder.writing(cfg):
+            fit(cfg, parts, folder)
+    except Diverged:
+        raise _diverged(folder) from None
     return _close(cfg, folder)
+
+
+def _diverged(folder: RunFolder) -> Diverged:
+    status = folder.status()
+    good = f"its last checkpoint, of step {status['step']}, is good" if "step" in status else "it has no checkpoint yet"
+    return Diverged(
+        f"{folder.path} diverged: {status.get('reason')}; {good}. Other settings, such as a lower optim.lr, are "
+        "another run; resume=last goes on with this one from its last checkpoint, resume=best from its best, and "
+        "fresh=true starts over"
+    )
+
+
+def _to_go_on_from(cfg: DictConfig, folder: RunFolder) -> tuple[Path | None, int | None]:
+    """The newest whole checkpoint and its step; of equal bits at the end, whichever it is. None in a new run.
+
+    Raises:
+        BadCheckpoint: there are only damaged ones.
+    """
+    import torch
+
+    if cfg.fresh:  # which the first rank may not have cleared yet
+        return None, None
+    paths = [folder.best] if cfg.resume == "best" else [folder.last, folder.best]
+    damaged = []
+    for path in paths:
+        try:
+            step = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+        except FileNotFoundError:
+            continue
+        except Exception as error:  # whatever torch makes of a damaged file
+            damaged.append(f"{path} is damaged ({type(error).__name__})")
+            continue
+        if rank() == 0:
+            print("; ".join([*damaged, f"going on from step {step} of {folder.path}"]))
+        return path, step
+    if damaged or cfg.resume == "best":
+        why = " and ".join(damaged) or f"there is no {folder.best}"
+        raise BadCheckpoint(f"{why}; {'resume=last or ' if cfg.resume == 'best' else ''}fresh=true works")
+    return None, None
 
 
 def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
@@ -125,6 +170,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
 
     from wavespace.build import make
     from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger, WholeFiles
+    from wavespace.callbacks.divergence import Divergence
     from wavespace.callbacks.progress import TrainingProgress
     from wavespace.tasks.base import versions
 
@@ -132,6 +178,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     task.config_text = OmegaConf.to_yaml(cfg, resolve=True)
     task.seed = cfg.seed
     if cfg.compile:
+        if rank() == 0:
+            print("torch.compile: the first step and the first validation take a minute or more, and say nothing")
         task.model.compile()
     if "OMP_NUM_THREADS" not in os.environ:
         # A core for each loader process: threads that wait for one that shares its core take several times as long.
@@ -141,20 +189,17 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         parameters = sum(parameter.numel() for parameter in task.parameters())
         about = {"parameters": parameters, "versions": versions()}
         folder.update(monitor=task.monitor, mode=task.mode, table=list(task.table), **about)
-    goes_on = folder.last.is_file() and not (cfg.fresh and rank() > 0)  # which the first may not have cleared yet
-    step = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if goes_on else None
-    if goes_on and rank() == 0:
-        print(f"going on from step {step} of {folder.path}")
+    start, step = _to_go_on_from(cfg, folder)
     environment = cluster_environment()  # before loggers: Lightning's write nothing on other ranks than 0
     loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)] if rank() == 0 else []
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
-    measures = task.frontend.normalize == "dataset" and not goes_on  # a checkpoint holds what was measured
+    measures = task.frontend.normalize == "dataset" and start is None  # a checkpoint holds what was measured
     trainer: Trainer = make(
         _with_precision(cfg.trainer),
         "trainer",
-        callbacks=[checkpoints]
+        callbacks=[LambdaCallback(on_fit_start=_check_splits), Divergence(), checkpoints]
         + [LambdaCallback(on_fit_start=_measure)] * measures
-        + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and not goes_on)
+        + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and start is None)
         + [TrainingProgress(task.monitor)] * (rank() == 0),
         logger=loggers,
         plugins=[environment, WholeFiles()],
@@ -181,7 +226,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     before = signal.signal(signal.SIGTERM, end_the_step)
     try:
         with others(folder, trainer.world_size):
-            trainer.fit(task, datamodule=data, ckpt_path=str(folder.last) if goes_on else None, weights_only=True)
+            trainer.fit(task, datamodule=data, ckpt_path=start and str(start), weights_only=True)
     except BaseException:  # its own, or that of a loader's worker that was told to stop as well
         if not checkpoints.told:
             raise
@@ -206,6 +251,13 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         logger.log_metrics({name: figures[name] for name in figures if not name.startswith("val/")})
     save_samples(task, data, folder.path / "samples")
     log_samples(folder.path / "samples", loggers, trainer.global_step)
+
+
+def _check_splits(trainer: Any, task: Any) -> None:
+    """Raise `BadInput` if there is nothing to validate or to test on: both come last, in any run."""
+    for split in ("val", "test"):
+        if len(getattr(trainer.datamodule, f"{split}_dataloader")()) == 0:
+            raise BadInput(f"the data has nothing in its {split} split, on which a run is scored")
 
 
 def _measure(trainer: Any, task: Any) -> None:

@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from wavespace.data.disk import explained, written_whole
+from wavespace.errors import Diverged
 from wavespace.runfolder import RunFolder, write_atomic
 
 
@@ -88,6 +89,8 @@ class Checkpoints(Callback):
         figures = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         if self.monitor not in figures:
             raise RuntimeError(f"validation gave no {self.monitor}; it gave {', '.join(sorted(figures)) or 'nothing'}")
+        if not math.isfinite(figures[self.monitor]):
+            raise Diverged(f"{self.monitor} is {figures[self.monitor]} at step {trainer.global_step}")
         best = self.best.get(self.monitor, math.nan)
         better = math.isnan(best) or self.sign * figures[self.monitor] > self.sign * best
         if better:

@@ -93,7 +93,9 @@ class Mixture(DataModule):
             if not hasattr(part, "train_set"):
                 raise BadInput(f"data.parts.{name} has nothing to train on; it holds {part.describe()}")
         self.train_set = Mixed([part.train_set for part in self.parts.values()], list(self.shares.values()), self.seed)
-        self.val_set, self.test_set = self.scored.val_set, self.scored.test_set
+        for split in ("val_set", "test_set"):
+            if hasattr(self.scored, split):
+                setattr(self, split, getattr(self.scored, split))
 
     def verify(self) -> None:
         """Each part's."""

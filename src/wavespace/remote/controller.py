@@ -346,7 +346,7 @@ class Controller:
             return
         # Not those from before the same command was given again: what made them fail may have been mended.
         new = [run for run in self.runs if run.created > self.state.resumed]
-        tried = [run for run in new if run.state == "failed" and not run.duplicate]
+        tried = [run for run in new if run.state == "failed" and not (run.duplicate or run.diverged)]
         failed = {run.id if self.plan.search else run.job: run for run in tried}
         if len(failed) >= FAILURES and not any(fate.state == "finished" for fate in self.fates):  # M6
             why = "; ".join(dict.fromkeys(str(run.summary.get("reason") or run.url) for run in failed.values()))

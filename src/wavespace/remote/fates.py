@@ -15,7 +15,7 @@ from wavespace.remote.plan import Job
 from wavespace.remote.sweep import Run
 from wavespace.runfolder import write_atomic
 
-ENDED = ("finished", "failed")
+ENDED = ("finished", "failed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Fate:
 
     Attributes:
         state: `queued`, `starting` (an agent has it), `running`, `preempted` (another agent goes on with it), `retry`,
-            `finished`, `failed`.
+            `finished`, `failed`, `diverged` (it would again, so it is not tried again).
         run: id of the run that counts: the first that finished, else the newest.
         pod: where that run is or was.
         attempts: runs that ended without a result, but for those that another version has refused.
@@ -79,6 +79,8 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
         state = "starting" if run.state == "pending" else "preempted"
     else:
         run, state = runs[-1], "failed" if len(lost) > retries else "retry"
+    if not (done or alive) and (diverged := [run for run in runs if run.diverged]):
+        run, state = diverged[-1], "diverged"
     figures = {key: float(value) for key, value in run.summary.items() if is_number(value)}
     return replace(
         fate,
@@ -91,7 +93,7 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
         dollars=round(sum(_dollars(run) for run in runs), 4),
         value=figures.get(metric or str(run.summary.get("monitor"))),
         mode=_mode(run, metric),
-        reason=None if state != "failed" else _reason(run),
+        reason=_reason(run) if state in ("failed", "diverged") else None,
         figures=figures,
     )
 
@@ -216,7 +218,8 @@ class Board:
             self.status = None
 
     def _line(self, found: Sequence[Fate]) -> str:
-        count = {state: sum(fate.state == state for fate in found) for state in ("finished", "running", "failed")}
+        count = {state: sum(fate.state == state for fate in found) for state in ("finished", "running")}
+        count["failed"] = sum(fate.ended for fate in found) - count["finished"]
         waits = len(found) - sum(count.values())
         best = f", best {value:.4g}" if (value := best_of(found)) is not None else ""
         return (

@@ -162,7 +162,7 @@ class LocalJob:
             state = "queued"
         elif self.code in (SIGTERM_EXIT, -signal.SIGTERM):
             state = "preempted"
-        elif self.code:
+        elif self.code and state != "diverged":
             state, reason = "failed", reason or _last_line(self.folder.path / "output.log")
         figures = {key: float(value) for key, value in status.get("metrics", {}).items() if is_number(value)}
         return Fate(
@@ -173,7 +173,7 @@ class LocalJob:
             minutes=status.get("minutes", 0.0),
             value=figures.get(str(status.get("monitor"))),
             mode=status.get("mode"),
-            reason=reason if state == "failed" else None,
+            reason=reason if state in ("failed", "diverged") else None,
             figures=figures,
         )
 

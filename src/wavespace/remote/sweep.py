@@ -24,6 +24,9 @@ DUPLICATE = "duplicate"
 REFUSED = "refused"
 """Outcome of a run whose pod has another version of wavespace than the launch: its job was not tried."""
 
+DIVERGED = "diverged"
+"""Outcome of a run that ended at a loss or a weight that is not finite: it would again."""
+
 SILENCE = 300.0
 """Seconds without a heartbeat after which a run is dead; W&B itself says `crashed` after about as long."""
 
@@ -70,6 +73,11 @@ class Run:
     def refused(self) -> bool:
         """Not begun, as its pod's image would compute something else."""
         return self.summary.get("outcome") == REFUSED
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss or its weights have stopped being finite."""
+        return self.summary.get("outcome") == DIVERGED
 
     def alive(self, now: float) -> bool:
         """Whether it is doing its job, as far as W&B knows."""

@@ -19,12 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wavespace.errors import BadInput, ConfigError, UserError
+from wavespace.errors import BadInput, ConfigError, Diverged, UserError
 from wavespace.remote.ledger import redacted
 from wavespace.remote.plan import PREPARE, Job
 from wavespace.remote.pods import Unknown
 from wavespace.remote.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
-from wavespace.remote.sweep import DUPLICATE, REFUSED, Run, Wandb, rival_of
+from wavespace.remote.sweep import DIVERGED, DUPLICATE, REFUSED, Run, Wandb, rival_of
 from wavespace.terminal import SIGTERM_EXIT, heed, held, stop
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
         if folder := os.environ.get(FOLDER):  # the next job would be refused as well
             (Path(folder) / OTHER_VERSION).write_text(str(error))
         return 1
+    except Diverged as error:
+        print(redacted(f"wavespace: {error}"), file=sys.stderr)
+        run.summary.update({"reason": redacted(str(error))[:500], "outcome": DIVERGED})
+        run.finish(exit_code=1)
+        return 1
     except Exception as error:
         traceback.print_exc()
         run.summary["reason"] = redacted(f"{type(error).__name__}: {error}")[:500]
@@ -135,7 +140,7 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
     try:
         with _storing(run, folder):
             train(cfg)
-    except SystemExit:
+    except (SystemExit, Diverged):
         _keep(run, _name(folder), folder)
         raise
     _keep(run, _name(folder), folder)
