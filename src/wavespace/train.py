@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from zipfile import BadZipFile, ZipFile
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -146,6 +147,8 @@ def _to_go_on_from(cfg: DictConfig, folder: RunFolder) -> tuple[Path | None, int
     damaged = []
     for path in paths:
         try:
+            if ZipFile(path).testzip():  # torch reads over a checksum that is wrong
+                raise BadZipFile
             step = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
         except FileNotFoundError:
             continue
