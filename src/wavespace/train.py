@@ -25,7 +25,7 @@ from wavespace.claims import claims
 from wavespace.config import check, command_line, compose, compose_once, conf_dir, resolved
 from wavespace.distributed import check_devices, cluster_environment, others, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
-from wavespace.runfolder import RunFolder
+from wavespace.runfolder import RunFolder, write_atomic
 from wavespace.terminal import SIGTERM_EXIT, flags_and_words, guarded, heed, held, stop
 
 if TYPE_CHECKING:
@@ -157,6 +157,8 @@ def _to_go_on_from(cfg: DictConfig, folder: RunFolder) -> tuple[Path | None, int
             continue
         if rank() == 0:
             print("; ".join([*damaged, f"going on from step {step} of {folder.path}"]))
+            if path != folder.last:
+                write_atomic(folder.last, path.read_bytes())
         return path, step
     if damaged or cfg.resume == "best":
         why = " and ".join(damaged) or f"there is no {folder.best}"
