@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +17,18 @@ SHORTEST = 0.01
 """Seconds that any note lasts at least; strikes of one pitch that are closer than this are one strike."""
 
 RESOLUTION = 960
-"""Ticks a quarter note (half a second) in the files that we write: 0.52 ms each."""
+"""Ticks a quarter note (half a second) in the files that we write: 0.52 ms each. Fewer where a file is so long that it
+would count more than `MOST_TICKS`: from 83 minutes on. Up to 5.5 hours times are exact to 1 ms."""
+
+MOST_TICKS = 9_900_000
+"""pretty_midi refuses files of more than ten million ticks."""
 
 SUSTAIN, SOSTENUTO, SOFT = 64, 66, 67
 """Controllers of the three pedals; down from a value of 64 on."""
+
+SOUND_OFF, RESET, NOTES_OFF = 120, 121, (120, 123, 124, 125, 126, 127)
+"""Controllers that are messages to a whole channel: its notes end (at 120 and from 123 on), its pedals come up (at 120
+and 121)."""
 
 DRUMS = 9
 """The channel of General MIDI whose keys are drums, counted from 0."""
@@ -97,16 +106,21 @@ def read_midi(path: str | Path) -> Performance:
     """The notes and the pedals of all tracks and channels together, drums left out, as if played on one keyboard.
 
     A note ends at the first of: the next release of its key in its track and channel, the next strike of its pitch
-    in any, the end of its track (a key that is never released). A release in the very tick of a strike is that of
+    in any, a message to its channel that ends all notes, the end of its track (a key that is never released). A release in the very tick of a strike is that of
     the note before, if one was sounding, whichever of the two the file has first; else the note is `SHORTEST`. A
     release of a key that is up means nothing. Then `clean` makes one of strikes that are too close to tell.
 
-    A pedal is down while its controller is 64 or more, in any track or channel but the drums'. Lifted and pressed in
+    A pedal is down while its controller is 64 or more, in any track or channel but the drums', until a message to the
+    channel resets it. Lifted and pressed in
     one tick, it was up for a moment: two presses touch. Never lifted, it holds to the end of the last note or to its
     own last event.
 
+    All tracks of the file are read, also those that its header does not count, and a file within a RIFF file (RMID).
+    Numbers beyond 127, where a file has only a few, are taken for 127, and notes of such a pitch are left out, with a
+    warning. A file without notes is a score of silence.
+
     Raises:
-        BadInput: the file is missing, is no readable MIDI file, or has no notes.
+        BadInput: the file is missing, or is no readable MIDI file.
     """
     path = Path(path)
     try:
@@ -116,28 +130,33 @@ def read_midi(path: str | Path) -> Performance:
     try:
         per_quarter, tracks = _tracks(data)
         played = [_events(track) for track in tracks]
+        _check_faults(path, sum(bad for _, _, bad in played), sum(len(track) for track, _, _ in played))
     except ValueError as error:
         raise BadInput(f"{path} is not a MIDI file that can be read ({error})") from None
 
     # (E, 5) of all tracks: part (track and channel), tick, kind, and the two values that come with it
-    events = np.concatenate([np.insert(track, 0, 16 * k, axis=1) for k, (track, _) in enumerate(played)])
-    ends = np.array([end for _, end in played])
-    tempo = events[events[:, 2] == TEMPO]
+    events = np.concatenate([np.insert(track, 0, 16 * k, axis=1) for k, (track, _, _) in enumerate(played)])
+    ends = np.array([end for _, end, _ in played])
+    tempo = events[events[:, 2] == (TEMPO if data[data.find(b"MThd") + 12] < 0x80 else -1)]
     tempo = tempo[np.argsort(tempo[:, 1], kind="stable")]
     events = events[(events[:, 2] != TEMPO) & (events[:, 2] & 15 != DRUMS)]
     events[:, 0] += events[:, 2] & 15
     control = events[:, 2] & 0xF0 == CONTROL
 
-    notes = _strikes(events[~control], ends)
+    notes = _strikes(events[~control], ends, events[control & np.isin(events[:, 3], NOTES_OFF)])
     if len(notes) == 0:
-        raise BadInput(f"{path} has no notes (drums are left out)")
-    presses = [_presses(events[control & (events[:, 3] == n)], notes[:, 1].max()) for n in (SUSTAIN, SOSTENUTO, SOFT)]
+        return Performance(NO_NOTES, NO_PRESSES)
+    resets = events[control & np.isin(events[:, 3], (SOUND_OFF, RESET))]
+    presses = [
+        _presses(_reset(events[control & (events[:, 3] == n)], resets), notes[:, 1].max())
+        for n in (SUSTAIN, SOSTENUTO, SOFT)
+    ]
     notes[:, :2] = _seconds(notes[:, :2], tempo, per_quarter)
     return Performance(clean(notes), *(_seconds(ticks, tempo, per_quarter) for ticks in presses))
 
 
 def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
-    """Notes as a MIDI file of one instrument, `RESOLUTION` ticks a quarter note at 120 a minute.
+    """Notes as a MIDI file of one instrument, `RESOLUTION` ticks a quarter note or fewer, at 120 a minute.
 
     Times before zero become zero. The file appears under its name only when it is complete.
 
@@ -149,9 +168,14 @@ def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
     import pretty_midi
 
     path = Path(path)
-    midi = pretty_midi.PrettyMIDI(resolution=RESOLUTION, initial_tempo=120.0)
+    notes = clean(notes)
+    end = float(notes[:, 1].max(initial=1.0))
+    resolution = min(RESOLUTION, max(1, int(MOST_TICKS / (2 * end))))
+    while int(6e7 / (60 / (60 / (120 * resolution) * resolution))) != 500_000:  # as pretty_midi rounds the tempo: down
+        resolution -= 1
+    midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=120.0)
     instrument = pretty_midi.Instrument(program=program)
-    for onset, offset, pitch, velocity in clean(notes):
+    for onset, offset, pitch, velocity in notes:
         start = max(onset, 0.0)
         instrument.notes.append(
             pretty_midi.Note(
@@ -175,44 +199,61 @@ RELEASE, STRIKE, CONTROL, TEMPO = 0x80, 0x90, 0xB0, 0x51
 """Kinds of events that count: the status byte, a channel in its lower half, and the meta event of a tempo."""
 
 
-def _tracks(data: bytes) -> tuple[int, list[bytes]]:
-    """Ticks a quarter note, and the tracks that the header of a MIDI file promises; the rest of the file is ignored.
+def _tracks(data: bytes) -> tuple[float, list[bytes]]:
+    """Ticks a quarter note, and the tracks of a MIDI file, those beyond the header's count too.
+
+    Where a file counts frames of film, its ticks are given as if of quarters of half a second.
 
     Raises:
         ValueError: what is wrong.
     """
+    if data[:4] == b"RIFF" and data[8:12] == b"RMID":
+        data = data[max(0, data.find(b"MThd")) :]
     if data[:4] != b"MThd":
         raise ValueError("it does not begin with MThd")
     if len(data) < 14:
         raise ValueError("it breaks off within the header")
-    promised, per_quarter = int.from_bytes(data[10:12]), int.from_bytes(data[12:14])
+    kind, promised = int.from_bytes(data[8:10]), int.from_bytes(data[10:12])
+    per_quarter: float = int.from_bytes(data[12:14])
+    if per_quarter >= 2**15:  # frames a second, of which 29 are 29.97, and ticks a frame
+        frames = 256 - data[12]
+        per_quarter = (29.97 if frames == 29 else frames) * data[13] / 2
     if per_quarter == 0:
         raise ValueError("its header counts 0 ticks a quarter note")
-    if per_quarter >= 2**15:
-        raise ValueError("its times are frames of film, not ticks a quarter note")
     tracks: list[bytes] = []
     place = 8 + int.from_bytes(data[4:8])
-    while len(tracks) < promised:
+    while len(tracks) < promised or data[place : place + 4] == b"MTrk":
         size = int.from_bytes(data[place + 4 : place + 8])
         chunk = data[place + 8 : place + 8 + size]
         if place + 8 > len(data) or len(chunk) < size:
-            raise ValueError(f"it breaks off in track {len(tracks) + 1} of {promised}")
+            raise ValueError(f"it breaks off in track {len(tracks) + 1} of {max(promised, len(tracks) + 1)}")
         if data[place : place + 4] == b"MTrk":
             tracks.append(chunk)
         place += 8 + size
     if not tracks:
         raise ValueError("it has no tracks")
+    if kind == 2 and len(tracks) > 1:
+        raise ValueError(f"it holds {len(tracks)} scores (format 2), not the tracks of one; save each by itself")
     return per_quarter, tracks
 
 
-def _events(track: bytes) -> tuple[NDArray[np.int64], int]:
-    """Events of a track that count, `(E, 4)` of tick, kind and two values, in the file's order; the tick of its end.
+def _check_faults(path: Path, bad: int, events: int) -> None:
+    """Warn of events with impossible numbers; ValueError where they are many."""
+    if bad > max(1, events // 100):
+        raise ValueError(f"{bad} of its events have numbers beyond 127")
+    if bad:
+        warnings.warn(f"{path}: {bad} of its events have numbers beyond 127, taken for 127", stacklevel=3)
+
+
+def _events(track: bytes) -> tuple[NDArray[np.int64], int, int]:
+    """Events of a track that count, `(E, 4)` of tick, kind and two values, in the file's order; the tick of its end;
+    and how many events have values beyond 127.
 
     Raises:
         ValueError: what is wrong.
     """
     found: list[int] = []
-    place = tick = status = 0
+    place = tick = status = bad = 0
     try:
         while place < len(track):
             delta, place = _number(track, place)
@@ -244,16 +285,17 @@ def _events(track: bytes) -> tuple[NDArray[np.int64], int]:
             first = track[place]
             wide = not 0xC0 <= status < 0xE0  # with two values
             second = track[place + 1] if wide else 0
-            if first >= 0x80 or second >= 0x80:
-                raise ValueError(f"the event before byte {place} of a track breaks off")
             place += 1 + wide
-            if status < 0xA0 or CONTROL <= status < 0xC0:
+            if first >= 0x80 or second >= 0x80:
+                bad += 1
+                second = min(second, 127)
+            if first < 0x80 and (status < 0xA0 or CONTROL <= status < 0xC0):
                 found += (tick, status, first, second)
     except IndexError:
         place = len(track) + 1
     if place > len(track):
         raise ValueError("the last event of a track breaks off")
-    return np.array(found, np.int64).reshape(-1, 4), tick
+    return np.array(found, np.int64).reshape(-1, 4), tick, bad
 
 
 def _number(track: bytes, place: int) -> tuple[int, int]:
@@ -269,8 +311,10 @@ def _number(track: bytes, place: int) -> tuple[int, int]:
     raise ValueError(f"byte {place} of a track begins a number that does not end")
 
 
-def _strikes(events: NDArray[np.int64], ends: NDArray[np.int64]) -> Notes:
-    """Notes `(K, 4)` in ticks, of strikes and releases `(E, 5)` and the ticks at which tracks end."""
+def _strikes(events: NDArray[np.int64], ends: NDArray[np.int64], messages: NDArray[np.int64]) -> Notes:
+    """Notes `(K, 4)` in ticks, of strikes and releases `(E, 5)`, the ticks at which tracks end, and the messages
+    `(M, 5)` that end all notes of a channel, in any track.
+    """
     events = events[np.lexsort((events[:, 3], events[:, 0]))]  # key by key of each part, in the file's order
     part, tick, kind, pitch, velocity = np.pad(events, ((1, 2), (0, 0)), constant_values=-1).T
     key, strike = 128 * part + pitch, (kind & 0xF0 == STRIKE) & (velocity > 0)  # (E + 3,)
@@ -279,7 +323,25 @@ def _strikes(events: NDArray[np.int64], ends: NDArray[np.int64]) -> Notes:
     at_once = ~strike[here + 1] & (key[here + 1] == key[here]) & (tick[here + 1] == tick[here])
     after = here + 1 + (sounding & at_once)  # the release at once is that of the note which was sounding
     offset = np.where(key[after] == key[here], tick[after], ends[part[here] // 16])
+    for channel in np.unique(messages[:, 2]) & 15:
+        own = part[here] & 15 == channel
+        silenced = np.append(np.sort(messages[messages[:, 2] & 15 == channel, 1]), np.iinfo(np.int64).max)
+        following = silenced[np.searchsorted(silenced, tick[here], side="right")]
+        offset = np.where(own, np.minimum(offset, following), offset)
     return np.column_stack([tick[here], offset, pitch[here], velocity[here]]).astype(float)
+
+
+def _reset(events: NDArray[np.int64], resets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A pedal's events `(E, 5)` with one that lifts it at each reset of its channel, before those of the same tick."""
+    if len(events) == 0 or len(resets) == 0:
+        return events
+    lifts = []
+    for part in np.unique(events[:, 0]):
+        own = resets[resets[:, 2] & 15 == part & 15].copy()
+        own[:, 0], own[:, 4] = part, 0
+        lifts.append(own)
+    events = np.concatenate([*lifts, events])
+    return events[np.argsort(events[:, 1], kind="stable")]
 
 
 def _presses(events: NDArray[np.int64], end: float) -> NDArray[np.int64]:
@@ -305,7 +367,7 @@ def _union(intervals: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.column_stack([intervals[first, 0], until[np.append(first[1:], len(until)) - 1]])
 
 
-def _seconds(ticks: NDArray[np.number], tempo: NDArray[np.int64], per_quarter: int) -> NDArray[np.float64]:
+def _seconds(ticks: NDArray[np.number], tempo: NDArray[np.int64], per_quarter: float) -> NDArray[np.float64]:
     """Ticks in seconds; `tempo` is `(E, 5)`, sorted, with microseconds a quarter note as the first value."""
     start = np.append(0, tempo[:, 1]).astype(float)
     rate = np.append(500_000, tempo[:, 3]) / 1e6 / per_quarter  # 120 quarters a minute until told otherwise
