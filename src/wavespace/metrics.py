@@ -39,10 +39,11 @@ def note_scores(reference: Notes, estimate: Notes) -> dict[str, float]:
         estimate: `(L, 4)` decoded notes, in any order.
 
     Returns:
+        Of which each is NaN where neither side has a note, and 0 where one side has none:
         `note_precision_onset`, `note_recall_onset`, `note_f1_onset`, `note_f1_onset_offset` and
         `note_f1_onset_offset_velocity`.
     """
-    onset = offset = velocity = (float(len(reference) == len(estimate)),) * 3
+    onset = offset = velocity = (_without(len(reference), len(estimate)),) * 3
     if len(reference) and len(estimate):
         pairs = _near_pairs(reference, estimate)  # (M, 2)
         matched = _match(pairs)
@@ -67,6 +68,8 @@ def note_scores(reference: Notes, estimate: Notes) -> dict[str, float]:
 def frame_scores(reference: Notes, estimate: Notes, *, duration: float) -> dict[str, float]:
     """Frame scores of one recording on 88 keys, every 10 ms, pooled over keys and frames.
 
+    Notes of other pitches don't count on either side.
+
     A key sounds in frame `k` if `onset <= 0.01 k < offset` for one of its notes, as in the frame metrics of
     Hawthorne et al., "Onsets and frames", ISMIR 2018, at the hop of Kong et al., IEEE/ACM TASLP 29, 2021.
 
@@ -76,14 +79,14 @@ def frame_scores(reference: Notes, estimate: Notes, *, duration: float) -> dict[
         duration: seconds that are scored, from 0.
 
     Returns:
-        `frame_precision`, `frame_recall` and `frame_f1`.
+        `frame_precision`, `frame_recall` and `frame_f1`; NaN where nothing sounds on either side.
     """
     true, found = (_sounding(notes, duration) for notes in (reference, estimate))  # (88, T)
     estimated, actual = int(found.sum()), int(true.sum())
     if estimated and actual:
         precision, recall, f1 = _precision_recall_f1(int((true & found).sum()), estimated, actual)
     else:
-        precision = recall = f1 = float(estimated == actual)
+        precision = recall = f1 = _without(actual, estimated)
     return {"frame_precision": precision, "frame_recall": recall, "frame_f1": f1}
 
 
@@ -114,11 +117,12 @@ def multipitch_scores(reference: Pitches, estimate: Pitches) -> dict[str, float]
     Returns:
         `salience_precision`, `salience_recall`, `salience_f1`, `salience_accuracy` (hits over hits, false positives
         and misses), `salience_chroma_f1`, and `octave_share_of_fp`: of the estimates that found nothing, the share
-        within 50 cents of a pitch that is octaves away from one that sounds; 0 where each found something.
+        within 50 cents of a pitch that is octaves away from one that sounds; 0 where each found something. The others
+        are NaN where neither side has a pitch, and 0 where one side has none.
     """
     estimated, actual = len(estimate), len(reference)
     if not estimated or not actual:
-        scores = dict.fromkeys(("precision", "recall", "f1", "accuracy", "chroma_f1"), float(estimated == actual))
+        scores = dict.fromkeys(("precision", "recall", "f1", "accuracy", "chroma_f1"), _without(actual, estimated))
         return {f"salience_{name}": value for name, value in scores.items()} | {"octave_share_of_fp": 0.0}
     true, found = _by_frame(reference, estimate)
     matched = _matched(true, found)  # (T, E)
@@ -143,7 +147,7 @@ def multipitch_f1(reference: Pitches, estimate: Pitches) -> float:
     """`salience_f1` of `multipitch_scores`, alone."""
     estimated, actual = len(estimate), len(reference)
     if not estimated or not actual:
-        return float(estimated == actual)
+        return _without(actual, estimated)
     return _precision_recall_f1(int(_matched(*_by_frame(reference, estimate)).sum()), estimated, actual)[2]
 
 
@@ -179,7 +183,26 @@ def melody_scores(
 
 def average(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each score over recordings, as the field reports them: every recording weighs the same."""
-    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]} if scores else {}
+    return {key: mean([score[key] for score in scores]) for key in scores[0]} if scores else {}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean over the recordings in which a score is defined; 0, as mir_eval has it, where it is defined in none.
+
+    A recording in which nothing was to be found and nothing was found says nothing of what a model hears.
+    """
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else 0.0
+
+
+def on_keyboard(notes: Notes) -> Notes:
+    """The notes of the 88 keys of a piano."""
+    return notes[(np.rint(notes[:, 2]) >= PIANO_PITCHES[0]) & (np.rint(notes[:, 2]) <= PIANO_PITCHES[-1])]
+
+
+def _without(actual: int, estimated: int) -> float:
+    """Precision, recall and F1 where a side has nothing: undefined if both have nothing, else 0."""
+    return 0.0 if actual or estimated else float("nan")
 
 
 def _precision_recall_f1(hits: int, estimated: int, actual: int) -> tuple[float, float, float]:
@@ -230,8 +253,9 @@ def _velocity_hits(reference: NDArray[np.float64], estimate: NDArray[np.float64]
 def _sounding(notes: Notes, duration: float) -> NDArray[np.bool_]:
     """`(88, T)` whether a key sounds at each multiple of `FRAME_HOP` before `duration`."""
     frames = _frames(FRAME_HOP, duration)
+    notes = on_keyboard(notes)
     key = np.rint(notes[:, 2]).astype(int) - PIANO_PITCHES[0]
-    kept = (key >= 0) & (key < len(PIANO_PITCHES)) & (notes[:, 1] > notes[:, 0])
+    kept = notes[:, 1] > notes[:, 0]
     changes = np.zeros((len(PIANO_PITCHES), frames + 1), np.int16)
     first, end = _spans(notes[kept], FRAME_HOP, frames)
     np.add.at(changes, (key[kept], first), 1)

@@ -266,6 +266,19 @@ def test_windows_of_a_file_hold_the_files_notes(tmp_path: Path) -> None:
         assert len(matches) == 1
 
 
+def test_a_gap_of_days_gives_no_silent_windows(tmp_path: Path) -> None:
+    for name in "abc":
+        path = tmp_path / name / f"{name}.mid"
+        once = np.column_stack([np.arange(20) / 2, np.arange(20) / 2 + 0.4, np.full(20, 60), np.full(20, 64)])
+        write_midi(path, np.concatenate([once, once + np.array([280_000, 280_000, 0, 0])]))
+    data = Rendered(midi=str(tmp_path), val_pieces=1, test_pieces=1)
+    data.setup()
+    assert any("gap of 30 s or more, which is shortened" in fact for fact in data.describe())
+    assert data.describe()["train"]["hours"] < 0.02
+    silent = sum(len(data.train_set[position].notes) == 0 for position in range(30))
+    assert silent < 25  # of 30 windows in 50 s, of which 20 s sound
+
+
 def test_variation_keeps_to_the_keyboard_and_the_notes(scores: Path) -> None:
     notes = read_midi(scores / "0.mid").notes
     low, high = notes.copy(), notes.copy()

@@ -106,9 +106,10 @@ def read_midi(path: str | Path) -> Performance:
     """The notes and the pedals of all tracks and channels together, drums left out, as if played on one keyboard.
 
     A note ends at the first of: the next release of its key in its track and channel, the next strike of its pitch
-    in any, a message to its channel that ends all notes, the end of its track (a key that is never released). A release in the very tick of a strike is that of
-    the note before, if one was sounding, whichever of the two the file has first; else the note is `SHORTEST`. A
-    release of a key that is up means nothing. Then `clean` makes one of strikes that are too close to tell.
+    in any, a message to its channel that ends all notes, the end of its track (a key that is never released). A
+    release in the very tick of a strike is that of the note before, if one was sounding, whichever of the two the file
+    has first; else the note is `SHORTEST`. A release of a key that is up means nothing. Then `clean` makes one of
+    strikes that are too close to tell.
 
     A pedal is down while its controller is 64 or more, in any track or channel but the drums', until a message to the
     channel resets it. Lifted and pressed in

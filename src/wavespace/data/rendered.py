@@ -28,6 +28,7 @@ from wavespace.data.composer import compose
 from wavespace.data.notes import Performance, apply_pedal, clean, read_midi, window
 from wavespace.data.soundfont import Sampler, Voice
 from wavespace.errors import BadInput
+from wavespace.metrics import on_keyboard
 from wavespace.spec import PIANO_PITCHES, AudioSpec
 
 LEAD_IN = 2.0
@@ -35,6 +36,9 @@ LEAD_IN = 2.0
 
 SHORTEST = 0.03
 """Seconds that a note of a melody lasts at least before a higher one takes over: chords are rolled within less."""
+
+LONGEST_GAP = 30.0
+"""Seconds from an onset to the next in a MIDI file; what is longer is shortened."""
 
 LOWEST, HIGHEST = PIANO_PITCHES[0], PIANO_PITCHES[-1]
 
@@ -204,6 +208,7 @@ class Rendered(DataModule):
         files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
         facts: dict[str, Any] = {}
         faults: list[BadInput] = []
+        gaps: list[Path] = []
         for split, paths in by_split.items():
             seconds, notes = 0.0, 0
             for path in paths:
@@ -212,6 +217,8 @@ class Rendered(DataModule):
                 except BadInput as fault:
                     faults.append(fault)
                     continue
+                if np.diff(played[:, 0]).max(initial=0.0) >= LONGEST_GAP:
+                    gaps.append(path)
                 files[split].append(path)
                 seconds, notes = seconds + float(played[:, 1].max()), notes + len(played)
             facts[split] = {"files": len(files[split]), "hours": round(seconds / 3600, 2), "notes": notes}
@@ -223,6 +230,10 @@ class Rendered(DataModule):
                     f"{root}: nothing is left for the {split} split, of {len(found)} MIDI files with {len(faults)} "
                     f"unreadable among them; it takes a piece for each of {', '.join(files)}"
                 )
+        if gaps:
+            facts[f"files with a gap of {LONGEST_GAP:g} s or more, which is shortened"] = (
+                f"{len(gaps)} ({gaps[0]}, ...)"
+            )
         return files, facts | {"unreadable files": len(faults), "rows of the metadata without their file": absent}
 
 
@@ -428,10 +439,28 @@ def _sampler(soundfont: str | None, sample_rate: int) -> Sampler:
 
 @lru_cache(maxsize=256)
 def _performance(path: Path) -> Performance:
-    """A file's notes that are on the keyboard of a piano; raises BadInput where there are none."""
+    """A file's notes that are on the keyboard of a piano, without long silences; BadInput where there are none."""
     performance = read_midi(path)
-    pitch = performance.notes[:, 2]
-    notes = performance.notes[(pitch >= LOWEST) & (pitch <= HIGHEST)]
+    notes = on_keyboard(performance.notes)
     if len(notes) == 0:
         raise BadInput(f"{path} has no notes on the keyboard of a piano")
-    return replace(performance, notes=notes)
+    return _without_gaps(replace(performance, notes=notes))
+
+
+def _without_gaps(performance: Performance) -> Performance:
+    """The same with at most `LONGEST_GAP` seconds from an onset to the next: a gap of hours would be all windows."""
+    onsets = performance.notes[:, 0]
+    steps = np.diff(onsets)
+    if len(onsets) < 2 or steps.max() <= LONGEST_GAP:
+        return performance
+    before, after = onsets[:-1][steps > LONGEST_GAP], onsets[1:][steps > LONGEST_GAP]
+    total = np.cumsum(after - before - LONGEST_GAP)
+    edges = np.column_stack([before + LONGEST_GAP, after]).ravel()
+    removed = np.column_stack([np.append(0, total[:-1]), total]).ravel()  # seconds before each edge
+
+    def moved(times: NDArray[np.float64]) -> NDArray[np.float64]:
+        return times - np.interp(times, edges, removed)
+
+    notes = performance.notes.copy()
+    notes[:, :2] = moved(notes[:, :2])
+    return Performance(notes, *(moved(p) for p in (performance.pedal, performance.sostenuto, performance.soft)))

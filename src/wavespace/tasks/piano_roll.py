@@ -20,7 +20,7 @@ from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Roll, piano_roll
 from wavespace.decode import Decoder
 from wavespace.frontends.base import FrontEnd
-from wavespace.metrics import average, frame_scores, note_scores
+from wavespace.metrics import average, frame_scores, mean, note_scores, on_keyboard
 from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
 from wavespace.tasks.base import Picture, Sample, Task, scaled
 
@@ -171,7 +171,8 @@ class PianoRoll(Task):
     def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
         """mir_eval figures, a mean over items (0..1); with `tune` the thresholds are chosen first.
 
-        Of notes, those that begin in an item are scored; by frames, what sounds.
+        Of notes, those that begin in an item are scored; by frames, what sounds. What lies off the 88 keys is neither
+        learned nor scored. An item in which nothing is to be found, and nothing is found, does not count.
         """
         if tune:
             self._tune(observed)
@@ -232,7 +233,7 @@ class PianoRoll(Task):
                 note_scores(struck(item.notes), self.decode(item.heads, **thresholds))[figure] for item in observed
             ]
             # Of equal scores the one nearest to a half.
-            return float(np.mean(found)), -sum(abs(threshold - 0.5) for threshold in thresholds.values())
+            return mean(found), -sum(abs(threshold - 0.5) for threshold in thresholds.values())
 
         onset = max(self.grids["onset"], key=lambda t: score("note_f1_onset", onset=t))
         self.onset_threshold.fill_(onset)
@@ -255,8 +256,8 @@ class PianoRoll(Task):
 
 
 def struck(notes: Notes) -> Notes:
-    """Those that begin in the item: one that rang before it has an onset that nothing could find."""
-    return notes[notes[:, 0] >= 0]
+    """Those of the 88 keys that begin in the item: one that rang before it has an onset that nothing could find."""
+    return on_keyboard(notes[notes[:, 0] >= 0])
 
 
 def notes_of(batch: Batch, index: int) -> Notes:

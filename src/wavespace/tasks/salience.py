@@ -19,7 +19,16 @@ from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Kind, pitch_salience
 from wavespace.decode import Map, Pitches, pitches_of, strongest_of
 from wavespace.frontends.base import FrontEnd
-from wavespace.metrics import FRAME_HOP, PITCH_HOP, average, melody_scores, multipitch_f1, multipitch_scores, pitches_at
+from wavespace.metrics import (
+    FRAME_HOP,
+    PITCH_HOP,
+    average,
+    mean,
+    melody_scores,
+    multipitch_f1,
+    multipitch_scores,
+    pitches_at,
+)
 from wavespace.spec import FeatureSpec
 from wavespace.tasks.base import Picture, Sample, Task, scaled
 from wavespace.tasks.piano_roll import notes_of
@@ -149,7 +158,7 @@ class PitchMap(Task):
 
     def _best_threshold(self, observed: list[Observed]) -> float:
         def score(threshold: float) -> float:
-            return float(np.mean([multipitch_f1(item.reference, _above(item.peaks, threshold)) for item in observed]))
+            return mean([multipitch_f1(item.reference, _above(item.peaks, threshold)) for item in observed])
 
         # Of equal scores the one nearest to a half.
         return max(self.thresholds, key=lambda t: (score(t), -abs(t - 0.5)))
