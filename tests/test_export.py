@@ -75,6 +75,7 @@ def test_the_command_names_what_it_wrote(run: Path, tmp_path: Path, capsys: pyte
 
 def test_a_checkpoint_on_the_web_is_downloaded_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAVESPACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WAVESPACE_ALLOW_HTTP", "1")  # of the loopback interface
     data = (run / "checkpoints" / "best.ckpt").read_bytes()
     with serving({"model.ckpt": data}) as server:
         address = server.url("model.ckpt")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from wavespace import config
 from wavespace.data.base import DataModule
 from wavespace.data.recordings import Recordings
-from wavespace.errors import ConfigError, Incompatible, UserError
+from wavespace.errors import ConfigError, Incompatible, UserError, place_of
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
 
@@ -69,18 +69,30 @@ def probe(cfg: DictConfig, audio: AudioSpec) -> Task:
         frames = features.frames(audio.samples, audio.sample_rate)
         wanted = (2, task.out_spec.channels, task.out_spec.bins, frames)
         try:
-            found = tuple(task.eval()(torch.empty(2, 1, audio.samples)).shape)
+            found = _shape(task.eval(), torch.empty(2, 1, audio.samples))
         except UserError:
             raise
         except Exception as error:
             named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
-            raise Incompatible(f"{named} can't process {frames} frames: {error}") from error
+            raise Incompatible(f"{named} can't process {frames} frames: {error}{place_of(error)}") from error
     if found != wanted:
         named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
         raise Incompatible(f"{named} gives {found}, but task={_name(cfg.task)} needs {wanted} ({task.out_spec})")
     if cfg.baseline is not None:
         probe(with_baseline(cfg), audio)
     return task
+
+
+def _shape(task: Task, audio: torch.Tensor) -> tuple[int, ...]:
+    """Shape of what a task's model gives for audio `(B, 1, N)`, which must be a tensor."""
+    given: list[Any] = []
+    with task.model.register_forward_hook(lambda model, features, output: given.append(output)):
+        try:
+            return tuple(task(audio).shape)
+        except AttributeError:
+            if given and not isinstance(given[0], torch.Tensor):
+                raise TypeError(f"it gives a {type(given[0]).__name__}, and must give one tensor") from None
+            raise
 
 
 def with_baseline(cfg: DictConfig) -> DictConfig:
@@ -121,10 +133,11 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         if isinstance(error.__cause__, ValueError):
-            raise ConfigError(f"{key}={_name(node)} refuses its settings: {error.__cause__}") from None
+            said = f"{error.__cause__}{place_of(error.__cause__)}"
+            raise ConfigError(f"{key}={_name(node)} refuses its settings: {said}") from None
         raise
     except ValueError as error:
-        raise ConfigError(f"{key}={_name(node)} refuses its settings: {error}") from None
+        raise ConfigError(f"{key}={_name(node)} refuses its settings: {error}{place_of(error)}") from None
 
 
 def _name(node: DictConfig) -> str:

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
             f"{data.spec.seconds:g} s at {data.spec.sample_rate} Hz, labels: {', '.join(data.spec.labels) or 'none'}",
         ),
         ("frontend", f"{task.frontend.out_spec}, {frames} frames a window"),
-        ("model", f"{sum(p.numel() for p in task.parameters()):,} parameters, {_flops(task, data.spec.seconds)}"),
+        ("model", f"{task.parameter_count:,} parameters, {_flops(task, data.spec.seconds)}"),
         ("task", f"{type(task).__name__}: {task.out_spec}, best by {task.monitor}"),
         ("run", str(RunFolder.of(cfg).path)),
     ]

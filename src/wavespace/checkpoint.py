@@ -1,22 +1,46 @@
-"""A checkpoint is enough: weights, configuration as text, specs and versions, loadable without running code.
+"""A checkpoint is enough: weights, configuration as text, specs and versions, all of it plain data.
 
 It is Lightning's own dictionary (so training goes on from it) with `config`, `specs` and `versions` beside
-`state_dict`; all plain data and tensors, so torch's weights-only loading takes it.
+`state_dict`. Whoever wrote it, opening it calls Wavespace's own parts alone (`trust.py`), and takes no more memory than
+its size accounts for.
 """
 
 from __future__ import annotations
 
+import math
+import pickletools
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import wavespace
 from wavespace.build import build_task
-from wavespace.errors import BadCheckpoint, UserError
+from wavespace.errors import BadCheckpoint, ConfigError, UserError, place_of
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
+from wavespace.trust import configuration
+
+MOST_PICKLED, MOST_RECORDS = 8_000_000, 100_000
+"""Bytes of all but the tensors' content, and files in the archive. A net of 200 tensors has 25,000 bytes in 210."""
+
+SPARE = 2**20
+"""Bytes that a net may have beyond those of its file."""
+
+_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
+_OTHERS = "Size device float64 float32 float16 bfloat16 int64 int32 bool"
+_PICKLED = frozenset(
+    {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+    | {f"torch {kind}Storage" for kind in _STORAGES.split()}
+    | {f"torch {name}" for name in _OTHERS.split()}
+)
+"""What a checkpoint's pickle may name: what torch's weights-only loading takes, but for what allocates by a number."""
+
+_OTHER_WAYS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BYTEARRAY8"}
+"""Opcodes that name or make objects, and that torch does not write."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -25,7 +49,7 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         BadCheckpoint: the file is missing, damaged or not ours.
     """
-    from wavespace.export import locate
+    from wavespace.locate import locate
 
     path = locate(path)
     if path.is_dir():  # a run folder
@@ -34,41 +58,131 @@ def read(path: str | Path) -> dict[str, Any]:
         raise BadCheckpoint(
             f"{path}: there is no such checkpoint; a run leaves one in runs/<name>/<signature>/checkpoints/best.ckpt"
         )
+    if problem := fault(path):
+        raise BadCheckpoint(f"{path}: {problem}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that a storage can't reach beyond the file.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's own text advises to run what is in the file
         raise BadCheckpoint(f"{path}: is not a checkpoint, or is damaged ({type(error).__name__})") from None
-    missing = {"state_dict", "config", "specs", "versions"} - set(found if isinstance(found, dict) else ())
-    if missing:
-        raise BadCheckpoint(f"{path}: has no {', '.join(sorted(missing))}; it was not written by wavespace")
+    if problem := _content_fault(found):
+        raise BadCheckpoint(f"{path}: {problem}")
     return found
 
 
-def config_of(checkpoint: dict[str, Any]) -> DictConfig:
-    """The configuration that a checkpoint was trained with."""
-    cfg = OmegaConf.create(checkpoint["config"])
-    assert isinstance(cfg, DictConfig)
-    return cfg
+def fault(path: Path) -> str | None:
+    """Why a file is no checkpoint that can be opened safely, from its archive and every byte in it; None if it is one.
+
+    Torch itself allocates what the file asks for, and reads beyond the end of a storage that claims to be longer.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            names = {record.filename.casefold() for record in records}
+            folders = {record.filename.partition("/")[0] for record in records}
+            if len(names) < len(records) or len(folders) != 1 or len(records) > MOST_RECORDS or archive.comment:
+                return "is not a checkpoint, or is damaged (its archive is not one that torch writes)"
+            stored = all(r.compress_type == zipfile.ZIP_STORED and r.file_size == r.compress_size for r in records)
+            if not stored or sum(record.file_size for record in records) > path.stat().st_size:
+                return "is not a checkpoint, or is damaged (its archive holds more than the file is long)"
+            pickled = archive.getinfo(f"{folders.pop()}/data.pkl")
+            if pickled.file_size > MOST_PICKLED:
+                return f"has {pickled.file_size:,} bytes beside its weights; {MOST_PICKLED:,} are the most"
+            if (damaged := archive.testzip()) is not None:
+                return f"is not a checkpoint, or is damaged ({damaged} is not as it was written)"
+            for code, argument, _ in pickletools.genops(archive.read(pickled)):
+                if code.name in _OTHER_WAYS or (code.name == "GLOBAL" and argument not in _PICKLED):
+                    return f"is not a checkpoint, or is damaged (it holds {argument or code.name}, not plain data)"
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, ValueError, OSError, EOFError) as error:
+        return f"is not a checkpoint, or is damaged ({type(error).__name__})"
+    return None
 
 
-def load(path: str | Path) -> Task:
-    """Front-end, model and task of a checkpoint (or of a run folder: its best), in evaluation mode on the CPU.
+def _content_fault(found: Any) -> str | None:
+    """What of a checkpoint's dictionary is missing or of another kind; None if nothing is."""
+    missing = {"state_dict", "config", "specs", "versions"} - set(found if isinstance(found, dict) else ())
+    if missing:
+        return f"has no {', '.join(sorted(missing))}; it was not written by wavespace"
+    kinds = {"state_dict": Mapping, "config": str, "specs": Mapping, "versions": Mapping}
+    for key, kind in kinds.items():
+        if not isinstance(found[key], kind):
+            return f"its {key} is {type(found[key]).__name__}; it was not written by wavespace, or is damaged"
+    for name, tensor in found["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            return f"its state_dict has {str(name)[:60]!r}, which is no tensor"
+    return None
+
+
+def config_of(checkpoint: Mapping[str, Any], trust: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a checkpoint was trained with, which names Wavespace's own parts or trusted ones.
 
     Raises:
-        BadCheckpoint: the file is missing, damaged, not ours, or doesn't fit the code.
+        ConfigError: it names others, or is no configuration.
+    """
+    return configuration(checkpoint["config"], trust)
+
+
+def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
+    """Front-end, model and task of a checkpoint (or of a run folder: its best), in evaluation mode on the CPU.
+
+    Args:
+        path: a file, a run folder, `https://…`, or `wandb:ENTITY/PROJECT/NAME:ALIAS`.
+        trust: packages whose code the checkpoint may call, as `["mypackage"]`; else only Wavespace's own parts.
+
+    Raises:
+        BadCheckpoint: the file is missing, damaged, not ours, doesn't fit the code, or names code that isn't trusted.
     """
     checkpoint = read(path)
-    cfg = config_of(checkpoint)
-    audio = checkpoint["specs"]["audio"]
     try:
-        task = build_task(cfg, AudioSpec(audio["sample_rate"], audio["seconds"], tuple(audio["labels"])))
+        cfg = config_of(checkpoint, trust)
+        audio = _audio_spec(checkpoint["specs"])
+    except ConfigError as error:
+        raise BadCheckpoint(f"{path}: {error}") from error.__cause__
+    try:
+        with torch.device("meta"):  # where shapes take no memory
+            _check_shapes(build_task(cfg, audio), checkpoint["state_dict"])
+        task = build_task(cfg, audio)
         task.load_state_dict(checkpoint["state_dict"])
     except UserError:
         raise
     except Exception as error:  # a part that is not installed, a setting or a weight that the code has no more
-        written, reason = checkpoint["versions"].get("wavespace"), " ".join(str(error).split())
+        written, reason = checkpoint["versions"].get("wavespace"), " ".join(str(error).split())[:300]
         raise BadCheckpoint(
-            f"{path}: written by wavespace {written}, doesn't fit {wavespace.__version__}: {reason[:300]}"
-        ) from None
+            f"{path}: written by wavespace {written[:40] if isinstance(written, str) else '?'}, doesn't fit "
+            f"{wavespace.__version__}: {reason}{place_of(error)}"
+        ) from error
     task.config_text = checkpoint["config"]
     return task.eval()
+
+
+def _audio_spec(specs: Mapping[str, Any]) -> AudioSpec:
+    """What a checkpoint says of the audio that it was trained on.
+
+    Raises:
+        ConfigError: that is not an AudioSpec's.
+    """
+    match specs.get("audio"):
+        case {"sample_rate": int(rate), "seconds": int() | float() as seconds, "labels": [*labels]}:
+            texts = all(isinstance(label, str) for label in labels)
+            if texts and 0 < rate <= 10**6 and 0 < seconds <= 3600:
+                return AudioSpec(rate, seconds, tuple(labels))
+    raise ConfigError("its specs don't say the rate, length and labels of the audio; it is damaged")
+
+
+def _check_shapes(task: Task, weights: Mapping[str, torch.Tensor]) -> None:
+    """Hold the shapes of a task on the meta device against weights.
+
+    Raises:
+        ValueError: they differ, or the net has more numbers than the file.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
+    for name in sorted(expected.keys() ^ weights.keys()):
+        raise ValueError(f"{name} is in the {'net' if name in expected else 'file'} alone")
+    for name, shape in expected.items():
+        if shape != tuple(weights[name].shape):
+            raise ValueError(f"{name} is {tuple(weights[name].shape)} in the file, and {shape} in the net")
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in weights.values()}
+    named = [*task.named_parameters(), *task.named_buffers()]  # each once, though several names may share it
+    needed = sum(math.prod(tensor.shape) * tensor.element_size() for name, tensor in named if name in expected)
+    if needed > sum(storages.values()) + SPARE:
+        raise ValueError(f"the net has {needed:,} bytes of weights, and the file {sum(storages.values()):,}")

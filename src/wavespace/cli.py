@@ -21,6 +21,9 @@ VERBS = {
     "video": "what a front-end hears of a recording, with a cursor that moves with the sound",
 }
 
+OWN_CODE = {"train", "check", "prepare", "preloaded", "worker"}
+"""Verbs over one's own configuration; the others may open a stranger's folder, whose modules are not imported."""
+
 HELP = f"""\
 usage: wavespace VERB …          wavespace VERB --help tells more
 
@@ -60,8 +63,10 @@ complete -o nospace -o default -F _wavespace wavespace
 
 def main() -> None:
     """Entry of the `wavespace` command."""
-    guarded(_add_current_folder)
     verb, *arguments = sys.argv[1:] or ["--help"]
+    folder = guarded(_current_folder)
+    if verb in OWN_CODE or any(word.partition("=")[0] == "--trust" for word in arguments):
+        sys.path.append(folder)  # a `_target_` may name a package that lies where the command runs
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
     elif verb == "--version":
@@ -87,10 +92,9 @@ def main() -> None:
         sys.exit(f"wavespace: there is no verb '{verb}'{hint} Verbs: {', '.join(VERBS)}")
 
 
-def _add_current_folder() -> None:
-    """A `_target_` may name a package that lies where the command runs."""
+def _current_folder() -> str:
     try:
-        sys.path.append(os.getcwd())
+        return os.getcwd()
     except FileNotFoundError:
         raise UserError("the current folder has been deleted; change to one that exists") from None
 

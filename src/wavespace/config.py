@@ -28,7 +28,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from wavespace.claims import claims
-from wavespace.errors import ConfigError
+from wavespace.errors import ConfigError, place_of
 
 GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment", "sweep")
 
@@ -261,7 +261,8 @@ def _faults(cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | 
         try:
             signature, hints = _constructor(node["_target_"])
         except Exception as error:  # whatever importing somebody's module may raise
-            yield f"{key}._target_ = {node['_target_']}{where('_target_')}: can't be imported: {_first_line(error)}"
+            said = f"{_first_line(error)}{place_of(error)}"
+            yield f"{key}._target_ = {node['_target_']}{where('_target_')}: can't be imported: {said}"
             continue
         parameters = {name: p for name, p in signature.items() if name not in BUILT}
         named = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -448,5 +449,5 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
                 f"{single.input_line}: there is no key '{key}'{_nearest(last, names)}; keys: {', '.join(names)}"
             )
         OmegaConf.update(changed, key, single.value())
-    check(changed, overrides)
+    check(OmegaConf.create({"data": resolved(changed)["data"]}), overrides)  # nothing else is built of it
     return changed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wavespace import config
 from wavespace.terminal import Arguments, printable
+from wavespace.trust import add_trust, configuration
 
 if TYPE_CHECKING:
     from wavespace.data.base import DataModule
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print the figures as JSON")
     shape.add_argument("--csv", action="store_true", help="print a table as CSV: its last row is the mean")
+    add_trust(parser)
     given = parser.parse_args(arguments)
 
     from wavespace import checkpoint
@@ -49,9 +51,9 @@ def main(arguments: list[str]) -> None:
     from wavespace.export import locate
 
     path = locate(given.checkpoint)
-    task = checkpoint.load(path)
+    task = checkpoint.load(path, given.trust)
     audio = task.frontend.in_spec
-    own = checkpoint.config_of(checkpoint.read(path))
+    own = configuration(task.config_text, given.trust, ("data",))
     cfg = config.amend(own, given.overrides, audio.sample_rate)
     data = make(cfg.data, "data")
     if data.spec.sample_rate != audio.sample_rate:

@@ -1,26 +1,26 @@
 """`wavespace export RUN`: a checkpoint to hand on: weights alone, a model card, and ONNX where it can be.
 
-The slim file is a checkpoint like any other: `wavespace.load` opens it, and loading runs no code from it.
+The slim file is a checkpoint like any other: `wavespace.load` opens it, and calls Wavespace's own parts alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
+from wavespace.errors import BadInput, Incompatible, UserError
+from wavespace.locate import locate
 from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
 from wavespace.terminal import Arguments, folder_or_file
+from wavespace.trust import add_trust, configuration, plain
 
 if TYPE_CHECKING:
     from wavespace.tasks.base import Task
 
-KEPT = ("state_dict", "config", "specs", "versions")
 TOLERANCE = 1e-4
 """Share of the output's range by which ONNX may differ from torch."""
 
@@ -40,20 +40,24 @@ def main(arguments: list[str]) -> None:
         "--onnx", action="store_true", help="also the net, features to output, as FILE.onnx; needs onnx"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
+    add_trust(parser)
     given = parser.parse_args(arguments)
-    written = [*export(given.checkpoint, given.out, onnx=given.onnx, overwrite=given.overwrite)]
+    written = [*export(given.checkpoint, given.out, onnx=given.onnx, overwrite=given.overwrite, trust=given.trust)]
     for path in written:
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
-def export(source: str | Path, target: Path, *, onnx: bool = False, overwrite: bool = False) -> tuple[Path, ...]:
-    """Write a slim checkpoint and, beside it, its card; returns their paths.
+def export(
+    source: str | Path, target: Path, *, onnx: bool = False, overwrite: bool = False, trust: Sequence[str] = ()
+) -> tuple[Path, ...]:
+    """Write a slim checkpoint and, beside it, its card; returns their paths. What doesn't load is not exported.
 
     Args:
         source: as `locate` takes it.
         target: a file.
         onnx: write the net as ONNX, too.
         overwrite: replace files that this program did not write, too.
+        trust: as of `wavespace.load`.
 
     Raises:
         UserError: the source can't be used, the target is the source, or a file that is there may not be replaced.
@@ -68,25 +72,29 @@ def export(source: str | Path, target: Path, *, onnx: bool = False, overwrite: b
     if target in (card, net):
         raise BadInput(f"{target}: the card and the net take .md and .onnx; name the checkpoint with .ckpt")
     path = locate(source)
-    whole = checkpoint.read(path)
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     if target.exists() and target.resolve() == file.resolve():
         raise BadInput(f"{target}: is the checkpoint itself; name another file with --out")
     refuse_foreign(card, [target, net] if onnx else [target], overwrite=overwrite)
+    task, whole = checkpoint.load(path, trust), checkpoint.read(path)
     status = _status(path)
-    slim = {key: whole[key] for key in KEPT}
-    slim["metrics"] = whole.get("metrics") or {
-        key: float(value) for key, value in (status.get("metrics") or {}).items() if isinstance(value, int | float)
-    }
-    slim["licence"] = whole.get("licence") or _licence(whole)
+    slim: dict[str, Any] = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(slim)
+    slim["versions"] = {key: value for key, value in whole["versions"].items() if isinstance(value, str)}
+    exported = whole.get("metrics")  # where it is itself one that was exported
+    figures = exported if isinstance(exported, dict) and exported else status.get("metrics", {})
+    slim["metrics"] = {k: value for k, value in figures.items() if isinstance(k, str) and isinstance(value, float)}
+    licence = whole.get("licence")
+    known = isinstance(licence, str) and licence != ""
+    slim["licence"] = licence if known else _licence(task.config_text, trust)
     data = io.BytesIO()
     torch.save(slim, data)
     written = {target: data.getvalue()}
     if onnx:
         with TemporaryDirectory() as folder:
-            written[net] = export_onnx(path, Path(folder) / net.name).read_bytes()
+            written[net] = export_onnx(path, Path(folder) / net.name, trust).read_bytes()
     try:
-        write_atomic(card, marked(card, model_card(slim, target.name, status).encode(), written))
+        write_atomic(card, marked(card, model_card(slim, task, target.name, status).encode(), written))
         for each, content in written.items():
             write_atomic(each, content)
     except OSError as error:
@@ -96,41 +104,36 @@ def export(source: str | Path, target: Path, *, onnx: bool = False, overwrite: b
 
 def _status(path: Path) -> dict[str, Any]:
     """status.json of the run that a checkpoint is of; empty where there is none."""
+    from wavespace.analysis.runs import parse_status
+
     for folder in (path, path.parent, path.parent.parent):
-        try:
-            found = json.loads((folder / "status.json").read_text("utf-8"))
-            return found if isinstance(found, dict) else {}
-        except (OSError, ValueError):
-            continue
+        with suppress(OSError, ValueError, OverflowError, RecursionError):
+            return parse_status((folder / "status.json").read_text("utf-8"))
     return {}
 
 
-def _licence(whole: dict[str, Any]) -> str:
+def _licence(text: str, trust: Sequence[str]) -> str:
     """Licence of the data, as its class says it."""
     from hydra.utils import get_object
 
-    from wavespace.checkpoint import config_of
-
     try:
-        return str(getattr(get_object(config_of(whole).data["_target_"]), "licence", ""))
-    except Exception:  # somebody's own data, which is not here
+        return str(getattr(get_object(configuration(text, trust, ("data",)).data["_target_"]), "licence", ""))
+    except UserError:  # somebody's own data, which is not here
         return ""
 
 
-def model_card(slim: dict[str, Any], name: str, status: dict[str, Any]) -> str:
+def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, Any]) -> str:
     """What the run measured and what it was made of, in Markdown; nothing that was not measured.
 
     Args:
         slim: as `export` writes it.
+        task: that it loads.
         name: of the file.
         status: of the run; its `table` and `monitor` pick the figures that come first.
     """
-    from omegaconf import OmegaConf
-
-    cfg: Any = OmegaConf.to_container(OmegaConf.create(slim["config"]))
+    cfg = plain(slim["config"])
     parts = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in ("data", "frontend", "model", "task")}
-    features, audio = slim["specs"]["features"], slim["specs"]["audio"]
-    count = sum(value.numel() for key, value in slim["state_dict"].items() if key.startswith("model."))
+    features, audio = task.frontend.out_spec, task.frontend.in_spec
     figures = slim["metrics"]
     first = list(status.get("table") or [])
     names = sorted(
@@ -141,7 +144,7 @@ def model_card(slim: dict[str, Any], name: str, status: dict[str, Any]) -> str:
     lines = [
         f"# {cfg.get('name', 'model')}",
         "",
-        f"{parts['task']} with {parts['model']} ({count:,} numbers) on {parts['frontend']} features, "
+        f"{parts['task']} with {parts['model']} ({task.parameter_count:,} parameters) on {parts['frontend']} features, "
         f"trained on {parts['data']}.",
         "",
         "```python",
@@ -166,9 +169,8 @@ def model_card(slim: dict[str, Any], name: str, status: dict[str, Any]) -> str:
         "",
         "## Hears and gives",
         "",
-        f"- Audio at {audio['sample_rate']} Hz, one channel, trained on {audio['seconds']:g} s at a time.",
-        f"- Features: {features['channels']} × {len(features['frequencies'])} bins, "
-        f"{features['frame_rate']:.5g} frames a second.",
+        f"- Audio at {audio.sample_rate} Hz, one channel, trained on {audio.seconds:g} s at a time.",
+        f"- Features: {features.channels} × {features.bins} bins, {features.frame_rate:.5g} frames a second.",
         *([f"- Training: {', '.join(spent)}, seed {cfg.get('seed', 0)}."] if spent else []),
         f"- Written by wavespace {slim['versions'].get('wavespace')}, torch {slim['versions'].get('torch')}.",
         "",
@@ -186,56 +188,10 @@ def model_card(slim: dict[str, Any], name: str, status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# --- Where a checkpoint lies --------------------------------------------------------------------------------
-
-
-def locate(source: str | Path) -> Path:
-    """A run folder or a file on this disk; what lies elsewhere is downloaded once, to the user's cache.
-
-    Args:
-        source: a path, `https://…`, or `wandb:ENTITY/PROJECT/NAME:ALIAS` for an artifact with one checkpoint in it.
-
-    Raises:
-        UserError: it can't be had.
-    """
-    text = str(source)
-    if text.startswith(("https://", "http://")):
-        from wavespace.analysis.sweeps import cache_folder
-        from wavespace.data.download import fetch
-
-        name = re.sub(r"[^\w.-]+", "-", text.rpartition("/")[2].partition("?")[0]) or "model.ckpt"
-        target = cache_folder() / "checkpoints" / hashlib.sha256(text.encode()).hexdigest()[:12] / name
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fetch(text, target)
-        return target
-    if text.startswith("wandb:"):
-        return _artifact(text.removeprefix("wandb:"))
-    return Path(source).expanduser()
-
-
-def _artifact(name: str) -> Path:
-    """The checkpoint of an artifact on W&B; of a run's, which has two, the best."""
-    from wavespace.analysis.sweeps import cache_folder
-
-    try:
-        import wandb
-
-        artifact = wandb.Api().artifact(name)
-        folder = Path(artifact.download(root=str(cache_folder() / "artifacts" / str(artifact.digest))))
-    except Exception as error:  # the client has a dozen of them, and no base class
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"wandb:{name}: can't be had from W&B ({type(error).__name__}: {why})") from None
-    found = sorted(folder.rglob("best.ckpt")) or sorted(folder.rglob("*.ckpt"))
-    if len(found) != 1:
-        raise BadCheckpoint(f"wandb:{name}: has {len(found)} .ckpt files; an artifact must hold one")
-    return found[0]
-
-
 # --- ONNX ---------------------------------------------------------------------------------------------------
 
 
-def export_onnx(source: str | Path, target: Path) -> Path:
+def export_onnx(source: str | Path, target: Path, trust: Sequence[str] = ()) -> Path:
     """The net as ONNX, features `(1, C, F, T)` to what the task makes of it, held to torch's output.
 
     Of any length T where the net can be traced so, else of the length that is written in the file. Front-ends stay
@@ -251,7 +207,7 @@ def export_onnx(source: str | Path, target: Path) -> Path:
         raise UserError(f"--onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
     from wavespace import checkpoint
 
-    task = checkpoint.load(locate(source))
+    task = checkpoint.load(source, trust)
     rate = task.frontend.in_spec.sample_rate
     frames = 2 * task.frontend.out_spec.frames(round(task.frontend.in_spec.seconds * rate), rate)
     temporary = target.with_name(f".{target.name}.new")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,28 +71,39 @@ def guarded(function: Callable[[], T]) -> T:
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
     except UserError as error:
+        _trace(error)
         # A loader's worker wraps the text in its own traceback; the sentence is its last part.
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
         print(f"wavespace: {plain(message)}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        from wavespace.data.disk import FULL_OR_BROKEN, refusal
-
-        if error.errno not in FULL_OR_BROKEN:
-            raise
-        print(f"wavespace: {refusal(error)}", file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        if sys.argv[0] != "wavespace train":
+        said = _explained(error)
+        if said is None:
             raise
-        from wavespace import config
-
-        overrides, folder = hydra_arguments(sys.argv[1:])
-        faults = config.explain(overrides, folder) if isinstance(error, config.CompositionErrors) else None
-        if faults is None:
-            raise
-        print(f"wavespace: {plain(str(faults))}", file=sys.stderr)
+        _trace(error)
+        print(f"wavespace: {plain(said)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _explained(error: Exception) -> str | None:
+    """What a person can do about a disk that fails or overrides that don't compose; None of other errors."""
+    from wavespace import config
+    from wavespace.data.disk import FULL_OR_BROKEN, refusal
+
+    if isinstance(error, config.CompositionErrors):  # one of them is an OSError, too
+        return config.explain(*hydra_arguments(sys.argv[1:])) if sys.argv[0] == "wavespace train" else None
+    return str(refusal(error)) if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN else None
+
+
+def _trace(error: BaseException) -> None:
+    """With WAVESPACE_TRACEBACK=1, print where an error that is told in a sentence came from, and what caused it."""
+    if os.environ.get("WAVESPACE_TRACEBACK") != "1":
+        return
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = False  # `from None` keeps the cause from those who want a sentence
+        cause = cause.__cause__ or cause.__context__
+    traceback.print_exception(error)
 
 
 def printable(name: object) -> str:

@@ -191,8 +191,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - data.workers))
     _quiet()
     if rank() == 0:
-        parameters = sum(parameter.numel() for parameter in task.parameters())
-        about = {"parameters": parameters, "versions": versions()}
+        about = {"parameters": task.parameter_count, "versions": versions()}
         folder.update(monitor=task.monitor, mode=task.mode, table=list(task.table), **about)
     start, step = _to_go_on_from(cfg, folder)
     environment = cluster_environment()  # before loggers: Lightning's write nothing on other ranks than 0

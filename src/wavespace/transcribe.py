@@ -16,6 +16,7 @@ from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
 from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
 from wavespace.terminal import Arguments, folder_or_file, printable
+from wavespace.trust import add_trust
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
@@ -38,7 +39,6 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--checkpoint",
-        type=folder_or_file,
         help="a .ckpt file, a run folder or a folder of runs; the newest finished run of task=piano_roll otherwise",
     )
     parser.add_argument(
@@ -47,12 +47,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--csv", action="store_true", help="also write onset, offset, pitch, velocity as CSV")
     parser.add_argument("--png", action="store_true", help="also draw the notes")
     parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
+    add_trust(parser)
     given = parser.parse_args(arguments)
 
     kinds = [kind for kind in ("csv", "png") if getattr(given, kind)]
     failed: list[UserError] = []
     jobs = list(_jobs(given.files, given.out, kinds, given.overwrite, failed))
-    task = _load(given.checkpoint) if jobs else None
+    task = _load(given.checkpoint, given.trust) if jobs else None
     for file, target in jobs:
         try:
             notes = transcribe(file, task)
@@ -114,12 +115,13 @@ def _recordings(folder: Path) -> list[Path]:
     return found
 
 
-def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = None) -> Notes:
+def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = None, trust: Sequence[str] = ()) -> Notes:
     """Notes `(K, 4)` of an audio file: onset and offset in seconds, MIDI pitch, velocity.
 
     Args:
         path: any file that soundfile reads, of any length.
         checkpoint: a checkpoint, a run folder, or a loaded task; None: the newest finished run under `runs/`.
+        trust: packages whose code it may call, as of `wavespace.load`.
 
     Raises:
         UserError: the file or the checkpoint can't be used.
@@ -132,7 +134,8 @@ def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = Non
     from wavespace.data.base import NO_NOTES
     from wavespace.inference import computes_in_bfloat16, stream
 
-    task: Any = _load(Path(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint or _load(None)
+    given = checkpoint is None or isinstance(checkpoint, str | Path)
+    task: Any = _load(checkpoint, trust) if given else checkpoint  # type: ignore[arg-type]
     decoder = task.decoder()
     found: list[Notes] = []
     rate, console = task.out_spec.frame_rate, Console(stderr=True)
@@ -148,12 +151,12 @@ def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = Non
     return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
 
-def _load(path: Path | None) -> PianoRoll:
+def _load(path: str | Path | None, trust: Sequence[str] = ()) -> PianoRoll:
     from wavespace import checkpoint
     from wavespace.tasks.piano_roll import PianoRoll
 
     path = path or _newest()
-    task = checkpoint.load(path)
+    task = checkpoint.load(path, trust)
     if not isinstance(task, PianoRoll):
         raise Incompatible(
             f"{path} was trained on {type(task).__name__}; transcribing needs a checkpoint of task=piano_roll"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from wavespace.errors import BadInput, UserError
 from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
 from wavespace.terminal import Arguments, folder_or_file, printable
+from wavespace.trust import add_trust
 
 WIDTH, HEIGHT = 1280, 720
 
@@ -56,12 +57,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--fold", action="store_true", help="fold octaves onto one: a row a pitch class")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the recording, from its start; default: 60")
     parser.add_argument("--fps", type=int, default=25, help="frames a second; default: 25")
+    add_trust(parser)
     given = parser.parse_args(arguments)
     target = given.out or given.file.with_suffix(".mp4")
     if target.exists() and given.file.exists() and target.samefile(given.file):
         raise BadInput(f"{target}: is the recording itself; name another file with --out")
     refuse_foreign(target, overwrite=given.overwrite)
-    write_video(given.file, target, given.frontend, given.checkpoint, given.fold, given.seconds, given.fps)
+    settings = (given.frontend, given.checkpoint, given.fold, given.seconds, given.fps, given.trust)
+    write_video(given.file, target, *settings)
     print(printable(target))
 
 
@@ -73,6 +76,7 @@ def write_video(
     fold: bool = False,
     seconds: float = 60.0,
     fps: int = 25,
+    trust: Sequence[str] = (),
 ) -> Path:
     """Write a video of the first seconds of a recording; returns its path.
 
@@ -94,7 +98,7 @@ def write_video(
     from wavespace.spec import AudioSpec
 
     if checkpoint is not None:
-        ears = load(checkpoint).frontend
+        ears = load(checkpoint, trust).frontend
     else:
         ears = make(config.compose([f"frontend={frontend}"]).frontend, "frontend", in_spec=AudioSpec(22050, 1.0, ()))
     rate = ears.in_spec.sample_rate

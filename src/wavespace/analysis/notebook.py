@@ -17,6 +17,7 @@ from wavespace.callbacks.pictures import STYLE, draw
 from wavespace.data.base import DataModule, Item, collate
 from wavespace.data.notes import window
 from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.trust import configuration
 
 if TYPE_CHECKING:
     from IPython.display import Audio, Image
@@ -35,18 +36,19 @@ class Opened(NamedTuple):
     data: DataModule
 
 
-def open_run(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
+def open_run(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Opened:
     """The best checkpoint of a run folder, or a checkpoint, with its data ready to be asked for items.
 
     Args:
         path: a run folder `runs/<name>/<signature>` or a file.
         overrides: what changes in its data, as `data.root=/elsewhere`, or other data, as `data=rendered`.
+        trust: packages whose code it may call, as of `wavespace.load`.
 
     Raises:
         UserError: the checkpoint or the data can't be used.
     """
-    task = checkpoint.load(path)
-    cfg = config.amend(checkpoint.config_of(checkpoint.read(path)), overrides, task.frontend.in_spec.sample_rate)
+    task = checkpoint.load(path, trust)
+    cfg = config.amend(configuration(task.config_text, trust, ("data",)), overrides, task.frontend.in_spec.sample_rate)
     return Opened(task, open_data(cfg))
 
 
@@ -111,5 +113,5 @@ def facts(task: Task) -> dict[str, Any]:
         "sample rate": task.frontend.in_spec.sample_rate,
         "features": f"{spec.channels} × {spec.bins} bins, {spec.unit}",
         "frames a second": round(spec.frame_rate, 3),
-        "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+        "parameters": task.parameter_count,
     }

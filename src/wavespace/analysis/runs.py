@@ -14,7 +14,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from wavespace.data.disk import named_file, read_regular
 from wavespace.errors import BadInput, UserError
+from wavespace.trust import is_shipped, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +42,8 @@ KNOWN = ("step", "parameters", "minutes", "cpu_minutes", "monitor")
 LARGEST = 1e100
 """What is larger counts as infinite."""
 
-MOST_BYTES, MOST_METRICS, MOST_DEPTH = 2**24, 2**29, 50
-"""Bytes of a run's file that are read at most, those of metrics.csv, and how deep its YAML may be nested."""
+MOST_BYTES, MOST_METRICS = 2**24, 2**29
+"""Bytes of a run's file that are read at most, and those of metrics.csv."""
 
 PARTS = ("data", "frontend", "model", "task")
 
@@ -139,29 +139,7 @@ def as_figure(value: float) -> float:
 
 def parse_config(text: str) -> tuple[str, dict[str, Any]]:
     """The text of config.yaml, and what it says."""
-    found = _yaml(text)
-    if not isinstance(found, dict):
-        raise ValueError("it is no mapping")
-    return text, {str(key): value for key, value in found.items()}
-
-
-def _yaml(text: str) -> Any:
-    """What YAML says, in a twentieth of OmegaConf's time.
-
-    A configuration that was written down has no aliases, which can stand for more than fits into memory, and is
-    flat: libyaml recurses, and what is nested by thousands would end the process.
-    """
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    for event in yaml.parse(text, loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it has an alias, which no configuration that a run has written has")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MOST_DEPTH:
-            raise ValueError(f"it is nested by more than {MOST_DEPTH}")
-    return yaml.load(text, loader)
+    return text, {str(key): value for key, value in plain(text).items()}
 
 
 def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
@@ -258,22 +236,12 @@ def _older(config: Mapping[str, Any]) -> list[str]:
     }
     if missing := [part for part in PARTS if part not in targets]:
         return [f"config.yaml is of another version: it has no {', '.join(missing)}"]
-    gone = [f"{part} {target}" for part, target in targets.items() if not _exists(str(target))]
+    gone = [
+        f"{part} {target}"
+        for part, target in targets.items()
+        if str(target).startswith("wavespace.") and not is_shipped(part, target)
+    ]
     return [f"config.yaml is of another version: {name} is no more" for name in gone]
-
-
-@cache
-def _exists(target: str) -> bool:
-    """Whether the module of one of our own targets is there; nothing is imported but packages."""
-    from importlib.util import find_spec
-
-    module = target.rpartition(".")[0]
-    if not module.startswith("wavespace."):
-        return True
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def run_folders(path: Path) -> list[Path]:

@@ -106,6 +106,11 @@ class Task(LightningModule):
 
     # --- Shared -------------------------------------------------------------------------------------------
 
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of front-end, model and task, trained or frozen; buffers, such as running means, are none."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def features(self, audio: Tensor) -> Tensor:
         """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` float32 or int16."""
         return self.frontend(scaled(audio))
