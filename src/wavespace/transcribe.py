@@ -103,15 +103,11 @@ def _jobs(
 
 def _recordings(folder: Path) -> list[Path]:
     """Audio files in a folder, at any depth; what is hidden is no recording."""
-    from wavespace.data.sources import AUDIO
+    from wavespace.data.sources import audio_suffixes, files
 
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO and path.is_file() and not path.name.startswith(".")
-    )
+    found = [path for path in files(folder) if path.suffix.lower() in audio_suffixes()]
     if not found:
-        raise BadInput(f"{printable(folder)}: there are no audio files in it ({', '.join(sorted(AUDIO))})")
+        raise BadInput(f"{printable(folder)}: there are no audio files in it ({', '.join(audio_suffixes())})")
     return found
 
 

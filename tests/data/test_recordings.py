@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ import soundfile
 
 from datasets import PIECES, RATE, maestro, record
 from wavespace.data.audio_folder import AudioFolder
+from wavespace.data.base import NO_NOTES
 from wavespace.data.maestro import Maestro
+from wavespace.data.notes import write_midi
+from wavespace.data.sources import audio_folder
 from wavespace.data.sources import maestro_metadata as metadata
 from wavespace.errors import BadInput, Incompatible
 
@@ -86,6 +90,139 @@ def opened(root: Path, **options: object) -> Maestro:
     data.prepare_data()
     data.setup()
     return data
+
+
+def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    music, elsewhere = tmp_path / "music", tmp_path / "elsewhere"
+    for name in ("a.WAV", "b.Flac", "c.w64", "d.caf", "e.wave", "f.oga", "g.opus", "h.mp3", "i.aifc", "j.au"):
+        record(music / "0.wav", onset=0.1)
+        audio, rate = soundfile.read(music / "0.wav")
+        kind = {"wave": "WAV", "oga": "OGG", "opus": "OGG", "aifc": "AIFF"}.get(
+            name.split(".")[1].lower(), name[2:].upper()
+        )
+        opus = {"subtype": "OPUS"} if "opus" in name else {}
+        soundfile.write(music / name, audio, 48_000 if opus else rate, format=kind, **opus)
+        shutil.move(music / "0.mid", music / f"{name[0]}.{'MID' if name < 'e' else 'Midi'}")
+    (music / "0.wav").unlink()
+    record(elsewhere / "x" / "linked.wav", onset=0.2)
+    (music / "link").symlink_to(elsewhere)
+    (elsewhere / "x" / "loop").symlink_to(music)
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    record(music / f"{composed}.wav", onset=0.3)
+    shutil.move(music / f"{composed}.mid", music / f"{apart}.mid")
+    for junk in ("._a.WAV", ".DS_Store", "__MACOSX/._b.wav", "__MACOSX/b.wav", "__MACOSX/b.mid"):
+        (music / junk).parent.mkdir(exist_ok=True)
+        (music / junk).write_bytes(b"junk")
+    shutil.copy(music / "h.mp3", music / "a.mp3")
+    shutil.copy(music / "h.mp3", music / "alone.mp3")
+    shutil.copy(music / "a.MID", music / "silent film.mid")
+    (music / "phone.m4a").write_bytes(b"m4a")
+    (music / "notes.txt").write_bytes(b"text")
+    names = sorted(recording.name for recording in audio_folder(music))
+    expected = ["a.WAV", "b.Flac", "c.w64", "d.caf", "e.wave", "f.oga", "g.opus", "h.mp3", "i.aifc", "j.au"]
+    assert names == sorted([*expected, f"{composed}.wav", "link/x/linked.wav"])
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(f"{music}: ")[2] for line in said) == [
+        "1 MIDI files are left out, without an audio file of the same stem: silent film.mid",
+        "1 audio files are left out, as another file of the same stem is read: a.mp3",
+        "1 files are left out, whose format can't be read (ffmpeg -i FILE FILE.flac converts one): phone.m4a",
+        "1 recordings are left out, without a MIDI file of the same stem: alone.mp3",
+    ]
+    assert len(ready(music).store) == 12
+
+
+def test_audio_without_midi_says_what_can_be_trained_on_it(tmp_path: Path) -> None:
+    record(tmp_path / "a.wav", onset=0.1)
+    (tmp_path / "a.mid").unlink()
+    with pytest.raises(BadInput, match=r"but 1 without; data\.notes=false takes those, to train task=reconstruction"):
+        audio_folder(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 9, 15, 40])
+def test_few_recordings_are_in_every_split_and_a_new_one_moves_few(count: int) -> None:
+    def parts(names: list[str]) -> dict[str, str]:
+        data = AudioFolder(folder="nowhere")
+        data.store = SimpleNamespace(names=names)  # type: ignore[assignment]
+        return {names[row]: split for split, rows in data.rows().items() for row in rows}
+
+    names = [f"{i}.wav" for i in range(count)]
+    before = parts(names)
+    assert len(set(before.values())) == min(count, 3)
+    assert sum(split == "train" for split in before.values()) >= count / 3
+    for new in ("x", "y", "z"):
+        after = parts([*names, new])
+        assert sum(after[name] != before[name] for name in names) <= 2
+
+
+def test_a_missing_split_of_two_recordings_says_what_it_takes(tmp_path: Path) -> None:
+    for name in "ab":
+        record(tmp_path / "music" / f"{name}.wav", onset=0.1 if name == "a" else 0.3)
+    data = ready(tmp_path / "music")
+    with pytest.raises(BadInput, match="its test split has no recordings, of 2 in all; it takes three"):
+        data.test_dataloader()
+
+
+def noise(path: Path, level: float, seconds: float = 3.0) -> None:
+    soundfile.write(path, level * np.random.default_rng(0).normal(size=round(seconds * RATE)), RATE, subtype="FLOAT")
+
+
+def test_what_is_odd_of_audio_and_labels_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    music = tmp_path / "music"
+    for name in ("good", "clipped", "silent", "soft", "offset", "early", "none", "short", "cancel"):
+        record(music / f"{name}.wav", onset=0.1)
+    noise(music / "clipped.wav", 0.7)
+    noise(music / "silent.wav", 0.0)
+    noise(music / "soft.wav", 1e-3)
+    soundfile.write(music / "offset.wav", 0.3 + 0.1 * soundfile.read(music / "good.wav")[0], RATE)
+    write_midi(music / "early.mid", np.array([[0.1, 0.5, 60, 64], [0.6, 0.9, 60, 64], [20, 21, 62, 64]]))
+    write_midi(music / "none.mid", NO_NOTES)
+    noise(music / "short.wav", 0.1, 60)
+    left = soundfile.read(music / "good.wav")[0]
+    soundfile.write(music / "cancel.wav", np.column_stack([left, -left]), RATE)
+    ready(music)
+    text = capsys.readouterr().err
+    data = ready(music)
+    assert not capsys.readouterr().err
+    assert "look at the audio of 5 of 9 recordings" in text
+    assert "look at the labels of 3 of 9 recordings" in text
+    told = {name: what for _, name, what in data.store.manifest["remarks"]}
+    assert set(told) == {
+        "clipped.wav",
+        "silent.wav",
+        "soft.wav",
+        "offset.wav",
+        "early.wav",
+        "none.wav",
+        "short.wav",
+        "cancel.wav",
+    }
+    assert "is silent" in told["silent.wav"]
+    assert "is soft" in told["soft.wav"]
+    assert "is clipped" in told["clipped.wav"]
+    assert "offset of" in told["offset.wav"]
+    assert "cancel each other" in told["cancel.wav"]
+    assert "1 of its 3 notes begin after the end of the audio" in told["early.wav"]
+    assert "no notes, and its audio is not silent" in told["none.wav"]
+    assert "its notes end at" in told["short.wav"]
+
+
+def test_labels_that_lie_past_the_audio_are_refused(tmp_path: Path) -> None:
+    record(tmp_path / "music" / "a.wav", onset=0.1)
+    write_midi(tmp_path / "music" / "a.mid", np.array([[0.1, 0.5, 60, 64], [100, 101, 60, 64], [102, 103, 62, 64]]))
+    with pytest.raises(BadInput, match=r"a\.mid: 2 of its 3 notes begin after the end of the audio"):
+        ready(tmp_path / "music")
+
+
+def test_metadata_names_files_whatever_the_case_of_their_endings(tmp_path: Path) -> None:
+    place = maestro(tmp_path / "maestro", PIECES)
+    row = metadata(next(place.glob("*.csv")))[0]
+    for name in (row.audio, row.midi):
+        (place / name).rename((place / name).with_suffix((place / name).suffix.upper()))
+    data = Maestro(root=str(place), sample_rate=RATE, seconds=0.5, stores=str(tmp_path / "stores"))
+    assert row.audio in [recording.name for recording in data.found()]
+    assert not data.missing() & {row.audio, row.midi}
 
 
 def test_maestro_keeps_its_splits_and_counts_what_is_absent(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_other_rates_and_channels_are_read_as_ever(tmp_path: Path) -> None:
 
 
 def test_what_is_beyond_full_scale_is_clipped_and_counted(tmp_path: Path) -> None:
-    loud = np.array([0.0, 0.5, -1.0, 32767 / 32768, 1.0, 1.5, -1.00001, -1.5, 1e30], np.float32)
+    loud = np.array([0.0, 0.5, -1.0, 32767 / 32768, 1.0, 1.5, -1.00001, -1.5, 7.5], np.float32)
     soundfile.write(tmp_path / "loud.wav", loud, RATE, subtype="FLOAT")
     store = put(tmp_path / "store", [Recording("loud", tmp_path / "loud.wav", "train")])
     assert store.window(0, 0, 9).tolist() == [0, 16384, -32768, 32767, 32767, 32767, -32768, -32768, 32767]

@@ -107,6 +107,37 @@ def read_blocks(path: Path, sample_rate: int, seconds: float = 10.0) -> Iterator
         yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
+class Levels:
+    """What a person should know of the levels of a recording, of its blocks of 16-bit samples."""
+
+    def __init__(self) -> None:
+        self.samples = self.full = self.total = self.peak = 0
+
+    def add(self, block: NDArray[np.int16]) -> None:
+        """Count the next samples."""
+        if len(block):
+            high, low = int(block.max()), int(block.min())
+            self.samples += len(block)
+            self.total += int(block.sum(dtype=np.int64))
+            self.peak = max(self.peak, high, -low)
+            if max(high, -low) >= 32767:
+                self.full += int(np.count_nonzero((block >= 32767) | (block <= -32767)))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no sample is louder than -60 dB of full scale."""
+        return self.peak < 33
+
+    def remarks(self) -> list[str]:
+        """Silence, clipping, and an offset, each in a few words."""
+        if self.is_silent:
+            return [f"is silent (no sample is louder than {20 * math.log10(max(1, self.peak) / 32768):.0f} dB)"]
+        offset, full = abs(self.total / self.samples) / 32768, self.full / self.samples
+        said = [f"is soft (no sample is louder than {20 * math.log10(self.peak / 32768):.0f} dB)"] * (self.peak < 328)
+        said += [f"is clipped ({full:.2%} of its samples are at full scale)"] * (full > 1e-3)
+        return said + [f"has an offset of {offset:.1%} of full scale"] * (offset > 0.02)
+
+
 def seconds_of(path: Path) -> float:
     """Length of all streams of a file, which a FLAC file that was written to a pipe is decoded for.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from wavespace.data.recordings import SPLITS, Recordings, Rows
 from wavespace.data.sources import Recording, audio_folder
+from wavespace.errors import BadInput
 from wavespace.spec import AudioSpec
 
 
@@ -77,9 +78,24 @@ class AudioFolder(Recordings):
         return False
 
     def rows(self) -> Rows:
-        """Shares of the recordings in an order of their names' hashes, so that a new one moves few others."""
+        """Shares of the recordings in an order of their names' hashes, so that a new one moves few others.
+
+        Where there are recordings enough, each split that has a share has one.
+        """
         names = self.store.names
         keys = [hashlib.sha256(f"{self.split_seed} {name}".encode()).digest() for name in names]
         order = np.array(sorted(range(len(names)), key=keys.__getitem__))
-        bounds = np.rint(np.cumsum(self.splits[:2]) * len(names)).astype(int)
-        return {split: np.sort(rows) for split, rows in zip(SPLITS, np.split(order, bounds))}
+        sizes = np.diff(np.rint(np.cumsum([0, *self.splits]) * len(names)).astype(int))
+        for split in np.flatnonzero((sizes == 0) & (np.array(self.splits) > 0)):
+            if sizes.max() > 1:
+                sizes[sizes.argmax()] -= 1
+                sizes[split] = 1
+        return {split: np.sort(rows) for split, rows in zip(SPLITS, np.split(order, np.cumsum(sizes)[:2]))}
+
+    def _need(self, split: str) -> None:
+        if len(self.store) < 3 and not hasattr(self, f"{split}_set") and self.splits[SPLITS.index(split)] > 0:
+            raise BadInput(
+                f"{self.store.folder}: its {split} split has no recordings, of {len(self.store)} in all; it takes "
+                "three for training, validation and test: add some, or cut a long one, and its MIDI file, into pieces"
+            )
+        super()._need(split)

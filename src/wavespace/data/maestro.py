@@ -12,7 +12,7 @@ import numpy as np
 from wavespace.data.download import RemoteZip, extract
 from wavespace.data.download import verify as hold_against
 from wavespace.data.recordings import Recordings
-from wavespace.data.sources import MANIFEST, TABLE, Recording, Row, maestro, maestro_rows
+from wavespace.data.sources import MANIFEST, TABLE, Recording, Row, existing, maestro, maestro_rows
 from wavespace.spec import AudioSpec
 
 DIGESTS = {
@@ -116,7 +116,7 @@ class Maestro(Recordings):
     def missing(self) -> set[str]:
         """Files of the wanted rows that are not there."""
         names = {name for row in self.wanted() for name in (row.midi, row.audio)}
-        return {name for name in names if not (self.place / name).is_file()}
+        return {name for name in names if not existing(self.place / name).is_file()}
 
     def found(self) -> list[Recording]:
         rows = self.wanted()

@@ -22,9 +22,9 @@ from wavespace.data.sources import (
     MANIFEST,
     METADATA,
     Recording,
+    files,
     medley_clips,
     medley_solos,
-    walk,
 )
 from wavespace.data.store import StoreItems
 from wavespace.errors import BadInput
@@ -102,9 +102,9 @@ class MedleySolos(Recordings):
         archives = self.archives()
         if (self.place / MANIFEST).is_file() or not (archives or self.is_ours()):
             return
-        if not any(self.place.rglob(METADATA)):
+        if not any(path.name == METADATA for path in files(self.place)):
             self._fetch(METADATA, "annotation")
-        there = {entry.name for entry in walk(self.place)}
+        there = {path.with_suffix(path.suffix.lower()).name for path in files(self.place)}
         if all(f"{clip}.wav" in there for clip, _, _ in medley_clips(self.place)):
             return
         for archive in archives if verify else ():

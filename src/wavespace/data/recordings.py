@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from wavespace.data.base import Batch, DataModule
 from wavespace.data.contents import Digests, Unread
 from wavespace.data.features import FeatureCache
-from wavespace.data.sources import ARCHIVES, MANIFEST, Recording, content_of, content_of_store, see, unpacked
+from wavespace.data.sources import ARCHIVES, MANIFEST, Recording, content_of, content_of_store, say, see, unpacked
 from wavespace.data.store import Samples, Store, StoreItems, StoreWindows, build_store, store_name
 from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.frontends.base import FrontEnd
@@ -26,7 +26,7 @@ from wavespace.spec import AudioSpec
 SPLITS = ("train", "val", "test")
 FETCHED = ".fetched"
 """Lies in a folder that `wavespace prepare` made: what is missing there is fetched, and elsewhere it is not."""
-READER = 1
+READER = 2
 """Raised when other samples or notes are read from the same files: part of the key of every store."""
 LOOKED = 2**30
 """Bytes that are read at most to see whether there is a store."""
@@ -198,6 +198,8 @@ class Recordings(DataModule):
         """Open the splits that have recordings."""
         if not hasattr(self, "store"):
             self.prepare_data()
+        for line in self.remarks():
+            say(line)
         self.in_split = self.rows()
         self.leaking = leaking(self.store, self.in_split)
         if self.leaks == "drop":
@@ -240,6 +242,16 @@ class Recordings(DataModule):
         if earlier := [str(store.folder) for store in self._earlier(self.recordings)]:
             facts["stores of what these files held before"] = ", ".join(earlier)
         return facts
+
+    def remarks(self) -> list[str]:
+        """What is odd of the audio or of the labels of recordings, a line each kind."""
+        found: dict[str, list[str]] = {}
+        for kind, name, what in self.store.manifest.get("remarks", []):
+            found.setdefault(kind, []).append(f"{name} {what}")
+        return [
+            f"{self.store.folder}: look at the {kind} of {len(said)} of {len(self.store)} recordings: {_listed(said)}"
+            for kind, said in found.items()
+        ]
 
     def _earlier(self, recordings: Sequence[Recording]) -> list[Store]:
         """Stores of the same folder at the same rate, made when it held something else; newest first."""

@@ -7,8 +7,6 @@ labelled by a note with a negative onset.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -27,6 +25,7 @@ from wavespace.data.base import DataModule, Item, Notes, rng_for
 from wavespace.data.composer import compose
 from wavespace.data.notes import Performance, apply_pedal, clean, read_midi, window
 from wavespace.data.soundfont import Sampler, Voice
+from wavespace.data.sources import midi_files, scores
 from wavespace.errors import BadInput
 from wavespace.metrics import on_keyboard
 from wavespace.spec import PIANO_PITCHES, AudioSpec
@@ -143,7 +142,7 @@ class Rendered(DataModule):
                 raise BadInput(f"{self.soundfont}: the soundfont has no {name} for data.programs={self.programs}")
         for folder in (self.midi, self.test_midi):
             if folder is not None:
-                _midi_files(Path(folder).expanduser())
+                midi_files(Path(folder).expanduser())
 
     def setup(self, stage: str | None = None) -> None:
         """Find and read the scores; nothing is rendered before it is asked for."""
@@ -167,7 +166,7 @@ class Rendered(DataModule):
         if self.midi is None:
             return super().whole()
         readable = []
-        for path in _midi_files(Path(self.midi).expanduser()):
+        for path in midi_files(Path(self.midi).expanduser()):
             with suppress(BadInput):
                 _performance(path)
                 readable.append(path)
@@ -195,16 +194,8 @@ class Rendered(DataModule):
 
     def _read(self, root: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
         """The readable files of each split, and facts about them."""
-        found, absent = _midi_files(root), 0
-        metadata = sorted(root.glob(METADATA))
-        if metadata:
-            by_split, absent = _official(root, metadata[-1])
-        else:
-            by_split = _by_hash(root, found)
-        if self.test_midi is not None:
-            by_split["train"] = by_split["train"] + by_split["test"]
-            by_split["test"] = _midi_files(Path(self.test_midi).expanduser())
-
+        by_split, absent = scores(str(root), self.test_midi)
+        found = midi_files(root)
         files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
         facts: dict[str, Any] = {}
         faults: list[BadInput] = []
@@ -393,42 +384,6 @@ def ensemble(notes: Notes, rng: Generator, programs: Sequence[int]) -> list[Voic
 def _sounding(voice: Voice, sampler: Sampler) -> Notes:
     """The voice's notes that its instrument has a sound for."""
     return voice.notes[np.isin(voice.notes[:, 2], list(sampler.keys(voice.program)))]
-
-
-def _midi_files(root: Path) -> list[Path]:
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".mid", ".midi") and path.is_file())
-    if not found:
-        raise BadInput(f"{root}: there are no MIDI files in it; set data.midi to a folder of .mid or .midi files")
-    return found
-
-
-def _official(root: Path, metadata: Path) -> tuple[dict[str, list[Path]], int]:
-    """MAESTRO's splits of the files that are there, and how many are not."""
-    files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
-    absent = 0
-    try:
-        with metadata.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(root / row["midi_filename"], SPLITS[row["split"]]) for row in csv.DictReader(file)]
-    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as fault:
-        raise BadInput(f"{metadata}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
-    for path, split in rows:
-        if path.is_file():
-            files[split].append(path)
-        else:
-            absent += 1
-    return files, absent
-
-
-def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
-    """Pieces in an order of their names' hashes, a tenth each to test and validation, at least one."""
-    pieces: dict[str, list[Path]] = {}
-    for path in found:
-        inner = path.relative_to(root)
-        pieces.setdefault((inner.parent if len(inner.parts) > 2 else inner).as_posix(), []).append(path)
-    order = sorted(pieces, key=lambda piece: hashlib.sha256(piece.encode()).digest())
-    held = max(1, round(len(order) / 10))
-    by_split = {"train": order[2 * held :], "val": order[held : 2 * held], "test": order[:held]}
-    return {split: [path for piece in names for path in pieces[piece]] for split, names in by_split.items()}
 
 
 @lru_cache(maxsize=2)

@@ -12,11 +12,13 @@ import json
 import math
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unicodedata import normalize
 
 from wavespace.data.contents import Digests, Seen, digest
 from wavespace.errors import BadInput
@@ -26,7 +28,18 @@ from wavespace.terminal import printable
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
 
-AUDIO = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+FORMATS = {
+    "WAV": (".wav", ".wave"), "RF64": (".rf64",), "W64": (".w64",), "FLAC": (".flac",), "CAF": (".caf",),
+    "AIFF": (".aif", ".aiff", ".aifc"), "AU": (".au", ".snd"), "NIST": (".nist", ".sph"), "SVX": (".8svx", ".iff"),
+    "VOC": (".voc",), "IRCAM": (".sf",), "AVR": (".avr",), "PAF": (".paf",), "PVF": (".pvf",), "XI": (".xi",),
+    "OGG": (".ogg", ".oga", ".opus"), "MP3": (".mp3", ".mp2", ".mp1", ".mpga"),
+}  # fmt: skip
+"""Endings of files by soundfile's names of formats; of two files of one recording that of the first format is read."""
+UNREAD = {
+    ".m4a", ".m4b", ".mp4", ".aac", ".alac", ".wma", ".ape", ".wv", ".mka", ".webm", ".weba", ".ac3", ".amr", ".dsf",
+    ".dff", ".tta", ".mpc", ".ra", ".3gp", ".mov",
+}  # fmt: skip
+"""Endings of audio files that soundfile does not read."""
 MIDI = (".mid", ".midi")
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
 MANIFEST = "manifest.json"
@@ -112,33 +125,111 @@ def unpacked(place: str | Path) -> tuple[Path, Path | None]:
 # --- A folder of recordings ----------------------------------------------------------------------------------
 
 
+@cache
+def audio_suffixes() -> tuple[str, ...]:
+    """Endings of the audio files that the installed soundfile reads."""
+    import soundfile
+
+    return tuple(end for name, ends in FORMATS.items() if name in soundfile.available_formats() for end in ends)
+
+
+def files(place: Path) -> list[Path]:
+    """Files at any depth, those of linked folders too, each folder once. What is hidden, and __MACOSX, is left out."""
+    found: list[Path] = []
+    folders, links, seen = [place] if place.is_dir() else [], list[Path](), set[tuple[int, int]]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            state, entries = folder.stat(), sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise BadInput(f"{folder}: can't be read ({error.strerror})") from None
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(Path(entry.path))
+            elif entry.is_file():
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
 def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
-    """Audio files at any depth, with the MIDI file of the same stem beside each."""
-    paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
-    beside = {path: [midi for s in MIDI if (midi := path.with_suffix(s)).is_file()] for path in paths}
-    # What this program has transcribed, and nobody has corrected, is no truth to train on or to be scored by.
-    scores = {path: next((s for s in midi if not is_ours(s)), None) for path, midi in beside.items()}
+    """Audio files at any depth, with the MIDI file of the same stem beside each; what is left out is told.
+
+    Files of one stem are one recording. Names are compared as Unicode characters, however they are composed.
+    """
+    audio, midi, left = _by_stem(place)
+    found = []
+    for stem, paths in audio.items():
+        path, *others = sorted(paths, key=lambda path: audio_suffixes().index(path.suffix.lower()))
+        left["audio files are left out, as another file of the same stem is read"] += others
+        written = midi.pop(stem, [])
+        # What this program has transcribed, and nobody has corrected, is no truth to train on or to be scored by.
+        score = next((file for file in written if not is_ours(file)), None) if notes else None
+        name = path.relative_to(place).as_posix()
+        if "\n" in name or name.encode(errors="ignore").decode() != name:
+            left["audio files are left out, whose names are not UTF-8 or have a line break"].append(path)
+        elif notes and not score:
+            why = "whose MIDI file is a transcription that wavespace wrote and nobody changed"
+            why = why if written else "without a MIDI file of the same stem"
+            left[f"recordings are left out, {why}"].append(path)
+        else:
+            read = partial(sounding_notes, score) if score else None
+            found.append(Recording(name, path, "", read, score=score))
     if notes:
-        guessed = [path.name for path in paths if beside[path] and not scores[path]]
-        paths = [path for path in paths if scores[path]]
-        if guessed:
-            _say(
-                f"{place}: {len(guessed)} recordings are left out, whose MIDI file is a transcription that wavespace "
-                f"wrote and nobody changed, as of {guessed[0]}"
-            )
-    if not paths:
+        left["MIDI files are left out, without an audio file of the same stem"] += [
+            m for each in midi.values() for m in each
+        ]
+    for what, paths in left.items():
+        if paths:
+            names = [path.relative_to(place).as_posix() for path in paths]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            say(f"{place}: {len(names)} {what}: {', '.join(names[:3])}{more}")
+    if not found and audio and notes:
+        raise BadInput(
+            f"{place}: there are no audio files with a MIDI file of the same stem in it, but {len(audio)} without; "
+            "data.notes=false takes those, to train task=reconstruction or task=self_salience"
+        )
+    if not found:
         what = "audio files with a MIDI file of the same stem" if notes else "audio files"
         raise BadInput(f"{place}: there are no {what} in it; set data.folder to a folder of them")
-    found = []
-    for path in paths:
-        score = scores[path] if notes else None
-        read = partial(sounding_notes, score) if score else None
-        found.append(Recording(path.relative_to(place).as_posix(), path, "", read, score=score))
-    return found
+    return sorted(found, key=lambda recording: recording.audio)
+
+
+def _by_stem(place: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]], dict[str, list[Path]]]:
+    """Audio files and MIDI files by what their names are without their endings; and what can't be read, by reason."""
+    audio: dict[str, list[Path]] = defaultdict(list)
+    midi: dict[str, list[Path]] = defaultdict(list)
+    left: dict[str, list[Path]] = defaultdict(list)
+    for path in files(place):
+        ending, stem = path.suffix.lower(), normalize("NFC", path.relative_to(place).with_suffix("").as_posix())
+        if ending in audio_suffixes():
+            audio[stem].append(path)
+        elif ending in MIDI:
+            midi[stem].append(path)
+        elif ending in UNREAD:
+            left["files are left out, whose format can't be read (ffmpeg -i FILE FILE.flac converts one)"].append(path)
+    return audio, midi, left
+
+
+def existing(path: Path) -> Path:
+    """The file that metadata names, also where its ending is in other letters or its name is composed otherwise."""
+    if path.is_file():
+        return path
+    return _named(path.parent).get(normalize("NFC", path.name).lower(), path)
 
 
 @cache
-def _say(what: str) -> None:
+def _named(folder: Path) -> dict[str, Path]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {normalize("NFC", path.name).lower(): path for path in entries if path.is_file()}
+
+
+@cache
+def say(what: str) -> None:
     """Tell it once: a folder is looked at several times."""
     print(f"wavespace: {printable(what)}", file=sys.stderr)
 
@@ -161,14 +252,14 @@ def maestro(place: Path, rows: Sequence[Row]) -> list[Recording]:
     found = [
         Recording(
             row.audio,
-            place / row.audio,
+            audio,
             SPLITS[row.split],
-            partial(sounding_notes, place / row.midi),
+            partial(sounding_notes, midi),
             piece=row.piece,
-            score=place / row.midi,
+            score=midi,
         )
         for row in rows
-        if (place / row.audio).is_file() and (place / row.midi).is_file()
+        if (audio := existing(place / row.audio)).is_file() and (midi := existing(place / row.midi)).is_file()
     ]
     if not found:
         raise BadInput(
@@ -220,16 +311,16 @@ def _rank(name: str) -> bytes:
 
 def medley_solos(place: Path) -> tuple[list[Recording], int]:
     """The clips that are there, in the metadata's order, and how many rows of it have no file."""
-    files = {entry.name: entry for entry in walk(place)} if place.is_dir() else {}
+    there = {path.with_suffix(path.suffix.lower()).name: path for path in files(place)}
     found, absent = [], 0
     for name, split, labels in medley_clips(place):
-        entry = files.get(f"{name}.wav")
-        if entry is None:
+        path = there.get(f"{name}.wav")
+        if path is None:
             absent += 1
             continue
-        if (size := entry.stat().st_size) != CLIP_BYTES:
-            raise BadInput(f"{entry.path}: has {size} bytes, and every clip has {CLIP_BYTES}; get the file anew")
-        found.append(Recording(name, Path(entry.path), split, labels=labels, piece=f"song {labels['song']}"))
+        if (size := path.stat().st_size) != CLIP_BYTES:
+            raise BadInput(f"{path}: has {size} bytes, and every clip has {CLIP_BYTES}; get the file anew")
+        found.append(Recording(name, path, split, labels=labels, piece=f"song {labels['song']}"))
     if not found:
         raise BadInput(
             f"{place}: there is none of the {absent} clips of {METADATA}; set data.root to a folder that "
@@ -240,7 +331,7 @@ def medley_solos(place: Path) -> tuple[list[Recording], int]:
 
 def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
     """Name, split and labels of each row of the metadata of Medley-solos-DB."""
-    tables = sorted(place.rglob(METADATA)) if place.is_dir() else []
+    tables = [path for path in files(place) if path.name == METADATA]
     if not tables:
         raise BadInput(
             f"{place}: there is no {METADATA} in it; set data.root to the folder of Medley-solos-DB, or to a "
@@ -267,14 +358,6 @@ def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
         yield name, split, {"instrument": instrument, "song": song}
 
 
-def walk(folder: Path) -> list[os.DirEntry[str]]:
-    """Every file below a folder."""
-    found = []
-    for entry in os.scandir(folder):
-        found += walk(Path(entry.path)) if entry.is_dir() else [entry]
-    return found
-
-
 # --- Scores to render ----------------------------------------------------------------------------------------
 
 
@@ -284,19 +367,20 @@ def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path
     With a MAESTRO metadata CSV the official splits hold, otherwise pieces go 80/10/10 by a hash of their names.
     """
     root, absent = Path(midi).expanduser(), 0
-    found = _midi_files(root)
+    found = midi_files(root)
     if tables := sorted(root.glob(TABLE)):
         by_split, absent = _official(root, tables[-1])
     else:
         by_split = _by_hash(root, found)
     if test_midi is not None:
         by_split["train"] = by_split["train"] + by_split["test"]
-        by_split["test"] = _midi_files(Path(test_midi).expanduser())
+        by_split["test"] = midi_files(Path(test_midi).expanduser())
     return by_split, absent
 
 
-def _midi_files(root: Path) -> list[Path]:
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in MIDI and path.is_file())
+def midi_files(root: Path) -> list[Path]:
+    """MIDI files at any depth."""
+    found = [path for path in files(root) if path.suffix.lower() in MIDI]
     if not found:
         raise BadInput(f"{root}: there are no MIDI files in it; set data.midi to a folder of .mid or .midi files")
     return found
@@ -308,7 +392,7 @@ def _official(root: Path, metadata: Path) -> tuple[dict[str, list[Path]], int]:
     absent = 0
     try:
         with metadata.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(root / row["midi_filename"], SPLITS[row["split"]]) for row in csv.DictReader(file)]
+            rows = [(existing(root / row["midi_filename"]), SPLITS[row["split"]]) for row in csv.DictReader(file)]
     except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as fault:
         raise BadInput(f"{metadata}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
     for path, split in rows:

@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from wavespace.data.audio import Audio, read_blocks, seconds_of
+from wavespace.data.audio import Audio, Levels, read_blocks, seconds_of
+from wavespace.data.audio import remarks as channel_remarks
 from wavespace.data.base import NO_NOTES, Item, Notes, rng_for, shuffled
 from wavespace.data.disk import check_space, explained, hash_into, lock, sync_folder, written_whole
 from wavespace.data.notes import window as sounding
@@ -583,9 +584,10 @@ def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source)
 def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable[[int], None]) -> None:
     """Write a shard, and when it is on the disk, the record that says so."""
     digest, frames, clipped, notes, digests = hashlib.sha256(), [], [], [], []
+    remarks: list[tuple[str, str, str]] = []
     with written_whole(partial / _shard_file(shard.number)) as file:
         for recording in shard.recordings:
-            own = hashlib.sha256()
+            own, levels = hashlib.sha256(), Levels()
             frames.append(0)
             clipped.append(0)
             for block, beyond in source.rows(recording):
@@ -593,11 +595,18 @@ def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable
                 file.write(data)
                 digest.update(data)
                 own.update(data)
+                if source.dtype == PCM:
+                    levels.add(block)
                 frames[-1] += len(block)
                 clipped[-1] += beyond
                 written(block.nbytes)
             digests.append(np.frombuffer(own.digest()[:16], np.uint8))
             notes.append(NO_NOTES if recording.notes is None else recording.notes())
+            if source.dtype == PCM:
+                said = [("audio", what) for what in (*channel_remarks(recording.audio), *levels.remarks())]
+                if recording.notes is not None:
+                    said += _label_remarks(recording, notes[-1], frames[-1] / source.rate, levels.is_silent)
+                remarks += [(kind, recording.name, what) for kind, what in said]
             for seen in recording.seen:
                 if not seen.is_unchanged():
                     raise BadInput(f"{seen.path}: has changed since this command began; repeat the command")
@@ -611,7 +620,28 @@ def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable
             notes=np.concatenate([NO_NOTES, *notes]),
             notes_each=np.array([len(rows) for rows in notes]),
             sha256=digest.hexdigest(),
+            remarks=json.dumps(remarks),
         )
+
+
+LATE = 1.0
+"""Seconds after the end of the audio from which on a note is taken not to belong to it."""
+
+
+def _label_remarks(recording: Recording, notes: Notes, seconds: float, silent: bool) -> list[tuple[str, str]]:
+    """What is odd of notes beside audio of a length; BadInput where most notes lie past its end."""
+    late = int((notes[:, 0] > seconds + LATE).sum())
+    what = f"{late} of its {len(notes)} notes begin after the end of the audio at {seconds:.1f} s"
+    if late > len(notes) / 2:
+        raise BadInput(f"{recording.score or recording.name}: {what}; the two don't belong together, or one is cut off")
+    if late:
+        return [("labels", what)]
+    if len(notes) == 0 and not silent:
+        return [("labels", "its MIDI file has no notes, and its audio is not silent")]
+    end = float(notes[:, 1].max(initial=0.0))
+    if len(notes) and seconds > max(2 * end, end + 30):
+        return [("labels", f"its notes end at {end:.1f} s, and its audio at {seconds:.1f} s")]
+    return []
 
 
 def to_int16(audio: Audio) -> tuple[NDArray[np.int16], int]:
@@ -674,6 +704,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
         "notes": len(notes),
         "longest_note": float((notes[:, 1] - notes[:, 0]).max(initial=0.0)),
         "clipped": int(sum(record["clipped"].sum() for record in records)),
+        "remarks": [remark for record in records for remark in json.loads(str(record["remarks"]))],
         "files": {name: {"bytes": (partial / name).stat().st_size, "sha256": hash} for name, hash in hashes.items()},
     }
     with written_whole(partial / MANIFEST) as file:
