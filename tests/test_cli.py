@@ -202,7 +202,7 @@ def told_while_it_composes(arguments: list[str]) -> None:
 def test_a_run_told_to_stop_while_it_composes_begins_nothing(times: str, launcher: list[str], tmp_path: Path) -> None:
     found = forked(told_while_it_composes, [*launcher, *RENDERED, *TRAINER, times], cwd=tmp_path)
     assert (tmp_path / "told").exists()
-    assert (found.returncode, found.stderr) == (143, "")
+    assert (found.returncode, found.stderr) == (143, "wavespace: stopped\n")
     assert not list(tmp_path.glob("runs/run/*/config.yaml"))
 
 

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from wavespace.errors import UserError
-from wavespace.terminal import guarded
+from wavespace.terminal import guarded, listen
 
 VERBS = {
     "train": "train a configuration, or many with -m; a finished one returns at once, a killed one goes on",
@@ -67,6 +67,8 @@ def main() -> None:
     folder = guarded(_current_folder)
     if verb in OWN_CODE or any(word.partition("=")[0] == "--trust" for word in arguments):
         sys.path.append(folder)  # a `_target_` may name a package that lies where the command runs
+    if verb in VERBS and verb != "pods":  # which has its own ways to end what costs money
+        listen()
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
     elif verb == "--version":
@@ -75,7 +77,7 @@ def main() -> None:
         _completion(arguments)
     elif verb == "train":
         sys.argv = ["wavespace train", *arguments]
-        import_module("wavespace.train").main()
+        guarded(lambda: import_module("wavespace.train").main())
     elif verb == "pod-entry":  # these three are started on pods
         guarded(lambda: import_module("wavespace.remote.pod_entry").main(arguments))
     elif verb == "preloaded":

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wavespace.claims import claims
 from wavespace.errors import ConfigError, place_of
+from wavespace.terminal import held
 
 GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment", "sweep")
 
@@ -119,7 +120,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 def _compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
     search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with held(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("train", overrides=[*overrides, *search])
 
 
@@ -167,7 +168,8 @@ def compose_once(multirun: DictConfig) -> Callable[[Sequence[str], str | Path | 
     def load_once(master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
         chosen = tuple(sweep_overrides)
         if chosen not in known:
-            known[chosen] = load(master_config, list(chosen))
+            with held():
+                known[chosen] = load(master_config, list(chosen))
         return copy.deepcopy(known[chosen])
 
     def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:

@@ -5,7 +5,6 @@ Lightning's own launcher guesses how the command was given; here the others are 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,19 +16,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import socket
 from threading import Event, Thread
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import DictConfig
 
 from wavespace.errors import Incompatible, UserError
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import SIGTERM_EXIT, guarded
+from wavespace.terminal import SIGTERM_EXIT, STOPS, exit_at_once, guarded, on_stop
 
 PATIENCE = 20.0
 """Seconds that a process of several waits for the others where one of them has failed."""
-
-FIRST_ONLY = (signal.SIGTERM, signal.SIGINT)
-"""Signals on which the first process of several decides for all."""
 
 
 def rank() -> int:
@@ -118,7 +114,7 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
     code = "import sys; from wavespace.distributed import follow; follow(sys.argv[1])"
-    signal.pthread_sigmask(signal.SIG_BLOCK, FIRST_ONLY)  # which they inherit: they are told nothing while they import
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # which they inherit: they are told nothing while they import
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(folder.path)],
@@ -127,7 +123,7 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
         )
         for rank in range(1, world)
     ]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FIRST_ONLY)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     before = {name: os.environ.get(name) for name in (*shared, "LOCAL_RANK")}
     os.environ.update(shared | {"LOCAL_RANK": "0"})  # else Lightning would start them as well
     over = Event()
@@ -143,7 +139,7 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
             if (reason := failure()) and not over.wait(PATIENCE):
                 folder.update(state="failed", reason=f"ChildProcessError: {reason}")
                 print(f"wavespace: {reason}", file=sys.stderr, flush=True)
-                _exit()
+                exit_at_once(1)
 
     Thread(target=watch, daemon=True).start()
     try:
@@ -176,9 +172,8 @@ def follow(path: str) -> None:
 
     What comes to all of them, such as Ctrl-C, is for the first to act upon.
     """
-    for told in FIRST_ONLY:
-        signal.signal(told, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FIRST_ONLY)
+    on_stop(signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     Thread(target=_end_with_the_first, daemon=True).start()
     from omegaconf import OmegaConf
 
@@ -191,16 +186,9 @@ def follow(path: str) -> None:
         guarded(lambda: fit(cfg, build(cfg), folder))
     except Exception:
         traceback.print_exc()
-        _exit()  # at once, so that the first, whose connection breaks, sees why
+        exit_at_once(1)  # at once, so that the first, whose connection breaks, sees why
 
 
 def _end_with_the_first() -> None:
     os.read(0, 1)  # nothing is ever written: it returns when the other end is closed, or its process is gone
-    _exit()
-
-
-def _exit() -> NoReturn:
-    """End although another thread may wait in a call that doesn't return, and leave no loader behind."""
-    for loader in multiprocessing.active_children():
-        loader.kill()
-    os._exit(1)
+    exit_at_once(1)

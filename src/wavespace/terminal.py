@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import multiprocessing
 import os
 import signal
+import stat
 import sys
+import threading
 import time
 import traceback
 import unicodedata
@@ -19,34 +22,139 @@ from wavespace.errors import UserError
 
 T = TypeVar("T")
 
-SIGTERM_EXIT = 143
-"""Exit code of a run that was told to stop, as a shell gives for SIGTERM: not 0, which would say that it is done."""
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask for an end: Ctrl-C, a scheduler's, and that of a terminal that is closed."""
 
-_held: list[bool] = []
+STOP_EXITS = tuple(128 + number for number in STOPS)
+"""Exit codes of what a signal has stopped, as a shell gives them: not 0, which would say that it is done."""
 
-
-def stop(*_: Any) -> NoReturn:
-    """On SIGTERM. Being told again does not cut off what is being saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(SIGTERM_EXIT)
+SIGTERM_EXIT = 128 + signal.SIGTERM
 
 
-def held(*_: Any) -> None:
-    """On SIGTERM while OmegaConf composes, which makes another error of what is raised in it, or none: wait for `heed`.
+class Stopped(SystemExit):
+    """What a signal raises.
 
-    Being told twice does not wait.
+    Args:
+        number: of the signal; 128 more is the exit code.
+
+    Attributes:
+        sentence: what the user is told; whoever knows more than that it was stopped says so here.
     """
-    if _held:
-        stop()
-    _held.append(True)
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.sentence = "stopped"
+
+    def __str__(self) -> str:
+        return f"by {signal.Signals(self.number).name}"
+
+
+class _Told:
+    """What this process has been told by signals.
+
+    Attributes:
+        number: the first signal.
+        holds: how many `hold` are open: the signal is then only noted.
+        raised: it has been raised as `Stopped`, so that files are being left in order.
+    """
+
+    number: int | None = None
+    holds = 0
+    raised = False
+
+
+def told() -> int | None:
+    """The signal that has told this process to stop, if one has."""
+    return _Told.number
+
+
+def on_stop(handler: Any) -> dict[signal.Signals, Any]:
+    """Set a handler for each of `STOPS`, but those that this process was started to ignore; returns those before."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    for number, kept in before.items():
+        if kept is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    return before
+
+
+def listen() -> dict[signal.Signals, Any]:
+    """From now on the first signal of `STOPS` raises `Stopped`, or waits for `heed`; a second Ctrl-C does not wait."""
+    return on_stop(_stop)
+
+
+def _stop(number: int, _: object) -> None:
+    leave_terminal(number)
+    if _Told.raised:  # files are being left in order, which only Ctrl-C cuts off
+        if number == signal.SIGINT:
+            exit_at_once(128 + number)
+        return
+    again = _Told.number is not None
+    _Told.number = _Told.number or number
+    if not _Told.holds or (again and number == signal.SIGINT):
+        _raise()
+
+
+def _raise() -> NoReturn:
+    assert _Told.number
+    _Told.raised = True
+    raise Stopped(_Told.number)
+
+
+def leave_terminal(number: int) -> None:
+    """On SIGHUP write no more to the terminal, which is gone, so that it can't make an error of what is said."""
+    if number != signal.SIGHUP:
+        return
+    with open(os.devnull, "r+b") as nothing:
+        for file in (1, 2):
+            if stat.S_ISCHR(os.fstat(file).st_mode):
+                os.dup2(nothing.fileno(), file)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """End, although another thread may wait in a call that doesn't return, and leave no child such as a loader."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def hold() -> None:
+    """From here to `heed` a signal waits: while OmegaConf composes, which makes another error of what is raised in it,
+    or none; while a step is made, or files that belong together are written.
+    """
+    _Told.holds += 1
 
 
 def heed() -> None:
-    """Stop now, if SIGTERM came while it was `held`, or whenever it comes."""
-    signal.signal(signal.SIGTERM, stop)
-    if _held:
-        _held.clear()
-        stop()
+    """Stop now, if a signal came since `hold`."""
+    _Told.holds -= 1
+    if _Told.number is not None and not _Told.holds and not _Told.raised:
+        _raise()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """`hold`, and `heed` at the end."""
+    hold()
+    try:
+        yield
+    finally:
+        heed()
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """`listen` meanwhile, as for a call in somebody's own program; does nothing where this process listens already."""
+    if signal.getsignal(signal.SIGTERM) is _stop or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = listen()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _Told.number, _Told.holds, _Told.raised = None, 0, False
 
 
 def plain(text: str) -> str:
@@ -67,7 +175,12 @@ def guarded(function: Callable[[], T]) -> T:
     try:
         return function()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except Stopped as end:
+        if end.sentence:
+            print(f"wavespace: {end.sentence}", file=sys.stderr)
+        end.sentence = ""  # it is said once
+        raise
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
     except UserError as error:

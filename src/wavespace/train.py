@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from zipfile import BadZipFile, ZipFile
@@ -26,7 +27,18 @@ from wavespace.config import check, command_line, compose, compose_once, conf_di
 from wavespace.distributed import check_devices, cluster_environment, others, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
 from wavespace.runfolder import RunFolder, write_atomic
-from wavespace.terminal import SIGTERM_EXIT, flags_and_words, guarded, heed, held, stop
+from wavespace.terminal import (
+    SIGTERM_EXIT,
+    STOP_EXITS,
+    Stopped,
+    flags_and_words,
+    guarded,
+    heed,
+    hold,
+    listen,
+    listening,
+    on_stop,
+)
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
@@ -38,7 +50,10 @@ MEASURED = 256
 def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if guarded(rank) else held)  # the first of several decides
+    if guarded(rank):
+        on_stop(signal.SIG_IGN)  # the first of several decides
+    listen()
+    hold()
     guarded(_arrange)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry)
@@ -59,15 +74,13 @@ def _arrange() -> None:
 
 def job(cfg: DictConfig) -> float | None:
     """One job of Hydra's. A single run ends here with its own sentence; in a multirun the others go on."""
-    if rank() == 0:
-        heed()
+    heed()
     if cfg.search is not None:
         guarded(_without_pods)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
         return guarded(lambda: run(cfg))
     value = run(cfg)
-    if rank() == 0:
-        signal.signal(signal.SIGTERM, held)  # Hydra composes the next
+    hold()  # Hydra composes the next
     return value
 
 
@@ -87,7 +100,7 @@ def run(cfg: DictConfig) -> float | None:
         raise
     finally:
         if (wandb := sys.modules.get("wandb")) and wandb.run:
-            if code == SIGTERM_EXIT:
+            if code in STOP_EXITS:
                 wandb.run.mark_preempting()
             wandb.finish(exit_code=code if isinstance(code, int) else 1)
 
@@ -96,7 +109,7 @@ def train(cfg: DictConfig) -> float | None:
     """Train one configuration, or return what its finished run found. The value is the best of the task's metric.
 
     Raises:
-        SystemExit: with `SIGTERM_EXIT`, on SIGTERM; `last.ckpt` then has the step at which it came.
+        Stopped: on Ctrl-C, SIGTERM or SIGHUP; `last.ckpt` then has the step at which it came.
     """
     folder = RunFolder.of(cfg)
     status = folder.status()
@@ -109,18 +122,34 @@ def train(cfg: DictConfig) -> float | None:
         raise _diverged(folder)
 
     check(cfg, *command_line())
-    from wavespace.build import build
+    with listening(), _saying_where_it_goes_on(cfg, folder):
+        from wavespace.build import build
 
-    parts = build(cfg)
-    if rank() > 0:  # torchrun started it; the first one keeps the folder
-        fit(cfg, parts, folder)
-        return None
-    try:
-        with folder.writing(cfg):
+        parts = build(cfg)
+        if rank() > 0:  # torchrun started it; the first one keeps the folder
             fit(cfg, parts, folder)
-    except Diverged:
-        raise _diverged(folder) from None
-    return _close(cfg, folder)
+            return None
+        try:
+            with folder.writing(cfg):
+                fit(cfg, parts, folder)
+        except Diverged:
+            raise _diverged(folder) from None
+        return _close(cfg, folder)
+
+
+@contextmanager
+def _saying_where_it_goes_on(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except Stopped as end:
+        status, again = folder.status(), "the same command" + " without fresh=true" * cfg.fresh
+        if status.get("state") == "finished":
+            end.sentence = f"stopped after {folder.path} was finished; {again} returns its result"
+        elif folder.last.is_file():
+            end.sentence = f"stopped; {again} goes on from step {status.get('step')} of {folder.path}"
+        else:
+            end.sentence = f"stopped before the first step of {folder.path} was saved; {again} begins it again"
+        raise
 
 
 def _diverged(folder: RunFolder) -> Diverged:
@@ -171,7 +200,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     import torch
     from omegaconf import OmegaConf
     from pytorch_lightning import Trainer
-    from pytorch_lightning.callbacks import LambdaCallback
+    from pytorch_lightning.callbacks import LambdaCallback, Timer
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from wavespace.build import make
     from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger, WholeFiles
@@ -216,28 +246,19 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    callbacks: list[Any] = vars(trainer)["callbacks"]
+    callbacks.sort(key=lambda callback: not isinstance(callback, Timer))  # it says whether a step is the last
     check_devices(cfg, data, trainer)
-
-    def end_the_step(*_: Any) -> None:
-        if checkpoints.training:
-            checkpoints.told = True
-        elif rank() == 0:
-            stop()
-
     # Lightning's own would speak to the other ranks at once, who are in the midst of something else.
     connector: Any = trainer._signal_connector
     connector._sigterm_notifier_fn = lambda *_: None
-    before = signal.signal(signal.SIGTERM, end_the_step)
     try:
         with others(folder, trainer.world_size):
             trainer.fit(task, datamodule=data, ckpt_path=start and str(start), weights_only=True)
-    except BaseException:  # its own, or that of a loader's worker that was told to stop as well
-        if not checkpoints.told:
-            raise
+    except SIGTERMException:  # the ranks have agreed; the first one was told
+        raise SystemExit(SIGTERM_EXIT) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if checkpoints.told:
-        stop()
+        checkpoints.release()
 
     if not trainer.is_global_zero:
         return
@@ -356,6 +377,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.members = []
+        heed()  # Hydra has composed; from here each member's composition is held by itself
         # `guarded`, as Hydra would turn an error here into a warning.
         if config.search is not None and not str(config.hydra.launcher._target_).endswith("RunpodLauncher"):
             guarded(_without_pods)
@@ -364,6 +386,8 @@ class Sweep(Callback):
         else:
             self.composed = compose_once(config)
             guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
+        if str(config.hydra.launcher._target_).startswith("hydra._internal"):
+            hold()  # Hydra composes the first job
 
     def _set_direction(self, config: DictConfig) -> None:
         """A sweeper that optimises goes the way of the task's metric, unless the command line says which."""

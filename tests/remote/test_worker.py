@@ -17,6 +17,7 @@ from wavespace.remote import worker
 from wavespace.remote.plan import Job
 from wavespace.remote.preloaded import FOLDER, OTHER_VERSION
 from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.terminal import listening
 
 
 class Training:
@@ -171,11 +172,8 @@ def test_a_job_told_to_stop_while_it_composes_is_preempted_and_refuses_nothing(
     overrides = ("model=harmonic", "model.dilations=[[1,1],[12,1]]", "task=piano_roll")
     job = Job(0, signature(compose(overrides)), overrides)
     monkeypatch.setattr(ListConfig, "append", told)
-    before = signal.signal(signal.SIGTERM, worker.stop)
-    try:
+    with listening():
         assert worker.work(job, job.text, "launch", []) == 143
-    finally:
-        signal.signal(signal.SIGTERM, before)
     assert next(calls) > 41
     assert (codes, preempting) == ([143], [True])
     assert "outcome" not in summary

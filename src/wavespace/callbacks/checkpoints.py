@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from wavespace.data.disk import explained, written_whole
 from wavespace.errors import Diverged
 from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.terminal import heed, hold, told
 
 
 class Checkpoints(Callback):
@@ -39,8 +40,8 @@ class Checkpoints(Callback):
         patience: stop after this many validations without a better one; None: never.
 
     Attributes:
-        training: whether there is a step to wait for.
-        told: to stop; set it while `training`.
+        training: signals wait for the end of a step, until `release`.
+        due: the state is that of a step before its validation, which a run that goes on from there does first.
     """
 
     def __init__(self, folder: RunFolder, *, every: int, monitor: str, mode: str, patience: int | None) -> None:
@@ -50,35 +51,60 @@ class Checkpoints(Callback):
         self.best_step = 0
         self.waited = 0
         self.saved = -1
-        self.training = self.told = False
+        self.training = self.due = self.over = False
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in the checkpoint."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "due": self.due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
+        self.due = state_dict.get("due", False)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See whether training was over; where a validation is due, let Lightning begin even so."""
+        self.max_steps = trainer.max_steps
+        self.over = trainer.should_stop or (self.patience is not None and self.waited >= self.patience)
+        trainer.should_stop = self.over and not self.due
+        if self.due and self.max_steps > 0:
+            trainer.fit_loop.epoch_loop.max_steps = self.max_steps + 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a step is ended before the run is."""
+        """From here on a step is ended before the run is; the validation that is due comes first."""
+        hold()
         self.training = True
+        if self.due:
+            trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False  # from its first batch
+            trainer.validating = True
+            validation.run()
+            trainer.training = True
+            trainer.should_stop |= self.over or 0 < self.max_steps <= trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *args: Any) -> None:
-        """Save between validations; the last step asks Lightning for a closing validation."""
-        step = trainer.global_step
+        """After a step (not within an accumulation): save where it is due, and end if told to.
+
+        The last step asks Lightning for a closing validation.
+        """
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if batches % trainer.accumulate_grad_batches:
+            trainer.should_stop = False  # where the time is up, it is so after the step as well
+            return
+        step, interval = trainer.global_step, trainer.val_check_batch  # None: by time
         if step % trainer.log_every_n_steps == 0:  # then Lightning has the loggers write
             self.folder.check_is_here()
-        if trainer.max_steps > 0 and step >= trainer.max_steps:
-            trainer.should_stop = True
-        interval = trainer.val_check_batch  # None: by time, so that any step may be followed by one
-        batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        trainer.should_stop |= 0 < trainer.max_steps <= step
         validates = trainer.should_stop or (interval is not None and batches % int(interval) == 0)
-        # Not where a validation follows: Lightning would take it for done when it goes on from there.
-        if not validates:
-            self._end_if_told(trainer)
-            if step % self.every == 0 and interval is not None:
-                self._save(trainer, [self.folder.last])
+        self.due = trainer.enable_validation and validates
+        if step % self.every == 0 and not self.due:  # else a validation follows, and saves
+            self._save(trainer, [self.folder.last])
+        self._end_if_told(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is saved before its end says that it is due."""
+        self.due = True
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """A validation is cut off between two batches."""
@@ -97,6 +123,7 @@ class Checkpoints(Callback):
             self.best, self.best_step, self.waited = figures, trainer.global_step, 0
         else:
             self.waited += 1
+        self.due = False
         self._save(trainer, [self.folder.best, self.folder.last] if better else [self.folder.last])
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
@@ -104,18 +131,22 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what no validation saved, as with `trainer.limit_val_batches=0`."""
-        self.training = False
         if self.saved != trainer.global_step:
             self._save(trainer, [self.folder.last])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """On SIGTERM, save the step that has just ended; a validation that was cut off is done again."""
-        if isinstance(exception, SIGTERMException) and not trainer.validating and self.saved != trainer.global_step:
+        """Told to stop, save the step that has just ended; a validation that was cut off is done again."""
+        if isinstance(exception, SIGTERMException) and self.saved != trainer.global_step:
             self._save(trainer, [self.folder.last])
 
+    def release(self) -> None:
+        """Signals no longer wait; one that has come ends the run now."""
+        if self.training:
+            self.training = False
+            heed()
+
     def _end_if_told(self, trainer: Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.told, all=False):
-            self.told = True
+        if trainer.strategy.reduce_boolean_decision(told() is not None, all=False):
             raise SIGTERMException
 
     def _save(self, trainer: Trainer, paths: list[Path]) -> None:

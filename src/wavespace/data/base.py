@@ -7,6 +7,7 @@ taken", workers change nothing, ranks take disjoint slices, and a run that was k
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -134,6 +135,11 @@ class BatchSampler(Sampler[list[int]]):
             batch += 1
 
 
+def _of_its_own_group(_: int) -> None:
+    """Ctrl-C and the like come to a group of processes, and a loader's has to go on until the step is done."""
+    os.setpgid(0, 0)
+
+
 class DataModule(LightningDataModule):
     """A source of audio in three splits, by recording.
 
@@ -229,6 +235,7 @@ class DataModule(LightningDataModule):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_of_its_own_group,
             pin_memory=torch.cuda.is_available(),
             **options,
         )

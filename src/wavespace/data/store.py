@@ -43,7 +43,7 @@ from wavespace.data.disk import check_space, explained, hash_into, lock, sync_fo
 from wavespace.data.notes import window as sounding
 from wavespace.data.sources import MANIFEST, Recording
 from wavespace.errors import BadInput, UserError
-from wavespace.terminal import byte_progress
+from wavespace.terminal import byte_progress, on_stop
 
 Mode = Literal["pread", "memmap"]
 
@@ -565,7 +565,7 @@ def _build(partial: Path, shards: list[_Shard], source: Source, processes: int, 
 
 
 def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
+    on_stop(signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
     builder = multiprocessing.parent_process()
 
     def written(size: int) -> None:

@@ -30,7 +30,7 @@ from wavespace.remote.pods import Offer, Refused, Runpod, Unknown, creation
 from wavespace.remote.state import State
 from wavespace.remote.sweep import Wandb
 from wavespace.remote.worker import override
-from wavespace.terminal import heed, held
+from wavespace.terminal import held, leave_terminal, on_stop
 
 
 class Member(NamedTuple):
@@ -50,15 +50,14 @@ def members(context: HydraContext, config: DictConfig, overrides: Sequence[Seque
     setup_globals()
     found = []
     for index, chosen in enumerate(overrides, first):
-        signal.signal(signal.SIGTERM, held)
-        whole = context.config_loader.load_sweep_config(config, list(chosen))
-        with read_write(whole), open_dict(whole):
-            whole.hydra.job.id, whole.hydra.job.num = str(index), index
-        own = copy.deepcopy(whole)
-        with read_write(own), open_dict(own):
-            del own["hydra"]
-        check(own, list(chosen), command_line(config.hydra)[1])
-        heed()
+        with held():
+            whole = context.config_loader.load_sweep_config(config, list(chosen))
+            with read_write(whole), open_dict(whole):
+                whole.hydra.job.id, whole.hydra.job.num = str(index), index
+            own = copy.deepcopy(whole)
+            with read_write(own), open_dict(own):
+                del own["hydra"]
+            check(own, list(chosen), command_line(config.hydra)[1])
         found.append(Member(Job(index, signature(own), tuple(chosen)), own, whole))
     return found
 
@@ -206,16 +205,18 @@ def _unfinished(fate: Fate, why: str) -> Fate:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM is Ctrl-C here: both end what costs money."""
+    """SIGTERM and SIGHUP are Ctrl-C here: all end what costs money."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
+        leave_terminal(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = on_stop(interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- Before anything is rented -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from wavespace.errors import ConfigError
 from wavespace.remote.fates import Board, Fate, is_number, table
 from wavespace.remote.launch import Member, interruptible, members, returns
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import SIGTERM_EXIT
+from wavespace.terminal import STOP_EXITS
 
 SAVING = 60.0
 """Seconds that interrupted runs have to write their checkpoints."""
@@ -160,7 +160,7 @@ class LocalJob:
             state = "running"
         elif not self.ended:
             state = "queued"
-        elif self.code in (SIGTERM_EXIT, -signal.SIGTERM):
+        elif self.code in (*STOP_EXITS, -signal.SIGTERM):
             state = "preempted"
         elif self.code and state != "diverged":
             state, reason = "failed", reason or _last_line(self.folder.path / "output.log")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -25,7 +24,7 @@ from wavespace.remote.plan import PREPARE, Job
 from wavespace.remote.pods import Unknown
 from wavespace.remote.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
 from wavespace.remote.sweep import DIVERGED, DUPLICATE, REFUSED, Run, Wandb, rival_of
-from wavespace.terminal import SIGTERM_EXIT, heed, held, stop
+from wavespace.terminal import SIGTERM_EXIT, STOP_EXITS, held, listen
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,7 +48,7 @@ class OtherVersion(UserError):
 
 def main(arguments: Sequence[str]) -> None:
     """`wavespace worker job=<index>|<signature>|<overrides> launch=<id> [key=value …]`."""
-    signal.signal(signal.SIGTERM, stop)
+    listen()
     if list(arguments) == [SELF_TEST]:
         return _self_test()
     given = dict(word.split("=", 1) for word in arguments if "=" in word and not word.startswith("_"))
@@ -89,7 +88,7 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
         run.summary.update(figures | pod | {"minutes": minutes, "dollars": minutes / 60 * price, "outcome": "finished"})
         run.finish(exit_code=0)
     except SystemExit as stopped:
-        preempted = stopped.code == SIGTERM_EXIT
+        preempted = stopped.code in STOP_EXITS
         if preempted:
             run.summary["minutes"] = (time.monotonic() - begun) / 60 + float(run.summary.get("minutes") or 0)
             run.mark_preempting()
@@ -125,11 +124,8 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
 
         prepare(list(job.overrides))
         return {}
-    signal.signal(signal.SIGTERM, held)
-    try:
+    with held():
         cfg = _composed(job, drawn)
-    finally:
-        heed()
     if run.resumed:  # to start over is said of runs before this one
         cfg.fresh = False
     folder = RunFolder.of(cfg)

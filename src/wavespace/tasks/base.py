@@ -155,8 +155,8 @@ class Task(LightningModule):
         return min(1.0, max(shares))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make the step a function of (seed, step, rank): its rate and its random numbers. So resuming is exact."""
-        torch.manual_seed(((self.seed + 4_093 * self.global_rank) * 1_000_003 + self.global_step + 1) % 2**64)
+        """Make rate and random numbers of a batch a function of (seed, batch, rank), so that resuming is exact."""
+        torch.manual_seed(((self.seed + 4_093 * self.global_rank) * 1_000_003 + batch_idx + 1) % 2**64)
         rate = self.optim.rate(self.done())
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
