@@ -17,6 +17,7 @@ from wavespace import config
 from wavespace.data.base import DataModule
 from wavespace.data.recordings import Recordings
 from wavespace.errors import ConfigError, Incompatible, UserError, place_of
+from wavespace.inputs import code_of
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
 
@@ -55,7 +56,8 @@ def _read_features(cfg: DictConfig, data: DataModule, task: Task) -> None:
             f"cache=true keeps what a frozen front-end gives, and frontend={_name(cfg.frontend)} learns; "
             "set cache=false, or frontend.trainable=false"
         )
-    data.use_features(task.frontend, config.identity(cfg)["frontend"])
+    code = {} if config.is_own(cfg.frontend._target_) else code_of(cfg.frontend._target_)
+    data.use_features(task.frontend, config.identity(cfg)["frontend"] | code)
 
 
 def probe(cfg: DictConfig, audio: AudioSpec) -> Task:

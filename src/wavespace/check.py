@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wavespace import config
+from wavespace.data.contents import Unread
 from wavespace.errors import BadInput
 from wavespace.terminal import composing
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from wavespace.data.base import DataModule
 
 ABOUT = """\
@@ -38,7 +42,6 @@ def main(arguments: list[str]) -> None:
     from rich.table import Table
 
     from wavespace.build import make, probe
-    from wavespace.runfolder import RunFolder
 
     data = make(cfg.data, "data")
     task = probe(cfg, data.spec)
@@ -52,7 +55,7 @@ def main(arguments: list[str]) -> None:
         ("frontend", f"{task.frontend.out_spec}, {frames} frames a window"),
         ("model", f"{task.parameter_count:,} parameters, {_flops(task, data.spec.seconds)}"),
         ("task", f"{type(task).__name__}: {task.out_spec}, best by {task.monitor}"),
-        ("run", str(RunFolder.of(cfg).path)),
+        ("run", _run(cfg)),
     ]
     for row in rows:
         table.add_row(*row)
@@ -93,6 +96,20 @@ def show(data: DataModule) -> None:
     for name, fact in facts.items():
         if name not in splits:
             print(f"{name}: {fact}")
+
+
+def _run(cfg: DictConfig) -> str:
+    """The run folder, where what the data holds is known or soon read."""
+    from wavespace.data.recordings import LOOKED
+    from wavespace.runfolder import RunFolder
+
+    try:
+        folder = RunFolder.of(cfg, LOOKED)
+    except Unread as reason:
+        return f"{Path(cfg.runs) / cfg.name / config.signature(cfg)}-… ({reason})"
+    if folder.missing and not folder.status():
+        return f"{folder.path.parent / config.signature(cfg)}-…, once the data is there"
+    return str(folder.path)
 
 
 def _flops(task: Any, seconds: float) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wavespace.config import signature
+from wavespace.data.contents import Unread, digest
 from wavespace.data.disk import explained, lock, written_whole
 from wavespace.errors import Diverged, UserError
+from wavespace.inputs import inputs, places
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -27,18 +30,64 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 class RunFolder:
     """Where one configuration's run lives. Everything else only reads or fills it.
 
-    Files: `config.yaml status.json metrics.csv checkpoints/{last,best}.ckpt samples/ report.html`.
+    Files: `config.yaml inputs.json status.json metrics.csv checkpoints/{last,best}.ckpt samples/ report.html`.
+
+    Attributes:
+        path: the folder.
+        missing: why what the run reads can't be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, read: Mapping[str, Any] | None = None, missing: UserError | None = None) -> None:
+        self.path, self._read, self.missing = path, read, missing
         self.held: int | None = None
         """Descriptor of the folder that this process writes into."""
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> RunFolder:
-        """The folder of a configuration."""
-        return cls(Path(cfg.runs) / cfg.name / signature(cfg))
+    def of(cls, cfg: DictConfig, most: float = math.inf) -> RunFolder:
+        """The folder of a configuration, and of what the files hold that it reads.
+
+        Where they are not there, it is that of a finished run which found them in the same places.
+
+        Args:
+            cfg: the configuration.
+            most: bytes to read at most to know what the files hold.
+
+        Raises:
+            Unread: more would have to be read.
+        """
+        study, name, where = Path(cfg.runs) / cfg.name, signature(cfg), places(cfg)
+        try:
+            digests = inputs(cfg, most)
+        except Unread:
+            raise
+        except UserError as missing:
+            for other in sorted(study.glob(f"{name}-*")):
+                folder = cls(other, missing=missing)
+                if folder.read().get("places") == where and folder.status().get("state") == "finished":
+                    return folder
+            return cls(study / f"{name}-{digest(where)[:8]}", missing=missing)
+        name += f"-{digest(digests)[:8]}" if digests else ""
+        return cls(study / name, {"digests": digests, "places": where})
+
+    def read(self) -> dict[str, Any]:
+        """What inputs.json says: `digests` of what the run reads, and the `places` where it is, by setting."""
+        if self._read is not None:
+            return dict(self._read)
+        try:
+            found = json.loads((self.path / "inputs.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def other_inputs(self) -> str | None:
+        """Which run of this configuration read something else, and what; None if there is none."""
+        name, digests = self.path.name.partition("-")[0], self.read().get("digests") or {}
+        others = [path for path in self.path.parent.glob(f"{name}*") if path.name != self.path.name]
+        for path in sorted((p for p in others if (p / "status.json").is_file()), key=lambda p: -p.stat().st_mtime):
+            theirs = RunFolder(path).read().get("digests") or {}
+            differ = [key for key in {**theirs, **digests} if theirs.get(key) != digests.get(key)]
+            return f"{path} has read something else ({', '.join(differ[:3])}{', …' if len(differ) > 3 else ''})"
+        return None
 
     @property
     def last(self) -> Path:
@@ -116,6 +165,8 @@ class RunFolder:
             try:
                 with explained(self.path):
                     write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                    if self.read().get("digests"):
+                        write_atomic(self.path / "inputs.json", json.dumps(self.read(), indent=2) + "\n")
                     self.update(state="running", reason=None)
                     (self.path / "report.html").unlink(missing_ok=True)
                 yield

@@ -26,6 +26,7 @@ from wavespace.claims import claims
 from wavespace.config import check, command_line, compose, compose_once, conf_dir, resolved
 from wavespace.distributed import check_devices, cluster_environment, others, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
+from wavespace.inputs import inputs, once
 from wavespace.runfolder import RunFolder, write_atomic
 from wavespace.terminal import (
     SIGTERM_EXIT,
@@ -42,6 +43,8 @@ from wavespace.terminal import (
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
+
+CHANGED = "what this run reads has changed since the command began; repeat it"
 
 MEASURED = 256
 """Windows of training audio on which a front-end with normalize=dataset is measured, and a baseline is fitted."""
@@ -116,6 +119,8 @@ def train(cfg: DictConfig) -> float | None:
     if status.get("state") == "finished" and not cfg.fresh:
         if rank() > 0:
             return None
+        if folder.missing:
+            print(f"{folder.missing}; {folder.path} has read there what is there no more")
         print(f"{folder.path} is finished; its result is returned (fresh=true starts over)")
         return _close(cfg, folder)
     if status.get("state") == "diverged" and not (cfg.fresh or cfg.resume):
@@ -126,6 +131,12 @@ def train(cfg: DictConfig) -> float | None:
         from wavespace.build import build
 
         parts = build(cfg)
+        if folder.missing:
+            raise folder.missing
+        if inputs(cfg) != folder.read()["digests"]:  # while the code was imported, and the weights read
+            raise BadInput(CHANGED)
+        if not status and rank() == 0 and (other := folder.other_inputs()):
+            print(f"{other}; this run begins anew, in {folder.path}")
         if rank() > 0:  # torchrun started it; the first one keeps the folder
             fit(cfg, parts, folder)
             return None
@@ -231,7 +242,12 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     trainer: Trainer = make(
         _with_precision(cfg.trainer),
         "trainer",
-        callbacks=[LambdaCallback(on_fit_start=_check_splits), Divergence(), checkpoints]
+        callbacks=[
+            LambdaCallback(setup=lambda *_, **__: _check_read(data, folder)),
+            LambdaCallback(on_fit_start=_check_splits),
+            Divergence(),
+            checkpoints,
+        ]
         + [LambdaCallback(on_fit_start=_measure)] * measures
         + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and start is None)
         + [TrainingProgress(task.monitor)] * (rank() == 0),
@@ -283,6 +299,13 @@ def _check_splits(trainer: Any, task: Any) -> None:
     for split in ("val", "test"):
         if len(getattr(trainer.datamodule, f"{split}_dataloader")()) == 0:
             raise BadInput(f"the data has nothing in its {split} split, on which a run is scored")
+
+
+def _check_read(data: Any, folder: RunFolder) -> None:
+    """Refuse data that is not what the run folder is named for: its files have changed meanwhile."""
+    digests = folder.read().get("digests") or {}
+    if any(digests.get(f"data.{key}", value) != value for key, value in data.contents().items()):
+        raise BadInput(CHANGED)
 
 
 def _measure(trainer: Any, task: Any) -> None:
@@ -423,12 +446,13 @@ class Sweep(Callback):
         from wavespace.remote.fates import terminal
 
         table = Table("run", "state", "metric", "folder", box=None)
-        for label, cfg in self.members:
-            folder = RunFolder.of(cfg)
-            status = folder.status()
+        with once():
+            folders = [RunFolder.of(cfg) for _, cfg in self.members]
+        for place, run in enumerate(folders):
+            status = run.status()
             value = status.get("metrics", {}).get(status.get("monitor"))
             metric = f"{status['monitor']} {value:.3f}" if value is not None else str(status.get("reason") or "-")
-            table.add_row(label, str(status.get("state", "not started")), metric, str(folder.path))
+            table.add_row(self.members[place][0], str(status.get("state", "not started")), metric, str(run.path))
         terminal().print(table)
 
 

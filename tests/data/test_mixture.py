@@ -83,7 +83,15 @@ def test_where_and_how_parts_are_read_is_no_part_of_the_identity() -> None:
         config.signature(config.compose([*OVERRIDES, *more]))
         for more in ([], ["data.parts.recordings.stores=/x"], ["data.parts.recordings.folder=/x"])
     )
-    assert first == second != other
+    assert first == second == other  # what is in the folder is part of the run folder's name
+
+
+def test_a_part_may_have_the_name_of_a_setting() -> None:
+    part = ["+data.parts.root=${data.parts.recordings}", "data.shares.recordings=0.1"]
+    first, second = (
+        config.signature(config.compose([*OVERRIDES, *part, f"+data.shares.root={share}"])) for share in (0.1, 0.2)
+    )
+    assert first != second
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wavespace.data import sources
 from wavespace.data.base import Item, collate, rng_for
 from wavespace.data.notes import apply_pedal, clean, read_midi, window, write_midi
 from wavespace.data.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, skyline, vary
@@ -24,7 +25,9 @@ RATE = 22_050
 
 
 def ready(**options: Any) -> Rendered:
-    data = Rendered(**({"workers": 0, "piece_seconds": 4.0, "val_pieces": 3, "test_pieces": 2} | options))
+    stores = f"{options.get('midi')}-stores"
+    given = {"workers": 0, "piece_seconds": 4.0, "val_pieces": 3, "test_pieces": 2, "stores": stores}
+    data = Rendered(**(given | options))
     data.prepare_data()
     data.setup()
     return data
@@ -134,7 +137,9 @@ def test_without_pedal_notes_end_with_their_keys(tmp_path: Path) -> None:
     midi.write(str(tmp_path / "a.mid"))
 
     def lengths(*, pedal: bool) -> set[float]:
-        renderer = Renderer(RATE, None, (0,), False, pedal, varied=False, recorded=False, files=(tmp_path / "a.mid",))
+        renderer = Renderer(
+            RATE, None, (0,), False, pedal, varied=False, recorded=False, files=(read_midi(tmp_path / "a.mid"),)
+        )
         items = [renderer.item(rng_for("pedal", i), 8.0, "x", 0) for i in range(8)]
         notes = np.concatenate([item.notes[item.notes[:, 2] == 60] for item in items])
         return set(np.round(notes[notes[:, 0] > 0, 1] - notes[notes[:, 0] > 0, 0], 2).tolist())
@@ -151,16 +156,12 @@ def test_a_skyline_is_the_top_of_chords_and_of_what_is_held() -> None:
 
 def test_a_folder_of_its_own_is_the_whole_test_split_and_the_rest_trains(tmp_path: Path, scores: Path) -> None:
     other = scale(tmp_path / "other.mid", 50)
-    with_test = Rendered(workers=0, midi=str(scores), test_midi=str(tmp_path))
-    alone = Rendered(workers=0, midi=str(scores))
-    for data in (with_test, alone):
-        data.setup()
-    assert with_test.test_set.renderer.files == (other,)
-    assert with_test.val_set.renderer.files == alone.val_set.renderer.files
-    assert set(with_test.train_set.renderer.files) == {
-        *alone.train_set.renderer.files,
-        *alone.test_set.renderer.files,
-    }
+    with_test, alone = sources.scores(str(scores), str(tmp_path))[0], sources.scores(str(scores))[0]
+    assert with_test["test"] == [other]
+    assert with_test["val"] == alone["val"]
+    assert set(with_test["train"]) == {*alone["train"], *alone["test"]}
+    played: Any = ready(midi=str(scores), test_midi=str(tmp_path)).test_set
+    assert [performance.notes[0, 2] for performance in played.renderer.files] == [50]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,14 @@ def test_sound_begins_where_labels_say_and_not_before(tmp_path: Path) -> None:
     pitch = np.random.default_rng(0).integers(50, 90, 100)
     write_midi(tmp_path / "a.mid", np.column_stack([onset, onset + 0.1, pitch, np.full(100, 80)]))
     renderer = Renderer(
-        RATE, None, programs="piano", melody=False, pedal=True, varied=True, recorded=False, files=(tmp_path / "a.mid",)
+        RATE,
+        None,
+        programs="piano",
+        melody=False,
+        pedal=True,
+        varied=True,
+        recorded=False,
+        files=(read_midi(tmp_path / "a.mid"),),
     )
     checked = 0
     for i in range(20):
@@ -250,7 +258,7 @@ def test_windows_of_a_file_hold_the_files_notes(tmp_path: Path) -> None:
     played = read_midi(path)
     notes = apply_pedal(played.notes, played.pedal)
     renderer = Renderer(
-        RATE, None, programs="piano", melody=False, pedal=True, varied=False, recorded=False, files=(path,)
+        RATE, None, programs="piano", melody=False, pedal=True, varied=False, recorded=False, files=(read_midi(path),)
     )
     for i in range(20):
         item = renderer.item(rng_for("window", i), 3.0, "x")
@@ -316,14 +324,14 @@ def test_an_ensemble_shares_the_notes_by_register(scores: Path) -> None:
 
 def test_a_folder_is_split_by_piece(scores: Path) -> None:
     data = ready(midi=str(scores), seed=3)
-    files = {s: set(getattr(data, f"{s}_set").renderer.files) for s in ("train", "val", "test")}
+    files = {split: set(paths) for split, paths in sources.scores(str(scores))[0].items()}
     assert sum(map(len, files.values())) == 12
     assert len(set.union(*files.values())) == 12
     for piece in ("one", "two"):
         holders = [split for split, paths in files.items() if any(path.parent.name == piece for path in paths)]
         assert len(holders) == 1
-    assert files == {s: set(getattr(ready(midi=str(scores), seed=3), f"{s}_set").renderer.files) for s in files}
-    assert files == {s: set(getattr(ready(midi=str(scores), seed=4), f"{s}_set").renderer.files) for s in files}
+    for split in files:
+        assert len(getattr(data, f"{split}_set").renderer.files) == len(files[split])
     facts = data.describe()
     assert sum(facts[split]["files"] for split in files) == 12
     assert sum(facts[split]["notes"] for split in files) == 12 * 40
@@ -341,7 +349,7 @@ def test_maestros_own_splits_hold_and_absent_files_are_counted(tmp_path: Path) -
         writer.writerows([["Frédéric Chopin", "Études", split, name] for name, split in rows])
     data = ready(midi=str(tmp_path))
     for split, name in (("train", "b"), ("val", "c"), ("test", "d")):
-        assert [path.stem for path in getattr(data, f"{split}_set").renderer.files] == [name]
+        assert [path.stem for path in sources.scores(str(tmp_path))[0][split]] == [name]
     assert data.describe()["rows of the metadata without their file"] == 1
 
     (tmp_path / "2006" / "c.midi").unlink()

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from wavespace.build import build_task, make, probe
 from wavespace.config import compose
+from wavespace.data.sources import ENCODEC as OFFICIAL
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends import encodec
-from wavespace.frontends.encodec import HOP, OFFICIAL, EnCodec
+from wavespace.frontends.encodec import HOP, EnCodec
 from wavespace.models.blocks import Scale
 from wavespace.models.harmonic import Harmonic
 from wavespace.models.peaks import Peaks

@@ -209,11 +209,13 @@ def _job(folder: Path, study: str, index: int, job: Any, fate: Mapping[str, Any]
     fate = fate or {}
     job = job or {"signature": str(fate.get("run") or index), "overrides": fate.get("overrides", ())}
     signature = str(job["signature"])
-    own = folder.absolute().parents[1] / study / signature
+    beside = folder.absolute().parents[1] / study
     named = all(Path(name).name == name and name not in ("", ".", "..") for name in (study, signature))
     page = str(fate.get("url"))
     elsewhere = page if page.startswith("https://") else ""
-    run = read_run(own) if named and own.is_dir() else Run(study or folder.name, signature, elsewhere)
+    runs = [p for p in beside.iterdir() if p.name.partition("-")[0] == signature] if named and beside.is_dir() else []
+    own = max(runs, key=os.path.getmtime, default=None)  # there is one for each state of the data
+    run = read_run(own) if own else Run(study or folder.name, signature, elsewhere)
     for override in job["overrides"]:
         key, _, value = str(override).lstrip("+").partition("=")
         run.config.setdefault(key, _value(value))

@@ -36,6 +36,7 @@ class AudioFolder(Recordings):
     """
 
     kind = "audio_folder"
+    setting = "folder"
 
     def __init__(
         self,

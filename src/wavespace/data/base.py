@@ -185,7 +185,10 @@ class DataModule(LightningDataModule):
         return "The data is not prepared"
 
     def contents(self) -> dict[str, str]:
-        """A digest of what the files hold that this reads, by setting; after `prepare_data`. Nothing: it reads none."""
+        """A digest of what the files hold that this reads, by setting: part of a run's identity. None are read here.
+
+        After `setup` it is of what was read, whatever became of the files.
+        """
         return {}
 
     def setup(self, stage: str | None = None) -> None:

@@ -47,7 +47,7 @@ class Seen(NamedTuple):
         with suppress(OSError):
             found = self.path.stat()
             if _stamp(found) == self.stamp:
-                return time.time_ns() - found.st_ctime_ns > 2 * FRESH or _hash(self.path) == self.digest
+                return time.time_ns() - found.st_ctime_ns > 2 * FRESH or file_digest(self.path) == self.digest
         return False
 
 
@@ -99,7 +99,7 @@ class Digests:
             def look(path: Path) -> tuple[Seen, bool]:
                 for _ in range(3):
                     stat = _stat(path)
-                    seen = Seen(path, _stamp(stat), _hash(path, advance if total > TOLD else None))
+                    seen = Seen(path, _stamp(stat), file_digest(path, advance if total > TOLD else None))
                     if _stamp(_stat(path)) == seen.stamp:
                         return seen, stat.st_ctime_ns < begun - FRESH
                 raise BadInput(f"{path}: is being written to; wait until it is whole, and repeat the command")
@@ -137,7 +137,8 @@ def _stamp(stat: os.stat_result) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 
 
-def _hash(path: Path, advance: Any = None) -> str:
+def file_digest(path: Path, advance: Any = None) -> str:
+    """SHA-256 of a file, in hexadecimal digits; `advance` is called with the bytes of each block."""
     hasher = hashlib.sha256()
     try:
         with path.open("rb") as file:

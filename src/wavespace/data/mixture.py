@@ -75,9 +75,7 @@ class Mixture(DataModule):
     def contents(self) -> dict[str, str]:
         """Each part's."""
         return {
-            f"parts.{name}.{key}".rstrip("."): value
-            for name, part in self.parts.items()
-            for key, value in part.contents().items()
+            f"parts.{name}.{key}": value for name, part in self.parts.items() for key, value in part.contents().items()
         }
 
     def prepare_data(self) -> None:

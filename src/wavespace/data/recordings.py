@@ -17,7 +17,17 @@ from torch.utils.data import DataLoader
 from wavespace.data.base import Batch, DataModule
 from wavespace.data.contents import Digests, Unread
 from wavespace.data.features import FeatureCache
-from wavespace.data.sources import ARCHIVES, MANIFEST, Recording, content_of, content_of_store, say, see, unpacked
+from wavespace.data.sources import (
+    ARCHIVES,
+    MANIFEST,
+    Recording,
+    content_in,
+    content_of,
+    content_of_store,
+    say,
+    see,
+    unpacked,
+)
 from wavespace.data.store import Samples, Store, StoreItems, StoreWindows, build_store, store_name
 from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.frontends.base import FrontEnd
@@ -53,6 +63,8 @@ class Recordings(DataModule):
 
     kind: str
     """Names the dataset in manifests."""
+    setting = "root"
+    """What `place` is called among the settings."""
     licence = ""
     citation = ""
 
@@ -136,8 +148,10 @@ class Recordings(DataModule):
         return {"data": self.kind, "sample_rate": rate, "reader": READER, "content": content_of(recordings)}
 
     def contents(self) -> dict[str, str]:
-        """The digest of the recordings that the store was made of."""
-        return {"": content_of_store(self.store.folder)}
+        """The digest of the recordings: of the store that is open, else of those that are there."""
+        if hasattr(self, "store"):
+            return {self.setting: content_of_store(self.store.manifest)}
+        return {self.setting: content_in(self.place, self.found, Digests(self.stores))}
 
     def is_prepared(self) -> bool:
         """Whether there is a store; files of more than `LOOKED` bytes that were never read have none."""

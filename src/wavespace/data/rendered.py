@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +22,12 @@ from torch.utils.data import Dataset
 from wavespace.data.augment import LOUDEST, augment, noise, reverb
 from wavespace.data.base import DataModule, Item, Notes, rng_for
 from wavespace.data.composer import compose
-from wavespace.data.notes import Performance, apply_pedal, clean, read_midi, window
+from wavespace.data.contents import Digests, file_digest
+from wavespace.data.notes import Performance, apply_pedal, clean, window
+from wavespace.data.scores import LONGEST_GAP, Scores, read_scores
 from wavespace.data.soundfont import Sampler, Voice
-from wavespace.data.sources import midi_files, scores
+from wavespace.data.sources import TABLE, midi_files, of_rendered, scores
 from wavespace.errors import BadInput
-from wavespace.metrics import on_keyboard
 from wavespace.spec import PIANO_PITCHES, AudioSpec
 
 LEAD_IN = 2.0
@@ -35,9 +35,6 @@ LEAD_IN = 2.0
 
 SHORTEST = 0.03
 """Seconds that a note of a melody lasts at least before a higher one takes over: chords are rolled within less."""
-
-LONGEST_GAP = 30.0
-"""Seconds from an onset to the next in a MIDI file; what is longer is shortened."""
 
 LOWEST, HIGHEST = PIANO_PITCHES[0], PIANO_PITCHES[-1]
 
@@ -50,11 +47,6 @@ OTHERS = (
 )  # fmt: skip
 """Programs that, in the bundled soundfont, sound at the pitch of their key (organs add an octave below, bells have no
 fundamental) and speak within some 60 ms (pads and slow strings do not)."""
-
-METADATA = "maestro-v*.csv"
-"""Of a folder of MIDI files that has official splits."""
-
-SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 class Rendered(DataModule):
@@ -83,6 +75,7 @@ class Rendered(DataModule):
         val_pieces: pieces in the validation split.
         test_pieces: pieces in the test split.
         piece_seconds: length of each of those.
+        stores: folder in which the notes of MIDI files are kept, once they were read.
     """
 
     def __init__(
@@ -103,6 +96,7 @@ class Rendered(DataModule):
         val_pieces: int = 8,
         test_pieces: int = 16,
         piece_seconds: float = 20.0,
+        stores: str = "data/stores",
     ) -> None:
         if min(seconds, piece_seconds) <= 0:
             raise ValueError(f"seconds is {seconds} and piece_seconds is {piece_seconds}; both must be above 0")
@@ -118,7 +112,7 @@ class Rendered(DataModule):
         super().__init__(AudioSpec(sample_rate, seconds, labels), batch_size, workers, eval_batch_size=4)
         self.midi, self.test_midi, self.soundfont = midi, test_midi, soundfont
         self.programs, self.melody = programs if isinstance(programs, str) else tuple(programs), melody
-        self.pedal = pedal
+        self.pedal, self.stores = pedal, Path(stores)
         self.augment, self.seed, self.piece_seconds = augment, seed, piece_seconds
         self.pieces = {"val": val_pieces, "test": test_pieces}
 
@@ -131,7 +125,7 @@ class Rendered(DataModule):
 
     def prepare_data(self) -> None:
         """Check that the soundfont and the scores are there."""
-        available = _sampler(self.soundfont, self.spec.sample_rate).programs
+        available = _sampler(self.soundfont, self.spec.sample_rate, self.contents().get("soundfont", "")).programs
         wanted: dict[str, Collection[int]] = {"pianos (programs 0-7)": PIANOS}
         if self.programs == "mixed":
             wanted["other instruments"] = OTHERS
@@ -140,15 +134,22 @@ class Rendered(DataModule):
         for name, programs in wanted.items():
             if not set(programs) & set(available):
                 raise BadInput(f"{self.soundfont}: the soundfont has no {name} for data.programs={self.programs}")
-        for folder in (self.midi, self.test_midi):
-            if folder is not None:
-                midi_files(Path(folder).expanduser())
+        if self.midi is not None:
+            scores(self.midi, self.test_midi)
+
+    def contents(self) -> dict[str, str]:
+        """Digests of the scores and of the soundfont; after `setup` of those that were read."""
+        if hasattr(self, "read"):
+            return self.read
+        given = {"midi": self.midi, "test_midi": self.test_midi, "soundfont": self.soundfont}
+        return of_rendered(given, Digests(self.stores))
 
     def setup(self, stage: str | None = None) -> None:
         """Find and read the scores; nothing is rendered before it is asked for."""
         if hasattr(self, "val_set"):
             return
-        files, self.facts = ({}, {}) if self.midi is None else self._read(Path(self.midi).expanduser())
+        files, self.facts = ({}, {}) if self.midi is None else self._read()
+        self.read = self.contents()
 
         self.train_set = Windows(self._renderer(files.get("train", ()), varied=True), self.spec.seconds, self.seed)
         self.val_set, self.test_set = (
@@ -159,23 +160,26 @@ class Rendered(DataModule):
     def is_official(self) -> bool:
         if self.midi is None or self.test_midi is not None:
             return True
-        return any(Path(self.midi).expanduser().glob(METADATA))
+        return any(Path(self.midi).expanduser().glob(TABLE))
 
     def whole(self) -> Dataset[Item]:
         """A piece, at least, of each score that can be read."""
         if self.midi is None:
             return super().whole()
-        readable = []
-        for path in midi_files(Path(self.midi).expanduser()):
-            with suppress(BadInput):
-                _performance(path)
-                readable.append(path)
+        paths = midi_files(Path(self.midi).expanduser())
+        readable, _ = self._scores(paths)
         if not readable:
             raise BadInput(f"{self.midi}: none of its MIDI files can be read")
         pieces = max(self.pieces["test"], len(readable))
-        return Pieces(self._renderer(readable), self.piece_seconds, pieces, "test", named=True)
+        return Pieces(self._renderer(readable), self.piece_seconds, pieces, "test", readable.names)
 
-    def _renderer(self, files: Sequence[Path], *, varied: bool = False) -> Renderer:
+    def _scores(self, paths: Sequence[Path]) -> tuple[Scores, list[dict[str, Any]]]:
+        """What can be played of some MIDI files, and facts of each file."""
+        folder, each = read_scores(Digests(self.stores).of(paths), self.stores)
+        numbers = tuple(n for n, fact in enumerate(each) if fact["fault"] is None)
+        return Scores(folder, numbers, tuple(paths[n].name for n in numbers)), each
+
+    def _renderer(self, files: Scores | tuple[()], *, varied: bool = False) -> Renderer:
         return Renderer(
             self.spec.sample_rate,
             self.soundfont,
@@ -184,7 +188,8 @@ class Rendered(DataModule):
             pedal=self.pedal,
             varied=varied,
             recorded=self.augment,
-            files=tuple(files),
+            files=files,
+            content=self.contents().get("soundfont", ""),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -192,40 +197,33 @@ class Rendered(DataModule):
         rendered = {f"{split} pieces of {self.piece_seconds:g} s": n for split, n in self.pieces.items()}
         return {"scores": "composed on the fly" if self.midi is None else self.midi} | self.facts | rendered
 
-    def _read(self, root: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
-        """The readable files of each split, and facts about them."""
-        by_split, absent = scores(str(root), self.test_midi)
-        found = midi_files(root)
-        files: dict[str, list[Path]] = {split: [] for split in SPLITS.values()}
+    def _read(self) -> tuple[dict[str, Scores], dict[str, Any]]:
+        """The readable scores of each split, and facts about them."""
+        by_split, absent = scores(str(self.midi), self.test_midi)
+        paths = [path for own in by_split.values() for path in own]
+        whole, each = self._scores(paths)
         facts: dict[str, Any] = {}
-        faults: list[BadInput] = []
-        gaps: list[Path] = []
-        for split, paths in by_split.items():
-            seconds, notes = 0.0, 0
-            for path in paths:
-                try:
-                    played = _performance(path).notes
-                except BadInput as fault:
-                    faults.append(fault)
-                    continue
-                if np.diff(played[:, 0]).max(initial=0.0) >= LONGEST_GAP:
-                    gaps.append(path)
-                files[split].append(path)
-                seconds, notes = seconds + float(played[:, 1].max()), notes + len(played)
-            facts[split] = {"files": len(files[split]), "hours": round(seconds / 3600, 2), "notes": notes}
+        found: dict[str, Scores] = {}
+        first = 0
+        for split, own in by_split.items():
+            found[split] = usable = whole.between(first, first + len(own))
+            seconds, notes = (sum(each[n][key] for n in usable.numbers) for key in ("seconds", "notes"))
+            facts[split] = {"files": len(usable), "hours": round(seconds / 3600, 2), "notes": notes}
+            first += len(own)
+        faults = [fact["fault"] for fact in each if fact["fault"] is not None]
         if faults:
-            warnings.warn(f"{root}: {len(faults)} MIDI files are left out; {faults[0]}", stacklevel=2)
-        for split, paths in files.items():
-            if not paths:
+            warnings.warn(f"{self.midi}: {len(faults)} MIDI files are left out; {faults[0]}", stacklevel=2)
+        for split, usable in found.items():
+            if not usable:
                 raise BadInput(
-                    f"{root}: nothing is left for the {split} split, of {len(found)} MIDI files with {len(faults)} "
-                    f"unreadable among them; it takes a piece for each of {', '.join(files)}"
+                    f"{self.midi}: nothing is left for the {split} split, of {len(each)} MIDI files with {len(faults)} "
+                    f"unreadable among them; it takes a piece for each of {', '.join(found)}"
                 )
-        if gaps:
+        if gaps := [paths[n] for n, fact in enumerate(each) if fact["gap"]]:
             facts[f"files with a gap of {LONGEST_GAP:g} s or more, which is shortened"] = (
                 f"{len(gaps)} ({gaps[0]}, ...)"
             )
-        return files, facts | {"unreadable files": len(faults), "rows of the metadata without their file": absent}
+        return found, facts | {"unreadable files": len(faults), "rows of the metadata without their file": absent}
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,8 @@ class Renderer:
         pedal: let it lengthen the notes of pianos.
         varied: play it in other ways than it was written.
         recorded: and record that in any way; what is not varied is recorded with a little room and noise.
-        files: MIDI files to draw from; none: the composer.
+        files: scores to draw from; none: the composer.
+        content: digest of the soundfont's file; "" for the bundled one.
     """
 
     sample_rate: int
@@ -250,7 +249,8 @@ class Renderer:
     pedal: bool
     varied: bool
     recorded: bool
-    files: tuple[Path, ...]
+    files: Scores | tuple[Performance, ...]
+    content: str = ""
 
     def item(self, rng: Generator, seconds: float, name: str, file: int | None = None) -> Item:
         """Audio `(seconds * sample_rate,)` int16 with its notes; all of it follows from `rng`.
@@ -261,7 +261,7 @@ class Renderer:
             name: of the item.
             file: which of the files to take; None draws one.
         """
-        sampler = _sampler(self.soundfont, self.sample_rate)
+        sampler = _sampler(self.soundfont, self.sample_rate, self.content)
         program, piano, labels = None, True, {}
         if not isinstance(self.programs, str):
             place = int(rng.integers(len(self.programs)))
@@ -307,7 +307,7 @@ class Renderer:
         if not self.files:
             performance, start = compose(rng, seconds), 0.0
         else:
-            performance = _performance(self.files[rng.integers(len(self.files)) if file is None else file])
+            performance = self.files[int(rng.integers(len(self.files))) if file is None else file]
             onsets = performance.notes[:, 0]
             start = rng.uniform(onsets[0] - LEAD_IN, max(onsets[-1] - seconds / 2, onsets[0]))
         notes = apply_pedal(performance.notes, performance.pedal) if sustained else performance.notes
@@ -327,9 +327,9 @@ class Windows:
 class Pieces(Dataset[Item]):
     """Fixed pieces of a split, rendered when first asked for and kept."""
 
-    def __init__(self, renderer: Renderer, seconds: float, count: int, split: str, named: bool = False) -> None:
+    def __init__(self, renderer: Renderer, seconds: float, count: int, split: str, names: Sequence[str] = ()) -> None:
         self.renderer, self.seconds, self.count, self.split = renderer, seconds, count, split
-        self.named = named  # after their files
+        self.names = names  # of the files
         self.made: dict[int, Item] = {}
 
     def __len__(self) -> int:
@@ -341,7 +341,7 @@ class Pieces(Dataset[Item]):
         if index not in self.made:
             file = index * len(self.renderer.files) // self.count  # spread over the split
             rng = rng_for(self.split, index)
-            name = f"{index}-{self.renderer.files[file].name}" if self.named else f"{self.split}-{index}"
+            name = f"{index}-{self.names[file]}" if self.names else f"{self.split}-{index}"
             self.made[index] = self.renderer.item(rng, self.seconds, name, file)
         return self.made[index]
 
@@ -387,35 +387,9 @@ def _sounding(voice: Voice, sampler: Sampler) -> Notes:
 
 
 @lru_cache(maxsize=2)
-def _sampler(soundfont: str | None, sample_rate: int) -> Sampler:
-    """One a process: soundfonts are large, and forked workers inherit it."""
-    return Sampler(soundfont, sample_rate)
-
-
-@lru_cache(maxsize=256)
-def _performance(path: Path) -> Performance:
-    """A file's notes that are on the keyboard of a piano, without long silences; BadInput where there are none."""
-    performance = read_midi(path)
-    notes = on_keyboard(performance.notes)
-    if len(notes) == 0:
-        raise BadInput(f"{path} has no notes on the keyboard of a piano")
-    return _without_gaps(replace(performance, notes=notes))
-
-
-def _without_gaps(performance: Performance) -> Performance:
-    """The same with at most `LONGEST_GAP` seconds from an onset to the next: a gap of hours would be all windows."""
-    onsets = performance.notes[:, 0]
-    steps = np.diff(onsets)
-    if len(onsets) < 2 or steps.max() <= LONGEST_GAP:
-        return performance
-    before, after = onsets[:-1][steps > LONGEST_GAP], onsets[1:][steps > LONGEST_GAP]
-    total = np.cumsum(after - before - LONGEST_GAP)
-    edges = np.column_stack([before + LONGEST_GAP, after]).ravel()
-    removed = np.column_stack([np.append(0, total[:-1]), total]).ravel()  # seconds before each edge
-
-    def moved(times: NDArray[np.float64]) -> NDArray[np.float64]:
-        return times - np.interp(times, edges, removed)
-
-    notes = performance.notes.copy()
-    notes[:, :2] = moved(notes[:, :2])
-    return Performance(notes, *(moved(p) for p in (performance.pedal, performance.sostenuto, performance.soft)))
+def _sampler(soundfont: str | None, sample_rate: int, content: str) -> Sampler:
+    """One a process: soundfonts are large, and forked workers inherit it. Refuses another content than is wanted."""
+    sampler = Sampler(soundfont, sample_rate)
+    if soundfont and content and file_digest(Path(soundfont).expanduser()) != content:
+        raise BadInput(f"{soundfont}: has changed since this command began; repeat the command")
+    return sampler

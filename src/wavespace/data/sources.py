@@ -98,13 +98,19 @@ def content_of(recordings: Sequence[Recording]) -> str:
     return digest([recording.content for recording in recordings])
 
 
-def content_of_store(folder: Path) -> str:
-    """The digest of the recordings that a store was made of."""
+def content_in(place: Path, find: Callable[[], list[Recording]], digests: Digests, most: float = math.inf) -> str:
+    """The same of the recordings that `find` gives, or of those that a store in this place was made of."""
+    if not (place / MANIFEST).is_file():
+        return content_of(see(find(), digests, most))
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        return str(manifest["made_by"].get("content") or digest(manifest["files"]))
+        return content_of_store(json.loads((place / MANIFEST).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{folder / MANIFEST}: is damaged ({error}); prepare the store anew") from None
+        raise BadInput(f"{place / MANIFEST}: is damaged ({error}); prepare the store anew") from None
+
+
+def content_of_store(manifest: Mapping[str, Any]) -> str:
+    """The digest of the recordings that a store was made of; older stores have not got it."""
+    return str(manifest["made_by"].get("content") or digest(manifest["files"]))
 
 
 def sounding_notes(path: Path) -> Notes:
@@ -413,3 +419,69 @@ def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
     held = max(1, round(len(order) / 10))
     by_split = {"train": order[2 * held :], "val": order[held : 2 * held], "test": order[:held]}
     return {split: [path for piece in names for path in pieces[piece]] for split, names in by_split.items()}
+
+
+# --- What settings read --------------------------------------------------------------------------------------
+
+
+def _of_audio_folder(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
+    place, _ = unpacked(node["folder"])
+    return {"folder": content_in(place, lambda: audio_folder(place, node.get("notes", True)), digests, most)}
+
+
+def _of_maestro(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
+    place, _ = unpacked(node.get("root", "data/maestro-v3.0.0"))
+    chosen = {key: node[key] for key in ("only", "share") if key in node}
+    return {"root": content_in(place, lambda: maestro(place, maestro_rows(place, **chosen)), digests, most)}
+
+
+def _of_medley_solos(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
+    place, _ = unpacked(node.get("root", "data/medley-solos-db"))
+    return {"root": content_in(place, lambda: medley_solos(place)[0], digests, most)}
+
+
+def of_rendered(node: Mapping[str, Any], digests: Digests, most: float = math.inf) -> dict[str, str]:
+    """What `Rendered` reads: the scores of each split in order, wherever they lie, and the soundfont."""
+    found = {}
+    if node.get("midi"):
+        by_split, _ = scores(node["midi"], node.get("test_midi"))
+        seen = digests.of([path for paths in by_split.values() for path in paths], most)
+        contents = {one.path: one.digest for one in seen}
+        found["midi"] = digest({split: [contents[path] for path in paths] for split, paths in by_split.items()})
+    if node.get("soundfont"):
+        path = Path(node["soundfont"]).expanduser()
+        if not path.is_file():
+            raise BadInput(f"there is no soundfont at {path}")
+        found["soundfont"] = digests.of([path], most)[0].digest
+    return found
+
+
+def _of_encodec(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
+    return {"weights": digests.of([encodec_weights(node.get("weights"))], most)[0].digest}
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], Digests, float], dict[str, str]]] = {
+    "wavespace.data.audio_folder.AudioFolder": _of_audio_folder,
+    "wavespace.data.maestro.Maestro": _of_maestro,
+    "wavespace.data.medley_solos.MedleySolos": _of_medley_solos,
+    "wavespace.data.rendered.Rendered": of_rendered,
+    "wavespace.frontends.encodec.EnCodec": _of_encodec,
+}
+"""By constructor: a digest of what its files hold, by the setting that names them.
+
+They take the settings, the digests that are known, and the bytes that may be read; files that are missing raise
+`BadInput`.
+"""
+
+PATHS = ("root", "folder", "midi", "test_midi", "soundfont", "weights")
+"""Settings of those constructors that name files."""
+
+ENCODEC = "encodec_24khz-d7cc33bc.th"
+"""The official weights."""
+
+
+def encodec_weights(weights: str | None) -> Path:
+    """The file of EnCodec's weights: one that is named, or the official one in a folder; by default in data/encodec."""
+    place = Path(weights or "data/encodec").expanduser()
+    is_folder = place.is_dir() or not (place.suffix or place.exists())
+    return place / ENCODEC if is_folder else place

@@ -16,15 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wavespace.data.sources import ENCODEC, encodec_weights
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 
 RATE, HOP, CHANNELS = 24_000, 320, 128
-OFFICIAL = "encodec_24khz-d7cc33bc.th"
-URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL}"
-FOLDER = Path("data/encodec")
-"""Where the weights are looked for unless told, relative to where the command runs."""
+URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{ENCODEC}"
 CHUNK = 750
 """Frames to encode at once, more than `TAIL`."""
 BEHIND = 2
@@ -69,9 +67,7 @@ class EnCodec(FrontEnd):
         with torch.device("meta"):
             encoder: Any = SEANetEncoder(dimension=CHANNELS, norm="none", causal=True)
         if not on_meta:
-            place = Path(weights or FOLDER)
-            is_folder = place.is_dir() or not (place.suffix or place.exists())
-            read(place / OFFICIAL if is_folder else place, encoder)
+            read(encodec_weights(weights), encoder)
         for module in encoder.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
@@ -135,4 +131,4 @@ def read(file: Path, encoder: nn.Module) -> None:
         encoder.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise BadInput(f"{file}: is not the 24 kHz EnCodec ({OFFICIAL}): {reason[:200]}") from None
+        raise BadInput(f"{file}: is not the 24 kHz EnCodec ({ENCODEC}): {reason[:200]}") from None

@@ -22,6 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from wavespace.config import command_line
 from wavespace.data.disk import is_locked
 from wavespace.errors import ConfigError
+from wavespace.inputs import code_of, once
 from wavespace.remote.fates import Board, Fate, is_number, table
 from wavespace.remote.launch import Member, interruptible, members, returns
 from wavespace.runfolder import RunFolder
@@ -50,7 +51,8 @@ class Session:
         of = members(self.context, self.config, overrides, first)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
         board = Board(f"{self.config.name} on this machine")
-        jobs = [LocalJob(member, command_line(self.config.hydra)[1]) for member in of]
+        with once():
+            jobs = [LocalJob(member, command_line(self.config.hydra)[1]) for member in of]
         with interruptible():
             try:
                 while self._start(jobs):
@@ -114,6 +116,9 @@ class LocalJob:
             self.elsewhere = self.folder.status().get("state") == "running" and _locked(self.folder)
         elif self.code is None:
             self.code = self.process.poll()
+            if self.code == 0 and self.folder.status().get("state") != "finished":
+                code_of.cache_clear()  # what it has read was changed before it began
+                self.folder = RunFolder.of(self.member.config)
             if self.code and _locked(self.folder):  # another was quicker to take the folder
                 self.process, self.code, self.elsewhere = None, None, True
 

@@ -1,0 +1,162 @@
+"""What a run reads besides its configuration: data, soundfonts, weights, and code of the user's own, as digests.
+
+Imports no torch: a finished run is found by them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from wavespace.config import RUNTIME, is_own, resolved
+from wavespace.data.contents import Digests, digest, file_digest
+from wavespace.data.sources import PATHS, READERS
+
+VERSIONED = ("torch", "pytorch_lightning")
+"""Packages that every run uses; status.json has their versions."""
+
+IMPORTS = re.compile(r"^[ \t]*(?:from[ \t]+(\w+)[\w.]*[ \t]+import\b|import[ \t]+([\w., \t]+))", re.MULTILINE)
+
+_known: dict[str, dict[str, str]] | None = None
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """Within, equal settings are looked up once: for the many members of a multirun at one moment."""
+    global _known
+    _known = {}
+    try:
+        yield
+    finally:
+        _known = None
+
+
+def inputs(cfg: DictConfig, most: float = math.inf) -> dict[str, str]:
+    """A digest of everything that a run reads besides its configuration, by the setting that names it.
+
+    Equal files give equal digests wherever they lie. It is empty where nothing is read, as with data=synthetic.
+
+    Args:
+        cfg: the configuration.
+        most: bytes of data to read at most; unlike those that were read before.
+
+    Raises:
+        BadInput: the data is not there, or can't be used.
+        Unread: more than `most` would have to be read.
+    """
+    found: dict[str, str] = {}
+    stores = next((node["stores"] for _, node in _nodes(cfg) if isinstance(node.get("stores"), str)), "data/stores")
+    for key, node in _nodes(cfg):
+        content = digest([node, key.startswith("data")])
+        if _known is None or content not in _known:
+            own = _read(node, Digests(Path(stores)), most, of_data=key.startswith("data"))
+            if _known is not None:
+                _known[content] = own
+        else:
+            own = _known[content]
+        found |= {name if name.startswith("code ") else f"{key}.{name}": value for name, value in own.items()}
+    return found
+
+
+def places(cfg: DictConfig) -> dict[str, str]:
+    """Where a run reads its files, by setting."""
+    return {
+        f"{key}.{name}": os.path.abspath(os.path.expanduser(node[name]))
+        for key, node in _nodes(cfg)
+        for name in PATHS
+        if isinstance(node.get(name), str)
+    }
+
+
+def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each constructor's settings, with its key, of all that can change a result."""
+
+    def within(key: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        if isinstance(value, dict):
+            if isinstance(value.get("_target_"), str):
+                yield key, value
+            for name, child in value.items():
+                yield from within(f"{key}.{name}", child)
+        elif isinstance(value, list):
+            for place, child in enumerate(value):
+                yield from within(f"{key}.{place}", child)
+
+    for section, value in resolved(cfg).items():
+        if section not in RUNTIME[""]:
+            yield from within(section, value)
+
+
+def _read(node: Mapping[str, Any], digests: Digests, most: float, *, of_data: bool) -> dict[str, str]:
+    target = str(node["_target_"])
+    if is_own(target):
+        return READERS[target](node, digests, most) if target in READERS else {}
+    found = {f"code {name}": value for name, value in code_of(target).items()}
+    files = {name: Path(value) for name, value in node.items() if isinstance(value, str) and name != "_target_"}
+    with suppress(OSError, ValueError):  # a text that is no path
+        files = {name: path.expanduser() for name, path in files.items() if "/" in str(path) or path.suffix}
+        files = {name: path for name, path in files.items() if path.is_file()}
+        found |= {name: seen.digest for name, seen in zip(files, digests.of(list(files.values()), most))}
+    return found | (_of_own_data(node) if of_data and code_of(target) else {})
+
+
+def _of_own_data(node: Mapping[str, Any]) -> dict[str, str]:
+    """What a datamodule of the user's own says that it reads; this imports torch."""
+    from hydra.utils import get_object
+    from omegaconf import OmegaConf
+
+    from wavespace.build import make
+    from wavespace.data.base import DataModule
+
+    kind = get_object(str(node["_target_"]))
+    if not (isinstance(kind, type) and issubclass(kind, DataModule)):
+        return {}
+    data: DataModule = make(OmegaConf.create(dict(node)), "data")
+    return data.contents()
+
+
+@cache  # what was imported stays what it was
+def code_of(target: str) -> dict[str, str]:
+    """Digests of the Python files that define a target outside Wavespace, by their path from where it is imported.
+
+    They are all of its package, or its module; and all packages and modules beside it that these import. Of an
+    installed package, its version.
+    """
+    top = target.partition(".")[0]
+    if top in sys.stdlib_module_names or top in VERSIONED:
+        return {}
+    try:
+        spec = find_spec(top)  # which imports nothing
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        return {}
+    if spec.submodule_search_locations:
+        root = Path(next(iter(spec.submodule_search_locations))).parent
+    else:
+        root = Path(str(spec.origin)).parent
+    if any(root.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")):
+        with suppress(metadata.PackageNotFoundError):
+            return {top: metadata.version(top)}
+    todo, looked, found = [top], set[str](), dict[str, str]()
+    while todo:
+        name = todo.pop()
+        looked.add(name)
+        for path in [root / f"{name}.py", *sorted((root / name).rglob("*.py"))]:
+            if path.is_file():
+                found[path.relative_to(root).as_posix()] = file_digest(path)
+                names = re.findall(r"\w+", " ".join(map(" ".join, IMPORTS.findall(path.read_text("utf-8", "replace")))))
+                beside = {n for n in names if (root / f"{n}.py").is_file() or (root / n / "__init__.py").is_file()}
+                todo += beside - looked - set(todo) - {"wavespace"}
+    return found
