@@ -6,10 +6,15 @@ Nothing here imports torch: `wavespace train --cfg job` and the return of a fini
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 import hashlib
 import inspect
 import json
+import logging
+import math
+import os
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,17 +28,17 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import MISSING, AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from wavespace.claims import claims
 from wavespace.errors import ConfigError, place_of
+from wavespace.overrides import IsText, as_text, started_anew
 from wavespace.terminal import held
 
 GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment", "sweep")
-
-CompositionErrors = (HydraException, OmegaConfBaseException)
 
 
 @dataclass
@@ -76,6 +81,15 @@ class TrainConfig:
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 
+ROOT = tuple(field.name for field in dataclasses.fields(TrainConfig))
+"""Keys of the root."""
+
+TEXT = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.type == "str")
+"""Root keys whose value is text whatever it looks like."""
+
+NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,48}[A-Za-z0-9_])?")
+"""What `name` may be: a folder, part of a W&B run's id (64 characters with the signature) and of an artifact's name."""
+
 RUNTIME = {
     "": {"name", "fresh", "resume", "runs", "logger", "compile", "save_every", "expect", "search"},
     "data": {"workers", "root", "stores", "url"},
@@ -115,16 +129,72 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     Raises:
         ConfigError: listing every fault with its key, its file and the nearest valid name.
     """
+    overrides = read(overrides, config_dir)
     try:
         cfg = _compose(overrides, config_dir)
-    except CompositionErrors as error:
+    except Exception as error:  # of Hydra, OmegaConf or YAML: a user's files may hold anything
         raise ConfigError(explain(overrides, config_dir) or _first_line(error)) from None
     check(cfg, overrides, config_dir)
     return cfg
 
 
+def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
+    """Overrides as Hydra should read them (`wavespace.overrides`).
+
+    Raises:
+        ConfigError: there is no such folder of configuration files.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+    return started_anew(as_text(overrides, _text_keys(overrides, config_dir)), GROUPS)
+
+
+def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: DictConfig | None = None) -> IsText:
+    """Which keys hold text: by the root's schema, and by what a section's constructor takes.
+
+    The overrides are of the configuration `on`; None: of the one that is composed.
+    """
+    known = {} if on is None else {"cfg": on}
+
+    def is_text(key: str, value: Any, typed: str) -> bool:
+        section, _, _ = key.partition(".")
+        if value is None or section not in (*GROUPS, "hydra"):
+            return key in TEXT
+        if key in GROUPS or key.startswith(("hydra.launcher.env.", "hydra.launcher.secrets.")):
+            return True
+        parent, _, last = key.rpartition(".")
+        if section == "hydra":
+            from wavespace.remote.plan import Settings
+
+            hints = typing.get_type_hints(Settings) if parent == "hydra.launcher" else {}
+            return last in hints and bool(_mistyped(value, hints[last])) and not _mistyped(typed, hints[last])
+        if not known:
+            chosen = [text for text in overrides if text.split("=")[0] in GROUPS and "," not in text]
+            try:
+                known["cfg"] = _compose(chosen, config_dir)
+            except Exception:  # which is told when all of them are composed
+                known["cfg"] = OmegaConf.create()
+        node = OmegaConf.select(known["cfg"], parent)
+        stands = node._get_node(last) if isinstance(node, DictConfig) and last in node else None
+        stands = stands._value() if isinstance(stands, AnyNode) else stands
+        if stands is not None:
+            return isinstance(stands, str) and not stands.startswith("${")
+        targets = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith(f"{parent}._target_=")]
+        target = targets[-1] if targets else node.get("_target_") if isinstance(node, DictConfig) else None
+        try:
+            hint = _constructor(str(target))[1][last]
+        except Exception:
+            return False
+        return (isinstance(value, str) or bool(_mistyped(value, hint))) and not _mistyped(typed, hint)
+
+    return is_text
+
+
 def _compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
-    search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    search = []
+    if config_dir:
+        folder = QuotedString(f"file://{Path(config_dir).absolute()}", Quote.single).with_quotes()
+        search = [f"hydra.searchpath=[{folder}]"]
     GlobalHydra.instance().clear()
     with held(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("train", overrides=[*overrides, *search])
@@ -145,16 +215,26 @@ class _Choices:
     def load_config(self, config_path: str) -> Any:
         """A file's configuration, as Hydra reads it."""
         found = self.files.load_config(config_path=config_path)
-        for entry in (found.defaults_list or []) if found and config_path.startswith("experiment/") else []:
-            group = entry.group.lstrip("/")
-            if entry.is_override() and self.chosen.get(group) != f"{group}/{entry.value}":
+        if found is None or not config_path.startswith("experiment/") or not isinstance(found.config, DictConfig):
+            return found
+        own = {entry.group.lstrip("/"): entry.value for entry in found.defaults_list or [] if entry.is_override()}
+        for group in GROUPS:
+            choice = self.chosen.get(group)
+            if choice is None or choice != f"{group}/{own.get(group, choice.partition('/')[2])}":
                 found.config.pop(group, None)
         return found
 
 
 def _compose_chosen(loader: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> DictConfig:
     chosen = {each.package: each.config_path for each in defaults if each.parent == "train"}
-    return _compose_all(loader, defaults, _Choices(repo, chosen))
+    files = _Choices(repo, chosen)
+    anew = set[str]()  # groups for which an experiment names a constructor: what a file says for another is not for it
+    for each in defaults:
+        if (each.config_path or "").startswith("experiment/"):
+            said = files.load_config(each.config_path).config
+            anew |= {group for group in GROUPS if "_target_" in (_plain(said.get(group), "", {}) or {})}
+    kept = [each for each in defaults if (each.package or "").split(".")[0] not in anew]
+    return _compose_all(loader, kept, files)
 
 
 # Every way into Hydra (its main, its launchers, `compose`, --cfg) goes through this method, and there is no public one.
@@ -181,7 +261,7 @@ def compose_once(multirun: DictConfig) -> Callable[[Sequence[str], str | Path | 
     def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
         try:
             cfg = load_once(multirun, overrides)
-        except CompositionErrors as error:
+        except Exception as error:
             raise ConfigError(explain(overrides, config_dir) or _first_line(error)) from None
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
@@ -201,8 +281,14 @@ def check(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | Path
         raise ConfigError(_listed(found))
 
 
-def explain(overrides: Sequence[str], config_dir: str | Path | None = None) -> str | None:
-    """What is wrong with overrides that don't compose: each is tried alone on top of those that do. None if they do."""
+def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many: bool = False) -> str | None:
+    """What is wrong with overrides that don't compose: each is tried alone on top of those that do. None if they do.
+
+    Args:
+        overrides: as they were given to Hydra.
+        config_dir: as `compose` takes it.
+        many: they are a multirun's, whose keys may have several values.
+    """
     parser = OverridesParser.create()
     good: list[str] = []
     found: list[str] = []
@@ -211,34 +297,49 @@ def explain(overrides: Sequence[str], config_dir: str | Path | None = None) -> s
         try:
             parsed = parser.parse_override(override)
             trial = [f"{parsed.input_line}"]
-            if parsed.is_sweep_override():  # a sweep: every member must stand on its own
-                trial = [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
+            if parsed.is_sweep_override():  # every member must stand on its own
+                if not many:
+                    found.append(_several(override))
+                    continue
+                trial = [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
             for one in trial:
                 _compose([*good, one], config_dir)
             good.append(trial[0])
-        except CompositionErrors as error:
+        except Exception as error:
             found.append(_explain_one(override, error, good, config_dir))
     try:
         found += _faults(_compose(good, config_dir), good, config_dir)
-    except CompositionErrors as error:
+    except Exception as error:
         found.append(_first_line(error))
     return _listed(found) if found else None
 
 
+def _several(override: str) -> str:
+    key, _, values = override.partition("=")
+    return (
+        f"{override}: several values are for wavespace train -m, a run for each; "
+        f"one list is {key}=[{values}], and one text with a comma in it {key}=\\'{values}\\'"
+    )
+
+
 def _explain_one(override: str, error: Exception, good: Sequence[str], config_dir: str | Path | None) -> str:
     key = override.split("=")[0].lstrip("+~")
-    value = override.partition("=")[2]
+    value = override.partition("=")[2].strip("'\"")
     message = _first_line(error)
     if key in GROUPS:
         names = choices(key, config_dir)
+        if override.startswith("~") or value == "null":
+            return f"{override}: a run needs one {key}; there are: {', '.join(names)}"
         if value not in names:
             return (
                 f"{override}: there is no {key} named '{value}'{_nearest(value, names)}; there are: {', '.join(names)}"
             )
+        if key in ("experiment", "sweep") and f"Key '{key}' not in" in message:
+            message = "its file begins with the line `# @package _global_`; without it, it says nothing of a run"
         return f"{override}: {message}"
     try:
         known = _compose(good, config_dir)
-    except CompositionErrors:
+    except Exception:
         return f"{override}: {message}"
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(known, parent) if parent else known
@@ -251,44 +352,126 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
     return f"{override}: {message}"
 
 
-def _faults(cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None) -> Iterator[str]:
-    """Claims that can't be read, and every node with a `_target_`, held against that constructor's signature."""
+def _faults(
+    cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None, root: bool = True
+) -> Iterator[str]:
+    """Everything that is wrong with a composed configuration: its root, its values, and each node with a `_target_`."""
+    where = lambda key: _origin(key, overrides, config_dir)  # noqa: E731
+    broken: dict[str, str] = {}
+    plain = _plain(cfg, "", broken)
+    reasons: dict[str, str] = {}  # one that several keys share is one fault
+    for key, reason in sorted(broken.items(), key=lambda item: item[0].count(".")):
+        if not any(reason.startswith(f"Interpolation key '{name}' not found") for name in ROOT if name not in plain):
+            reasons.setdefault(reason, key)
+    yield from (f"{key}{where(key)}: {reason}" for reason, key in reasons.items())
+    for key, node in _targets(plain, ""):
+        yield from _faults_of_node(key, node, where)
+    if root:
+        yield from _faults_of_root(plain, where)
+
+
+def _plain(node: Any, key: str, broken: dict[str, str]) -> Any:
+    """A configuration as plain data; `...` stands for what has no value, which goes to `broken` with the reason."""
+    if isinstance(node, ListConfig):
+        return [_plain_at(node, i, f"{key}.{i}", broken) for i in range(len(node))]
+    if isinstance(node, DictConfig):
+        names: Any = list(node.keys())
+        return {name: _plain_at(node, name, f"{key}.{name}".lstrip("."), broken) for name in names}
+    if isinstance(node, float) and not math.isfinite(node):
+        broken[key] = f"{node} is not a number to compute with"
+        return ...
+    return node
+
+
+def _plain_at(parent: Any, name: Any, key: str, broken: dict[str, str]) -> Any:
+    if OmegaConf.is_missing(parent, name):
+        choice = f"; there are: {', '.join(choices(key))}" if key in GROUPS else ""
+        broken[key] = f"{key} has no value{choice}"
+        return ...
     try:
-        claims(cfg.get("expect"), {})
+        return _plain(parent[name], key, broken)
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        unset = re.search(r"Environment variable '(.*?)' not found", str(error))
+        cycle = isinstance(error, RecursionError)
+        broken[key] = (
+            f"the environment variable {unset[1]} is not set"
+            if unset
+            else "its interpolation leads back to itself"
+            if cycle
+            else _first_line(error)
+        )
+        return ...
+
+
+def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Iterator[str]:
+    for key in plain:
+        if key not in ROOT:
+            yield f"{key}{where(str(key))}: there is no such key{_nearest(str(key), ROOT)}; keys: {', '.join(ROOT)}"
+    for key in (key for key in ROOT if key not in plain):
+        yield f"{key}: was taken out, and a run needs it; give it a value"
+    name, runs = plain.get("name"), plain.get("runs")
+    if isinstance(name, str) and (not NAME.fullmatch(name) or name.lower() == "launches"):
+        yield (
+            f"name={name!r}{where('name')}: a name becomes a folder, a W&B run and an artifact, so it has 1 to 50 of "
+            "a-z A-Z 0-9 . _ -, begins and ends with a letter, a digit or _, and is not 'launches'"
+        )
+    if isinstance(runs, str):
+        yield from (f"runs={runs}{where('runs')}: {reason}" for reason in _unusable(runs))
+    try:
+        claims(None if plain.get("expect") is ... else plain.get("expect"), {})
     except (ValueError, AttributeError) as error:
-        yield f"expect{_origin('expect', overrides, config_dir)}: {error}"
-    if cfg.get("resume") not in (None, "last", "best"):
-        yield f"resume = {cfg.resume}: it is last, best or null"
-    if not -(2**63) <= cfg.get("seed", 0) < 2**63:
-        yield f"seed = {cfg.seed}: it must lie within 64 bits, from {-(2**63)} to {2**63 - 1}"
-    if (precision := cfg.trainer.get("precision")) is not None and str(precision) not in PRECISIONS:
-        where_set = _origin("trainer.precision", overrides, config_dir)
-        yield f"trainer.precision = {precision}{where_set}: it is null, {', '.join(PRECISIONS[:3])}"
-    for key, node in _targets(cfg, ""):
-        where = lambda name, key=key: _origin(f"{key}.{name}", overrides, config_dir)  # noqa: E731
-        try:
-            signature, hints = _constructor(node["_target_"])
-        except Exception as error:  # whatever importing somebody's module may raise
-            said = f"{_first_line(error)}{place_of(error)}"
-            yield f"{key}._target_ = {node['_target_']}{where('_target_')}: can't be imported: {said}"
+        yield f"expect{where('expect')}: {error}"
+    if plain.get("resume") not in (None, "last", "best", ...):
+        yield f"resume = {plain['resume']}: it is last, best or null"
+    if isinstance(seed := plain.get("seed"), int) and not -(2**63) <= seed < 2**63:
+        yield f"seed = {seed}: it must lie within 64 bits, from {-(2**63)} to {2**63 - 1}"
+    trainer = plain.get("trainer")
+    precision = trainer.get("precision") if isinstance(trainer, dict) else None
+    if precision not in (None, ...) and str(precision) not in PRECISIONS:
+        yield f"trainer.precision = {precision}{where('trainer.precision')}: it is null, {', '.join(PRECISIONS[:3])}"
+
+
+def _unusable(folder: str) -> Iterator[str]:
+    """Why a folder can't be made."""
+    if not folder.strip() or "\0" in folder:
+        yield "it must name a folder"
+    elif folder.startswith("~"):
+        yield f"~ is not your home folder here; write {Path(folder).expanduser()}"
+    else:
+        path = Path(folder).absolute()
+        there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+        if not there.is_dir():
+            yield f"{there} is in the way; it is not a folder"
+
+
+def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str]) -> Iterator[str]:
+    target = node["_target_"]
+    try:
+        signature, hints = _constructor(target)
+    except Exception as error:  # whatever importing somebody's module may raise
+        said = f"{_first_line(_cause(error))}{place_of(error)}"
+        yield f"{key}._target_ = {target}{where(f'{key}._target_')}: can't be imported: {said}"
+        return
+    parameters = {name: p for name, p in signature.items() if name not in BUILT}
+    named = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in node.items():
+        if name in ("_target_", "_partial_", "_convert_", "_recursive_") or value is ...:
             continue
-        parameters = {name: p for name, p in signature.items() if name not in BUILT}
-        named = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for name, value in node.items():
-            if name in ("_target_", "_partial_", "_convert_", "_recursive_"):
-                continue
-            if name not in parameters:
-                if not takes_any:
-                    hint = f"{_nearest(name, named)}; keys of {key}: {', '.join(named)}"
-                    yield f"{key}.{name}{where(name)}: there is no such key{hint}"
-            elif (
-                not isinstance(value, dict | DictConfig) and name in hints and (fault := _mistyped(value, hints[name]))
-            ):
-                yield f"{key}.{name} = {value}{where(name)}: {fault}"
-        for name, p in parameters.items():
-            if name in named and p.default is p.empty and name not in node:
-                yield f"{key}.{name}: is missing; {node['_target_']} needs it"
+        place = f"{key}.{name}"
+        if name not in parameters:
+            if not takes_any:
+                hint = f"{_nearest(name, named)}; keys of {key}: {', '.join(named)}"
+                yield f"{place}{where(place)}: there is no such key{hint}"
+        elif not isinstance(value, dict) and name in hints and (fault := _mistyped(value, hints[name])):
+            yield f"{place} = {value}{where(place)}: {fault}"
+    for name, p in parameters.items():
+        if name in named and p.default is p.empty and name not in node:
+            yield f"{key}.{name}: is missing; {target} needs it"
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 BUILT = frozenset({"self", "in_spec", "out_spec", "frontend", "callbacks"})
@@ -299,18 +482,18 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 """What a run can be trained in; front-ends and losses are in float32 in all of them."""
 
 
-def _targets(cfg: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    node: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True) if OmegaConf.is_config(cfg) else cfg
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
-        for name, child in node.items():
-            yield from _targets(child, f"{key}.{name}".lstrip("."))
+def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield key, node
+    for name, child in children:
+        yield from _targets(child, f"{key}.{name}".lstrip("."))
 
 
 def _constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     from hydra.utils import get_object
 
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
     found = get_object(target)
     function: Any = getattr(found, "__init__") if isinstance(found, type) else found  # noqa: B009
     try:
@@ -340,20 +523,32 @@ def _mistyped(value: Any, annotation: Any) -> str | None:
 
 def _origin(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
     """Where a key was set, as ` (in …)`: the command line, the experiment, or the group's own file."""
-    if any(text.split("=")[0].lstrip("+") == key for text in overrides):
+    if any(f"{key}.".startswith(f"{text.split('=')[0].lstrip('+')}.") for text in overrides):
         return " (on the command line)"
     chosen = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
     group, _, rest = key.partition(".")
     places = [("experiment", chosen.get("experiment"), key), (group, chosen.get(group), rest)]
     for folder in (f for f in (config_dir, conf_dir()) if f):
         for name, choice, path in places:
-            file = Path(folder) / name / f"{choice}.yaml"
-            if choice and file.is_file() and OmegaConf.select(OmegaConf.load(file), path) is not None:
+            if choice and path and _says(file := Path(folder) / name / f"{choice}.yaml", path):
                 return f" (in {file})"
-        for file in (Path(folder) / group).glob("*.yaml"):
-            if not chosen.get(group) and OmegaConf.select(OmegaConf.load(file), rest) is not None:
+        for file in sorted((Path(folder) / group).glob("*.yaml")) if rest and not chosen.get(group) else ():
+            if _says(file, rest):
                 return f" (in {file})"
     return ""
+
+
+def _says(file: Path, key: str) -> bool:
+    """Whether a file of configuration sets a key."""
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception:  # it is not there, or can't be read, which is told elsewhere
+        return False
+    for name in key.split("."):
+        if not isinstance(node, dict) or name not in node:
+            return False
+        node = node[name]
+    return True
 
 
 def choices(group: str, config_dir: str | Path | None = None) -> list[str]:
@@ -367,7 +562,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
@@ -447,8 +642,11 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
     """
     changed = OmegaConf.create(resolved(cfg))
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except CompositionErrors as error:
+        chosen = any(override.startswith("data=") for override in overrides)
+        parsed = OverridesParser.create().parse_overrides(
+            as_text(overrides, _text_keys(overrides, None, None if chosen else changed))
+        )
+    except HydraException as error:
         raise ConfigError(explain(overrides) or _first_line(error)) from None
     for override in parsed:
         if override.key_or_group.partition(".")[0] != "data":
@@ -459,7 +657,7 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
     for choice in (f"data={o.value()}" for o in parsed if o.key_or_group == "data"):
         try:
             changed.data = resolved(_compose([choice, f"seed={cfg.seed}"]))["data"]
-        except CompositionErrors:
+        except Exception:
             raise ConfigError(explain([choice])) from None
         if "sample_rate" in changed.data:
             changed.data.sample_rate = sample_rate
@@ -473,5 +671,6 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
                 f"{single.input_line}: there is no key '{key}'{_nearest(last, names)}; keys: {', '.join(names)}"
             )
         OmegaConf.update(changed, key, single.value())
-    check(OmegaConf.create({"data": resolved(changed)["data"]}), overrides)  # nothing else is built of it
+    if found := list(_faults(OmegaConf.create({"data": changed.data}), overrides, None, root=False)):
+        raise ConfigError(_listed(found))
     return changed

@@ -203,9 +203,11 @@ def _explained(error: Exception) -> str | None:
     from wavespace import config
     from wavespace.data.disk import FULL_OR_BROKEN, refusal
 
-    if isinstance(error, config.CompositionErrors):  # one of them is an OSError, too
-        return config.explain(*hydra_arguments(sys.argv[1:])) if sys.argv[0] == "wavespace train" else None
-    return str(refusal(error)) if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN else None
+    if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
+        return str(refusal(error))
+    if sys.argv[0] != "wavespace train":
+        return None
+    return config.explain(*hydra_arguments(sys.argv[1:]), many=bool({"-m", "--multirun"} & set(sys.argv)))
 
 
 def _trace(error: BaseException) -> None:

@@ -23,7 +23,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, open_dict, read_write
 
 from wavespace.claims import claims
-from wavespace.config import check, command_line, compose, compose_once, conf_dir, resolved
+from wavespace.config import check, command_line, compose, compose_once, conf_dir, read, resolved
 from wavespace.distributed import check_devices, cluster_environment, others, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
 from wavespace.inputs import inputs, once
@@ -36,6 +36,7 @@ from wavespace.terminal import (
     guarded,
     heed,
     hold,
+    hydra_arguments,
     listen,
     listening,
     on_stop,
@@ -63,13 +64,13 @@ def main() -> None:
 
 
 def _arrange() -> None:
-    """Put flags first, as Hydra wants them, whose --config-dir knows no `~`."""
+    """Put flags first, as Hydra wants them, whose --config-dir knows no `~`, and rewrite overrides for it."""
     if {"-sc", "--shell-completion"} & set(sys.argv):  # a line that is being typed
         return
     flags, overrides = flags_and_words(get_args_parser(), sys.argv[1:])
     parts = [word.partition("=") if word.startswith("-") else ("", "", word) for word in flags]
     given = [name + equals + os.path.expanduser(value) for name, equals, value in parts]
-    sys.argv[1:] = [*given, *overrides]
+    sys.argv[1:] = [*given, *read(overrides, hydra_arguments([*given, *overrides])[1])]
     names = {name for name, _, _ in parts}
     if names & {"-m", "--multirun"} and (shown := names & {"-c", "--cfg", "-i", "--info"}):
         raise UserError(f"{shown.pop()} shows the configuration of one run; leave out -m, and give each key one value")
