@@ -76,8 +76,8 @@ def test_keys_that_hold_numbers_are_read_as_numbers() -> None:
 def test_names_of_a_sweep_and_of_the_launcher_are_text() -> None:
     assert config.read(["name=2024_05_01,a,1e5"]) == ["name='2024_05_01',a,'1e5'"]
     assert config.read(["name=choice(1_0,a)"]) == ["name=choice('1_0',a)"]
-    launcher = ["hydra/launcher=runpod", "hydra.launcher.project=1e5", "hydra.launcher.env.X=007"]
-    assert config.read(launcher)[1:] == ["hydra.launcher.project='1e5'", "hydra.launcher.env.X='007'"]
+    launcher = ["hydra/launcher=runpod", "hydra.launcher.project=1e5", "hydra.launcher.env.X=1"]
+    assert config.read(launcher)[1:] == ["hydra.launcher.project='1e5'", "hydra.launcher.env.X='1'"]
     assert config.read(["hydra/launcher=runpod", "hydra.launcher.max_pods=3"])[1] == "hydra.launcher.max_pods=3"
 
 
