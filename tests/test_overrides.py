@@ -252,4 +252,4 @@ def test_the_command_reads_its_arguments_as_compose_does(monkeypatch: pytest.Mon
     given = ["wavespace train", "-m", "name=1e5", "--config-dir", "conf", f"model._target_={PEAKS}"]
     monkeypatch.setattr(sys, "argv", given)
     train._arrange()
-    assert sys.argv[1:] == ["-m", "--config-dir", "conf", "~model", "name='1e5'", f"++model._target_={PEAKS}"]
+    assert sys.argv[1:] == ["-m", "--config-dir=conf", "~model", "name='1e5'", f"++model._target_={PEAKS}"]
