@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parts import AUDIO, small_task, sound_of
+from parts import AUDIO, FRONTENDS, small_task, sound_of
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.errors import Incompatible
-from wavespace.frontends.base import FrontEnd
+from wavespace.frontends.base import FrontEnd, scaled
+from wavespace.inference import stream
 from wavespace.optim import AdamW
 from wavespace.spec import PIANO_PITCHES, AudioSpec, FeatureSpec
-from wavespace.tasks.base import scaled
 from wavespace.tasks.piano_roll import HEADS, Conditioning, PianoRoll
 from wavespace.tasks.reconstruction import Reconstruction
 
@@ -318,6 +318,35 @@ def test_int16_audio_is_the_same_sound() -> None:
     floats = collate([Item((whole / 32768).astype(np.float32), "")]).audio
     assert torch.equal(scaled(numbers), floats)
     assert torch.equal(task.features(numbers), task.features(floats))
+
+
+WAVE = np.random.default_rng(0).integers(-9000, 9000, RATE).astype(np.int16)
+
+
+@pytest.mark.parametrize("name", FRONTENDS)
+def test_a_front_end_takes_whatever_is_audio_and_refuses_what_is_not(name: str) -> None:
+    task = small_task(name, "conv2d", "reconstruction")
+    expected = task.frontend(torch.from_numpy(WAVE / 32768).float().reshape(1, 1, -1))
+    for audio in (WAVE, torch.from_numpy(WAVE), WAVE / 32768, (WAVE / 32768).astype(np.float32)):
+        for entry in (task.frontend, task.frontend.plain_features, task.features):
+            torch.testing.assert_close(entry(audio.reshape(1, 1, -1)), expected)
+        assert task(audio.reshape(1, 1, -1)).shape[0] == 1
+        for shape in ((-1,), (1, -1), (1, 2, -1), (1, 1, 1, -1)):
+            with pytest.raises(ValueError, match=r"a front-end takes \(batch, 1, samples\)"):
+                task.features(audio.reshape(shape))
+    for wrong in (np.int32, np.uint8, bool):
+        with pytest.raises(TypeError, match="it must be floating point"):
+            task.features(WAVE.astype(wrong).reshape(1, 1, -1))
+
+
+def test_a_stream_takes_int16_and_refuses_what_is_not_mono() -> None:
+    task = small_task("mel", "conv2d", "reconstruction")
+    floats = torch.cat(list(stream(task, [(WAVE / 32768).astype(np.float32)])), -1)
+    torch.testing.assert_close(torch.cat(list(stream(task, [WAVE])), -1), floats)
+    with pytest.raises(ValueError, match="it must be mono"):
+        list(stream(task, [WAVE.reshape(2, -1)]))
+    with pytest.raises(TypeError, match="or int16"):
+        list(stream(task, [WAVE.astype(np.int32)]))
 
 
 @given(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wavespace.frontends.base import scaled
 from wavespace.tasks.base import Task
 
 WINDOW, CONTEXT = 896, 64
@@ -25,8 +27,10 @@ def computes_in_bfloat16(device: str) -> bool:
 
 
 @torch.inference_mode()
-def stream(task: Task, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Tensor]:
+def stream(task: Task, blocks: Iterable[NDArray[Any]]) -> Iterator[Tensor]:
     """Outputs `(C', F', t)` of consecutive frames for consecutive blocks of mono audio `(n,)` at the task's rate.
+
+    Blocks are floating point in -1..1, or int16; others raise TypeError, and other shapes ValueError.
 
     Before the start and after the end there is silence. Together the pieces have `out_spec.frames(N)` frames.
     """
@@ -44,6 +48,9 @@ def stream(task: Task, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Tensor
         return output[0, :, :, context : context + count]
 
     for block in blocks:
+        block = scaled(block).numpy()
+        if block.ndim != 1:
+            raise ValueError(f"a block of audio has the shape {block.shape}; it must be mono, (samples,)")
         buffer, total = np.concatenate([buffer, block]), total + len(block)
         while len(buffer) >= (WINDOW + 2 * context) * hop:
             yield frames(WINDOW)

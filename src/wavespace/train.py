@@ -323,12 +323,11 @@ def _fit_model(trainer: Any, task: Any) -> None:
 
 
 def _training_audio(data: Any) -> Iterator[Any]:
-    """Audio `(8, 1, N)` float32 of the first `MEASURED` training windows."""
+    """Audio `(8, 1, N)` of the first `MEASURED` training windows."""
     from wavespace.data.base import collate
-    from wavespace.tasks.base import scaled
 
     for start in range(0, MEASURED, 8):
-        yield scaled(collate([data.train_set[position] for position in range(start, start + 8)]).audio)
+        yield collate([data.train_set[position] for position in range(start, start + 8)]).audio
 
 
 def _figures(name: str, task: Any, data: Any) -> dict[str, float]:

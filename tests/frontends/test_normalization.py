@@ -19,7 +19,7 @@ from wavespace.build import build, make, probe
 from wavespace.config import compose
 from wavespace.data.base import Batch, DataModule, collate
 from wavespace.errors import ConfigError, Incompatible
-from wavespace.frontends.base import LEAST, FrontEnd
+from wavespace.frontends.base import LEAST, FrontEnd, scaled
 from wavespace.frontends.cqt import CQT, HarmonicCQT
 from wavespace.frontends.mel import Mel
 from wavespace.frontends.nnaudio import NnAudioCQT, NnAudioSTFT
@@ -30,7 +30,7 @@ from wavespace.models.peaks import Peaks
 from wavespace.optim import AdamW
 from wavespace.runfolder import RunFolder
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization
-from wavespace.tasks.base import Task, scaled
+from wavespace.tasks.base import Task
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.tasks.reconstruction import Reconstruction
 

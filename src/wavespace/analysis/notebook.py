@@ -16,6 +16,7 @@ from wavespace.build import make
 from wavespace.callbacks.pictures import STYLE, draw
 from wavespace.data.base import DataModule, Item, collate
 from wavespace.data.notes import window
+from wavespace.frontends.base import scaled
 from wavespace.tasks.base import Picture, Sample, Task
 from wavespace.trust import configuration
 
@@ -77,9 +78,8 @@ def look(what: Sample | tuple[FrontEnd, Item]) -> Image:
     if not isinstance(what, Sample):
         frontend, item = what
         spec = frontend.out_spec
-        audio = np.asarray(item.audio, dtype=np.float32) / (32768 if item.audio.dtype == np.int16 else 1)
         with torch.inference_mode():
-            values = frontend(torch.from_numpy(audio).view(1, 1, -1))[0, frontend.shown].numpy()  # (F, T)
+            values = frontend(item.audio.reshape(1, 1, -1))[0, frontend.shown].numpy()  # (F, T)
         picture = Picture("input", values, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
         what = Sample(item.name, [picture], {}, item.notes, item.notes)
     return show(draw(what)[0])
@@ -99,8 +99,7 @@ def listen(sound: np.ndarray, sample_rate: int) -> Audio:
     """A player of a sound `(N,)`, at the level that it has."""
     from IPython.display import Audio
 
-    whole = np.asarray(sound, dtype=np.float32) / (32768 if np.asarray(sound).dtype == np.int16 else 1)
-    return Audio(np.clip(whole, -1, 1), rate=sample_rate, normalize=False)
+    return Audio(scaled(sound).clamp(-1, 1).numpy(), rate=sample_rate, normalize=False)
 
 
 def facts(task: Task) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Frames:
     def compute(self, audio: NDArray[np.int16]) -> NDArray[np.float16]:
         """Frames `(T, C * F)` of samples `(N,)`."""
         device = next(self.frontend.buffers()).device
-        features: Tensor = self.frontend.plain_features(torch.from_numpy(audio).to(device)[None, None].float() / 32768)
+        features: Tensor = self.frontend.plain_features(torch.from_numpy(audio).to(device)[None, None])
         return features[0].flatten(0, 1).T.half().cpu().numpy()  # (T, C * F)
 
 

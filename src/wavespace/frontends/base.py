@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
@@ -16,6 +17,20 @@ from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 LEAST = 0.01
 """Share of the range of a front-end that a deviation counts as at least: what training audio hardly ever has in a bin
 would else read as thousands of deviations when it comes."""
+
+
+def scaled(audio: Tensor | NDArray[Any]) -> Tensor:
+    """Audio of any shape as float32 in -1..1, whether it came as floating point or as int16.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    audio = torch.as_tensor(audio)
+    if audio.dtype == torch.int16:
+        return audio.float() / 32768
+    if not audio.is_floating_point():
+        raise TypeError(f"audio is {audio.dtype}; it must be floating point in -1..1, or int16")
+    return audio.float()
 
 
 class FrontEnd(nn.Module):
@@ -70,14 +85,25 @@ class FrontEnd(nn.Module):
             self.register_buffer("mean", torch.zeros(plain.channels, plain.bins, 1))
             self.register_buffer("std", torch.ones(plain.channels, plain.bins, 1))
 
-    def forward(self, audio: Tensor) -> Tensor:
-        """Features `(B, C, F, T)` float32 of audio `(B, 1, N)`, N >= 1, as `out_spec` says."""
+    def forward(self, audio: Tensor | NDArray[Any]) -> Tensor:
+        """Features `(B, C, F, T)` float32 of audio `(B, 1, N)`, N >= 1, as `out_spec` says.
+
+        Raises:
+            TypeError: the audio is neither floating point in -1..1 nor int16.
+            ValueError: it has another shape.
+        """
         return self.normalized(self.plain_features(audio))  # (B, C, F, T)
 
-    def plain_features(self, audio: Tensor) -> Tensor:
+    def plain_features(self, audio: Tensor | NDArray[Any]) -> Tensor:
         """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` before normalisation, computed outside any autocast."""
+        audio = scaled(audio)
+        if audio.dim() != 3 or audio.shape[1] != 1:
+            raise ValueError(
+                f"audio has the shape {tuple(audio.shape)}; a front-end takes (batch, 1, samples), mono: "
+                "one recording is audio.reshape(1, 1, -1)"
+            )
         with _without_autocast(audio.device), _without_tf32(audio.device):
-            return self.features(audio.squeeze(1).float())  # (B, C, F, T)
+            return self.features(audio.squeeze(1))  # (B, C, F, T)
 
     def inverse(self, features: Tensor, samples: int) -> Tensor:
         """Audio `(B, 1, samples)` float32 that has about these features; equal features give equal audio.

@@ -50,11 +50,6 @@ class Sample(NamedTuple):
     estimate: Notes = NO_NOTES
 
 
-def scaled(audio: Tensor) -> Tensor:
-    """Audio as float32 in -1..1, whether it came so or as int16."""
-    return audio.float() / 32768 if audio.dtype == torch.int16 else audio
-
-
 class Task(LightningModule):
     """Front-end + model + loss + metrics.
 
@@ -111,9 +106,9 @@ class Task(LightningModule):
         """Parameters of front-end, model and task, trained or frozen; buffers, such as running means, are none."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def features(self, audio: Tensor) -> Tensor:
+    def features(self, audio: Tensor | NDArray[Any]) -> Tensor:
         """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` float32 or int16."""
-        return self.frontend(scaled(audio))
+        return self.frontend(audio)
 
     def features_of(self, batch: Batch) -> Tensor:
         """Features `(B, C, F, T)` float32 of a batch: those that came with it, or those of its audio."""
@@ -127,7 +122,7 @@ class Task(LightningModule):
         """Model output in float32; channels last, in which convolutions run fastest on CPU and GPU alike."""
         return self.model(features.contiguous(memory_format=torch.channels_last)).float()
 
-    def forward(self, audio: Tensor) -> Tensor:
+    def forward(self, audio: Tensor | NDArray[Any]) -> Tensor:
         """Output `(B, C', F', T)` of audio `(B, 1, N)`."""
         return self.apply_model(self.features(audio))
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Roll, piano_roll
 from wavespace.decode import Decoder
-from wavespace.frontends.base import FrontEnd
+from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.metrics import average, frame_scores, mean, note_scores, on_keyboard
 from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
-from wavespace.tasks.base import Picture, Sample, Task, scaled
+from wavespace.tasks.base import Picture, Sample, Task
 
 HEADS = ("onset", "frame", "velocity", "offset")
 """Order of the output's channels, which is that of `Decoder.push`."""

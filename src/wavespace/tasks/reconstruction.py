@@ -15,8 +15,8 @@ from torch import Tensor
 
 from wavespace.data.base import Batch
 from wavespace.errors import Incompatible
-from wavespace.frontends.base import FrontEnd
-from wavespace.tasks.base import Picture, Sample, Task, scaled
+from wavespace.frontends.base import FrontEnd, scaled
+from wavespace.tasks.base import Picture, Sample, Task
 
 SCALES = (2048, 1024, 512, 256, 128, 64)
 """FFT sizes of the multi-scale distance, in samples."""
@@ -40,7 +40,7 @@ def multi_scale_distance(audio: Tensor, other: Tensor) -> float:
     logarithms, as DDSP trains on it (Engel et al., ICLR 2020; RAVE has much the same): Hann windows that overlap by
     three quarters, magnitudes of an unscaled FFT, nothing quieter than 1e-5.
     """
-    total = 0.0
+    audio, other, total = scaled(audio), scaled(other), 0.0
     for size in SCALES:
         window = torch.hann_window(size, device=audio.device)
         first, second = (
@@ -119,7 +119,7 @@ class Reconstruction(Task):
         samples = int(batch.lengths[index])
         frames = self.out_spec.frames(samples, self.frontend.in_spec.sample_rate)
         sound = self.frontend.inverse(output[index : index + 1, :, :, :frames], samples)  # (1, 1, N)
-        return multi_scale_distance(scaled(batch.audio[index, 0, :samples]), sound[0, 0])
+        return multi_scale_distance(batch.audio[index, 0, :samples], sound[0, 0])
 
     def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
         """Means over items of their L1 in dB. Much of a quiet recording lies on the floor, where copying is easy."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Kind, pitch_salience
 from wavespace.decode import Map, Pitches, pitches_of, strongest_of
-from wavespace.frontends.base import FrontEnd
+from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.metrics import (
     FRAME_HOP,
     PITCH_HOP,
@@ -30,7 +30,7 @@ from wavespace.metrics import (
     pitches_at,
 )
 from wavespace.spec import FeatureSpec
-from wavespace.tasks.base import Picture, Sample, Task, scaled
+from wavespace.tasks.base import Picture, Sample, Task
 from wavespace.tasks.piano_roll import notes_of
 
 SPREAD = 25.0
