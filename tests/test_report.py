@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wavespace import report
-from wavespace.errors import UserError
+from training import RENDERED
+from wavespace import report, train
+from wavespace.config import compose
+from wavespace.errors import BadInput, UserError
 from wavespace.report import figures_table, main, write_report
 from wavespace.runfolder import RunFolder
 
@@ -429,3 +431,31 @@ def test_a_path_without_runs_is_one_clear_sentence(tmp_path: Path) -> None:
         main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="holds no runs"):
         main([str(tmp_path)])
+
+
+def test_a_command_that_was_refused_before_training_leaves_no_run(tmp_path: Path) -> None:
+    cfg = compose([*RENDERED, "name=refused", f"runs={tmp_path}"])
+    folder = RunFolder.of(cfg)
+
+    def refused() -> None:
+        with pytest.raises(BadInput), folder.writing(cfg):
+            raise BadInput("there is no data")
+
+    refused()
+    assert list(tmp_path.iterdir()) == []
+    folder.update(state="preempted", step=7)
+    refused()
+    assert folder.status() == {"signature": folder.path.name, "state": "preempted", "step": 7}
+    (folder.path / "metrics.csv").touch()
+    refused()
+    assert folder.status()["state"] == "failed"
+
+
+def test_a_page_that_was_made_while_a_run_trained_is_renewed_when_it_ends(tmp_path: Path) -> None:
+    cfg = compose([*RENDERED, "name=watched", f"runs={tmp_path}"])
+    folder = RunFolder.of(cfg)
+    with folder.writing(cfg):
+        (folder.path / "metrics.csv").write_text("step,train/loss\n1,2.0\n")
+        assert 'state running">running' in page_of(folder).source
+    train._renew_page(folder)
+    assert 'state finished">finished' in Page(folder.path / "report.html").source

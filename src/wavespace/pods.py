@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from wavespace.errors import UserError
-from wavespace.terminal import Arguments, folder_or_file
+from wavespace.errors import BadInput, UserError
+from wavespace.terminal import Arguments, folder_or_file, plain
 
 if TYPE_CHECKING:
     from wavespace.remote.controller import Controller
@@ -62,7 +62,13 @@ def status(launches: Sequence[Launch]) -> None:
     console = terminal()
     rows = Table("launch", "state", "jobs", "done", "failed", "pods", "$", "of $", box=None)
     for launch in launches:
-        plan, state = launch.plan, State.of(launch.events())
+        try:
+            plan, state = launch.plan, State.of(launch.events())
+        except BadInput as error:
+            if len(launches) == 1:
+                raise
+            rows.add_row(plain(launch.id), plain(str(error)), *["-"] * 6)
+            continue
         found, trouble = load(launch.folder / "results.json"), ""
         if len(launches) == 1 and not state.settled:
             controller = _controller(launch.only_read())
@@ -73,7 +79,7 @@ def status(launches: Sequence[Launch]) -> None:
         failed = sum(fate.ended for fate in found) - done
         money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
         jobs = "search" if plan.search else str(len(plan.jobs))
-        rows.add_row(launch.id, word, jobs, str(done), str(failed), str(len(state.live)), *money)
+        rows.add_row(plain(launch.id), word, jobs, str(done), str(failed), str(len(state.live)), *money)
     console.print(rows)
     if len(launches) > 1:
         return
@@ -83,7 +89,8 @@ def status(launches: Sequence[Launch]) -> None:
     pods = Table("pod", "id", "machine", "state", "$ an hour", box=None)
     for pod in State.of(launch.events()).pods.values():
         word = pod.refused or ("gone" if pod.gone else pod.ending or ("up" if pod.ready else "starting"))
-        pods.add_row(pod.name, pod.id or "-", str(pod.candidate), word, f"{pod.price:g}")
+        about = map(plain, (pod.name, str(pod.id or "-"), str(pod.candidate), str(word)))
+        pods.add_row(*about, f"{pod.price:g}")
     console.print(pods)
 
 

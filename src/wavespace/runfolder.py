@@ -16,9 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from wavespace.config import signature
 from wavespace.data.contents import Unread, digest
-from wavespace.data.disk import explained, lock, written_whole
+from wavespace.data.disk import explained, lock, read_regular, written_whole
 from wavespace.errors import Diverged, UserError
 from wavespace.inputs import inputs, places
+
+MOST_STATUS = 2**24
+"""Bytes of a status.json that is read."""
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -104,8 +107,8 @@ class RunFolder:
         none.
         """
         try:
-            found = json.loads((self.path / "status.json").read_text())
-        except (FileNotFoundError, ValueError):
+            found = json.loads(read_regular(self.path / "status.json", MOST_STATUS))
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -172,11 +175,33 @@ class RunFolder:
                 yield
                 self.update(state="finished", **spent())
             except BaseException as error:
-                self._update_at_last(state=_state_after(error), reason=_reason_of(error), **spent())
+                if isinstance(error, UserError) and self._is_new():
+                    self._take_back(before)  # what was refused is no run
+                else:
+                    self._update_at_last(state=_state_after(error), reason=_reason_of(error), **spent())
                 raise
             finally:
                 os.close(self.held)
                 self.held = None
+
+    def _is_new(self) -> bool:
+        """Whether the folder is where it was, and nothing has been trained in it."""
+        try:
+            self.check_is_here()
+        except UserError:
+            return False
+        return not any((self.path / name).exists() for name in ("metrics.csv", "checkpoints"))
+
+    def _take_back(self, before: dict[str, Any]) -> None:
+        """Leave the folder as it was found, and none where none was found."""
+        with suppress(OSError):
+            if before:
+                write_atomic(self.path / "status.json", json.dumps(before, indent=2) + "\n")
+                return
+            for name in ("status.json", "config.yaml", "report.html", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+            self.path.parent.rmdir()
 
     def _update_at_last(self, **facts: Any) -> None:
         """`update`, also on a disk without room for a second file, or where the folder is now."""

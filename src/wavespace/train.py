@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from zipfile import BadZipFile, ZipFile
@@ -40,6 +40,7 @@ from wavespace.terminal import (
     listen,
     listening,
     on_stop,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -146,6 +147,9 @@ def train(cfg: DictConfig) -> float | None:
                 fit(cfg, parts, folder)
         except Diverged:
             raise _diverged(folder) from None
+        finally:
+            with suppress(Exception):  # the run is worth more than its page
+                _renew_page(folder)
         return _close(cfg, folder)
 
 
@@ -162,6 +166,14 @@ def _saying_where_it_goes_on(cfg: DictConfig, folder: RunFolder) -> Iterator[Non
         else:
             end.sentence = f"stopped before the first step of {folder.path} was saved; {again} begins it again"
         raise
+
+
+def _renew_page(folder: RunFolder) -> None:
+    """Write the page of a run again, if it was written while the run went on."""
+    from wavespace.report import is_current, write_report
+
+    if (folder.path / "report.html").is_file() and not is_current(folder.path):
+        write_report(folder)
 
 
 def _diverged(folder: RunFolder) -> Diverged:
@@ -452,15 +464,16 @@ class Sweep(Callback):
             status = run.status()
             value = status.get("metrics", {}).get(status.get("monitor"))
             metric = f"{status['monitor']} {value:.3f}" if value is not None else str(status.get("reason") or "-")
-            table.add_row(self.members[place][0], str(status.get("state", "not started")), metric, str(run.path))
+            label, state = self.members[place][0], str(status.get("state", "not started"))
+            table.add_row(plain(label), plain(state), plain(metric), plain(str(run.path)))
         terminal().print(table)
 
 
 def _close(cfg: DictConfig, folder: RunFolder) -> float | None:
     """The closing table and the page to open, which is written now that the run's state is settled."""
-    from wavespace.report import figures_table, write_report
+    from wavespace.report import figures_table, is_current, write_report
 
-    if not (folder.path / "report.html").is_file():
+    if not is_current(folder.path):
         write_report(folder)
     status = folder.status()
     print()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wavespace.data.disk import hash_into
+from wavespace.data.disk import hash_into, open_regular
 from wavespace.errors import BadInput
 from wavespace.terminal import byte_progress
 
@@ -112,7 +112,7 @@ class Digests:
         known: dict[str, tuple[str, str]] = {}
         with suppress(OSError):
             for line in self.file.read_bytes().splitlines():
-                with suppress(ValueError, TypeError):  # what a kill left of a line
+                with suppress(ValueError, TypeError, RecursionError):  # what a kill left of a line
                     path, stamp, digest = json.loads(line)
                     known[path] = stamp, digest
         return known
@@ -141,7 +141,7 @@ def file_digest(path: Path, advance: Any = None) -> str:
     """SHA-256 of a file, in hexadecimal digits; `advance` is called with the bytes of each block."""
     hasher = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             hash_into(hasher, file, advance or (lambda size: None))
     except OSError as error:
         raise BadInput(f"{path}: can't be read ({error.strerror})") from None

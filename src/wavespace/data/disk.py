@@ -16,24 +16,27 @@ from wavespace.errors import BadInput, UserError
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, if it is a regular one: to open a pipe waits, and a device may have no end.
+    """Open a file for reading, if it is a regular one: a pipe would be waited for, and a device may have no end.
 
     Raises:
         FileNotFoundError: there is none.
         BadInput: it is something else, or can't be opened.
     """
+    odd = BadInput(f"{path}: is not a regular file but a folder, a pipe or a device")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadInput(f"{path}: is not a regular file but a folder, a pipe or a device")
-        return path.open("rb")
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError:
         raise
+    except IsADirectoryError:
+        raise odd from None
     except OSError as error:
         raise BadInput(f"{path}: can't be read ({error.strerror})") from None
-    except BadInput:
-        raise
     except ValueError as error:  # a name with a NUL byte, or one that can't be encoded
         raise BadInput(f"{path}: can't be read ({error})") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise odd
+    return file
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -70,8 +73,12 @@ def named_file(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if not is_inside(name):
-        raise BadInput(f"{folder}: its metadata names {name!r}, which is not a path inside of this folder")
-    if path.is_symlink():
+        raise BadInput(f"{folder}: its metadata names {name[:200]!r}, which is not a path inside of this folder")
+    try:
+        linked = path.is_symlink()
+    except OSError as error:  # the name is too long
+        raise BadInput(f"{folder}: its metadata names {name[:80]!r} ({error.strerror})") from None
+    if linked:
         target = Path(os.path.realpath(path))
         if not any(target.is_relative_to(os.path.realpath(place)) for place in (folder, path.parent)):
             raise BadInput(f"{path}: is a link to a file outside of {folder}; copy the file there, or link its folder")

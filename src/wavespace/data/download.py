@@ -53,6 +53,10 @@ WAIT, MAX_WAIT, MAX_ASKED = 0.5, 30.0, 120.0
 TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and without a byte."""
 BLOCK = 2**16
+RATIO, SPARE = 20, 2**26
+"""Times its own size, and bytes besides, that an archive may inflate to: audio and scores are far from it."""
+AT_ONCE = 2**24
+"""Bytes that are inflated at once at most; a header of a tar file that states more is none."""
 
 
 def fetch(url: str, target: Path, *, digest: str | None = None, connections: int = CONNECTIONS) -> None:
@@ -171,6 +175,10 @@ class RemoteZip:
         if not todo:
             return
         compressed = [info.compress_size for info, _ in todo]
+        for info, _ in todo:
+            _check_method(self.url, info)
+        if sum(info.file_size for info, _ in todo) > _most(sum(compressed)):
+            raise _bomb(self.url, sum(compressed))
         name = PurePosixPath(urlsplit(self.url).path).name
         with explained(folder), _Part(folder / name) as part:
             kept = part.keep(self._origin(todo[0][0]), compressed[0])
@@ -267,18 +275,64 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
+def _most(size: int) -> int:
+    """Bytes that an archive of a size may inflate to."""
+    return RATIO * size + SPARE
+
+
+def _check_method(archive: str, info: zipfile.ZipInfo) -> None:
+    """Raise `BadInput` where a member is compressed as none of a dataset is: others may take memory without bounds."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadInput(f"{archive}: {info.filename} is compressed in a way that is unknown here; zip it anew")
+
+
+def _bomb(archive: str, size: int) -> BadInput:
+    return BadInput(
+        f"{archive}: has {size / 1e6:.1f} MB and inflates to more than {_most(size) / 1e6:.0f} MB, so the archive "
+        "isn't trusted"
+    )
+
+
+class _Inflated:
+    """What a tar file holds, compressed or not, as far as an honest one of its size goes."""
+
+    def __init__(self, file: BinaryIO, content: Any) -> None:
+        self.archive, self.content = getattr(file, "name", "archive"), content
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= AT_ONCE:
+            raise tarfile.ReadError("a header states more than a header has")
+        return self._checked(self.content.read(size))
+
+    def seek(self, place: int) -> int:
+        if place > _most(self.size):
+            raise _bomb(self.archive, self.size)
+        return self.content.seek(place)
+
+    def tell(self) -> int:
+        return self.content.tell()
+
+    def _checked(self, data: bytes) -> bytes:
+        if self.content.tell() > _most(self.size):
+            raise _bomb(self.archive, self.size)
+        return data
+
+
 def _zip_members(file: BinaryIO) -> Iterator[_Member]:
     archive = zipfile.ZipFile(file)
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         if not info.is_dir():
             regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+            _check_method(str(getattr(file, "name", "archive")), info)
             yield _Member(info.filename, info.file_size, regular, partial(archive.open, info))
 
 
 def _tar_members(file: BinaryIO, zipped: bool) -> Iterator[_Member]:
-    content = gzip.GzipFile(fileobj=file) if zipped else file
-    archive = tarfile.TarFile(fileobj=content)
-    for info in archive:
+    content = _Inflated(file, gzip.GzipFile(fileobj=file) if zipped else file)
+    archive: Any = tarfile.TarFile(fileobj=cast(Any, content))
+    while (info := archive.next()) is not None:
+        archive.members.clear()  # a small archive may have millions
         if info.size < 0:  # it would be read again and again
             raise tarfile.ReadError("a member has less than no bytes")
         if not info.isdir():
@@ -302,6 +356,8 @@ def _wanted(
         if not member.regular:
             raise BadInput(f"{archive}: {member.name} is a link or a device, not a file, so the archive isn't trusted")
         total += member.size
+        if total > _most(archive.stat().st_size):
+            raise _bomb(str(archive), archive.stat().st_size)
         if limit is not None and total > limit:
             raise BadInput(
                 f"{archive}: has more than the {limit / 1e9:.1f} GB that it may ({total / 1e9:.1f} with "

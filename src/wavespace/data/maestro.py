@@ -11,8 +11,9 @@ import numpy as np
 
 from wavespace.data.download import RemoteZip, extract
 from wavespace.data.download import verify as hold_against
+from wavespace.data.manifest import MANIFEST
 from wavespace.data.recordings import Recordings
-from wavespace.data.sources import MANIFEST, TABLE, Recording, Row, existing, maestro, maestro_rows
+from wavespace.data.sources import TABLE, Recording, Row, existing, maestro, maestro_rows
 from wavespace.spec import AudioSpec
 
 DIGESTS = {

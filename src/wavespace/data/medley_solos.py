@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from wavespace.data.base import rng_for
 from wavespace.data.download import extract, fetch
 from wavespace.data.download import verify as hold_against
+from wavespace.data.manifest import MANIFEST
 from wavespace.data.recordings import SPLITS, Recordings, Rows
 from wavespace.data.sources import (
     CLIP_BYTES,
     INSTRUMENTS,
-    MANIFEST,
     METADATA,
     Recording,
     files,

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from wavespace.data.base import Batch, DataModule
 from wavespace.data.contents import Digests, Unread
 from wavespace.data.features import FeatureCache
+from wavespace.data.manifest import MANIFEST
 from wavespace.data.sources import (
     ARCHIVES,
-    MANIFEST,
     Recording,
     content_in,
     content_of,

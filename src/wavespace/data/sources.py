@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
+import io
 import math
 import os
 import sys
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
 
 from wavespace.data.contents import Digests, Seen, digest
+from wavespace.data.disk import named_file, read_regular
+from wavespace.data.manifest import MANIFEST, read_manifest
 from wavespace.errors import BadInput
 from wavespace.provenance import is_ours
 from wavespace.terminal import printable
@@ -42,8 +44,6 @@ UNREAD = {
 """Endings of audio files that soundfile does not read."""
 MIDI = (".mid", ".midi")
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
-MANIFEST = "manifest.json"
-"""What a store says of itself; a folder that holds it is a store."""
 INSTRUMENTS = (
     "clarinet", "distorted electric guitar", "female singer", "flute", "piano", "tenor saxophone", "trumpet", "violin",
 )  # fmt: skip
@@ -51,6 +51,8 @@ INSTRUMENTS = (
 CLIP_BYTES = 524_332
 METADATA = "Medley-solos-DB_metadata.csv"
 TABLE = "maestro-v*.csv"
+MOST_BYTES = 2**26
+"""Of metadata; that of MAESTRO has 0.3 MB."""
 SPLITS = {"train": "train", "training": "train", "validation": "val", "test": "test"}
 """Our name of a split, by those of MAESTRO and Medley-solos-DB."""
 
@@ -102,10 +104,7 @@ def content_in(place: Path, find: Callable[[], list[Recording]], digests: Digest
     """The same of the recordings that `find` gives, or of those that a store in this place was made of."""
     if not (place / MANIFEST).is_file():
         return content_of(see(find(), digests, most))
-    try:
-        return content_of_store(json.loads((place / MANIFEST).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{place / MANIFEST}: is damaged ({error}); prepare the store anew") from None
+    return content_of_store(read_manifest(place))
 
 
 def content_of_store(manifest: Mapping[str, Any]) -> str:
@@ -225,7 +224,8 @@ def existing(path: Path) -> Path:
     """The file that metadata names, also where its ending is in other letters or its name is composed otherwise."""
     if path.is_file():
         return path
-    return _named(path.parent).get(normalize("NFC", path.name).lower(), path)
+    found = _named(path.parent).get(normalize("NFC", path.name).lower(), path)
+    return named_file(found.parent, found.name)
 
 
 @cache
@@ -294,18 +294,29 @@ def maestro_rows(place: Path, only: Sequence[str] = ("train", "validation", "tes
 def maestro_metadata(table: Path) -> list[Row]:
     """The rows of a MAESTRO CSV of any version."""
     rows = []
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            for row in csv.DictReader(file):
-                if row["split"] not in SPLITS:
-                    raise KeyError(row["split"])
-                piece = f"{row['canonical_composer']}: {row['canonical_title']}"
-                rows.append(
-                    Row(row["audio_filename"], row["midi_filename"], row["split"], piece, float(row["duration"]))
-                )
-        except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as fault:
-            raise BadInput(f"{table}: is not MAESTRO's metadata ({fault} is missing or unknown)") from None
+    try:
+        for row in _table(table):
+            if row["split"] not in SPLITS:
+                raise KeyError(row["split"])
+            piece = f"{row['canonical_composer']}: {row['canonical_title']}"
+            audio, midi = row["audio_filename"], row["midi_filename"]
+            for name in (audio, midi):
+                named_file(table.parent, name)
+            rows.append(Row(audio, midi, row["split"], piece, float(row["duration"])))
+    except BadInput:
+        raise
+    except (KeyError, TypeError, ValueError) as fault:
+        raise BadInput(f"{table}: is not MAESTRO's metadata ({str(fault)[:200]} is missing or unknown)") from None
     return rows
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by the names in its first line."""
+    try:
+        text = read_regular(path, MOST_BYTES).decode("utf-8-sig")
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except (FileNotFoundError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: can't be read as CSV ({error})") from None
 
 
 def _rank(name: str) -> bytes:
@@ -343,23 +354,18 @@ def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
             f"{place}: there is no {METADATA} in it; set data.root to the folder of Medley-solos-DB, or to a "
             "store of it, or fetch it with wavespace prepare data=medley_solos"
         )
-    try:
-        with tables[0].open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{tables[0]}: can't be read as CSV ({error})") from None
-    for row in rows:
+    for row in _table(tables[0]):
         try:
             instrument, subset = int(row["instrument_id"]), row["subset"]
             song = int(row.get("song_id") or row["track_id"])
             name = f"Medley-solos-DB_{subset}-{instrument}_{row['uuid4']}"
-            split, known = SPLITS[subset], instrument in range(len(INSTRUMENTS))
+            split, known = SPLITS[subset], instrument in range(len(INSTRUMENTS)) and abs(song) < 2**31
         except (KeyError, TypeError, ValueError):
             known = False
         if not known:
             raise BadInput(
-                f"{tables[0]}: a row is {dict(row)}; expected columns subset, instrument, instrument_id (0-7), "
-                "song_id, uuid4"
+                f"{tables[0]}: a row is {str(dict(row))[:300]}; expected columns subset, instrument, "
+                "instrument_id (0-7), song_id, uuid4"
             )
         yield name, split, {"instrument": instrument, "song": song}
 
@@ -397,9 +403,8 @@ def _official(root: Path, metadata: Path) -> tuple[dict[str, list[Path]], int]:
     files: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
     absent = 0
     try:
-        with metadata.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(existing(root / row["midi_filename"]), SPLITS[row["split"]]) for row in csv.DictReader(file)]
-    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as fault:
+        rows = [(existing(named_file(root, row["midi_filename"])), SPLITS[row["split"]]) for row in _table(metadata)]
+    except (KeyError, TypeError) as fault:
         raise BadInput(f"{metadata}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
     for path, split in rows:
         if path.is_file():

@@ -22,7 +22,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,20 +40,26 @@ from wavespace.data.audio import Audio, Levels, read_blocks, seconds_of
 from wavespace.data.audio import remarks as channel_remarks
 from wavespace.data.base import NO_NOTES, Item, Notes, rng_for, shuffled
 from wavespace.data.disk import check_space, explained, hash_into, lock, sync_folder, written_whole
+from wavespace.data.manifest import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    NOTES,
+    check_index,
+    damaged,
+    read_arrays,
+    read_manifest,
+)
 from wavespace.data.notes import window as sounding
-from wavespace.data.sources import MANIFEST, Recording
+from wavespace.data.sources import Recording
 from wavespace.errors import BadInput, UserError
 from wavespace.terminal import byte_progress, on_stop
 
 Mode = Literal["pread", "memmap"]
 
-FORMAT = 2
-"""Raised when a store of before can't be read any more; part of every store's name."""
-
 PCM = np.dtype("<i2")
 Rows = NDArray[Any]
 """`(n,)` samples int16, or `(n, width)` frames of features."""
-INDEX, NOTES = "index.npz", "notes.npy"
 WORK = ".building"
 """Folder within an unfinished store: the lock, and a record of each finished shard."""
 
@@ -88,7 +94,9 @@ class Store:
     features: Store | None = None
     hop = 1
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], index: dict[str, NDArray[Any]], mode: Mode) -> None:
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], index: dict[str, NDArray[Any]], notes: Notes, mode: Mode
+    ) -> None:
         self.folder, self.manifest, self.mode = folder, manifest, mode
         self.sample_rate: int = manifest["sample_rate"]
         self.frames, self.clipped = index["frames"], index["clipped"]
@@ -98,7 +106,7 @@ class Store:
         self.labels = {name: index[f"label_{name}"] for name in manifest["labels"]}
         self._names, self._split = index["names"], index["split"]
         self._shard, self._offset, self._notes_end = index["shard"], index["offset"], index["notes_end"]
-        self._notes: Notes = np.asarray(np.load(folder / NOTES, mmap_mode="r"))
+        self._notes = notes
         self._process = os.getpid()
         self._files: dict[int, int] = {}
         self._maps: dict[int, Rows] = {}
@@ -116,25 +124,16 @@ class Store:
             BadInput: there is no store, it is of another version, or one of its files is missing or cut off.
         """
         folder = Path(folder)
-        anew = f"delete {folder} and prepare it anew"
-        if not (folder / MANIFEST).is_file():
-            raise BadInput(f"{folder}: there is no store here; prepare it first")
+        manifest = read_manifest(folder)
         try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
-            if manifest["format"] != FORMAT:
-                raise BadInput(f"{folder}: has format {manifest['format']}, and this version reads {FORMAT}; {anew}")
-            for name, file in manifest["files"].items():
-                size = (folder / name).stat().st_size
-                if size != file["bytes"]:
-                    raise BadInput(f"{folder / name}: has {size} bytes and should have {file['bytes']}; {anew}")
-            with np.load(folder / INDEX) as index:
-                return cls(folder, manifest, dict(index), mode)
+            index = read_arrays(folder / INDEX)
+            notes = np.asarray(np.load(folder / NOTES, mmap_mode="r"))
+            check_index(manifest, index, notes)
+            return cls(folder, manifest, index, notes, mode)
         except UserError:
             raise
-        except OSError as error:
-            raise BadInput(f"{error.filename}: can't be read ({error.strerror}); {anew}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise BadInput(f"{folder}: its manifest or index is damaged ({error}); {anew}") from None
+        except Exception as error:  # whatever damaged bytes make NumPy raise
+            raise damaged(folder, error) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.folder, self.mode, self.features)
@@ -149,7 +148,7 @@ class Store:
     @cached_property
     def names(self) -> list[str]:
         """Names of the recordings."""
-        return self._names.tobytes().decode().split("\n")
+        return self._names.tobytes().decode("utf-8", "surrogateescape").split("\n")
 
     def split(self, name: str) -> NDArray[np.int64]:
         """The recordings of a split, in order; empty if the store has none of it."""
@@ -159,6 +158,10 @@ class Store:
     def with_features(self, features: Store) -> Store:
         """This store, whose items come with their features from now on."""
         self.features, self.hop = features, round(self.sample_rate / features.sample_rate)
+        if self.hop < 1:
+            raise BadInput(
+                f"{features.folder}: has {features.sample_rate} frames a second, more than there are samples"
+            )
         return self
 
     def notes_in(self, recordings: NDArray[np.int64]) -> int:
@@ -491,8 +494,8 @@ def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> 
     names = [recording.name for recording in recordings]
     if not recordings:
         raise BadInput("there are no recordings to make a store of")
-    if len(set(names)) < len(names) or any("\n" in name for name in names):
-        raise ValueError("names of recordings must be unique, and without line breaks")
+    if odd := next((name for name, times in Counter(names).items() if times > 1 or "\n" in name), None):
+        raise BadInput(f"names of recordings must be unique, and without line breaks: rename {odd[:80]!r}")
     if any(set(recording.labels) != set(recordings[0].labels) for recording in recordings):
         raise ValueError("all recordings must have the same labels")
     with ThreadPoolExecutor(8) as threads:  # a network volume answers slowly, to many at a time
@@ -517,10 +520,10 @@ def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> 
 
 def _is_done(partial: Path, shard: _Shard, row_bytes: int) -> bool:
     try:
-        with np.load(partial / WORK / f"{shard.number}.npz") as record:
-            size = (partial / _shard_file(shard.number)).stat().st_size
-            return str(record["key"]) == shard.key and size == record["frames"].sum() * row_bytes
-    except FileNotFoundError:
+        record = read_arrays(partial / WORK / f"{shard.number}.npz")
+        size = (partial / _shard_file(shard.number)).stat().st_size
+        return str(record["key"]) == shard.key and size == record["frames"].sum() * row_bytes
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
         return False
 
 
@@ -679,7 +682,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
         "digest": np.concatenate([record["digest"] for record in records]),
         "outside": source.outside,
         "notes_end": np.cumsum(notes_each),
-        "names": np.frombuffer("\n".join(recording.name for recording in recordings).encode(), np.uint8),
+        "names": np.frombuffer("\n".join(r.name for r in recordings).encode("utf-8", "surrogateescape"), np.uint8),
     }
     index |= {f"label_{name}": np.array([r.labels[name] for r in recordings], np.int64) for name in labels}
     with written_whole(partial / INDEX) as file:

@@ -11,9 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pydantic import TypeAdapter
+
+from wavespace.data.disk import read_regular
+from wavespace.remote.ledger import MOST_BYTES
 from wavespace.remote.plan import Job
 from wavespace.remote.sweep import Run
 from wavespace.runfolder import write_atomic
+from wavespace.terminal import plain
 
 ENDED = ("finished", "failed", "diverged")
 
@@ -137,12 +142,12 @@ def save(path: Path, found: Sequence[Fate], **facts: Any) -> None:
 
 
 def load(path: Path) -> list[Fate]:
-    """From `save`; empty where there is none."""
+    """From `save`; empty where there is none, or it is damaged: a controller writes it anew."""
     try:
-        jobs = json.loads(path.read_text())["jobs"]
-    except (FileNotFoundError, ValueError, KeyError):
+        jobs = json.loads(read_regular(path, MOST_BYTES))["jobs"]
+        return TypeAdapter(list[Fate]).validate_python(jobs)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
-    return [Fate(**job | {"overrides": tuple(job["overrides"])}) for job in jobs]
 
 
 # --- What the terminal shows ---------------------------------------------------------------------------------
@@ -163,12 +168,12 @@ def table(found: Sequence[Fate], metric: str | None) -> Any:
     money = any(fate.dollars for fate in found)
     rows = Table("#", "overrides", "state", metric or "metric", "minutes", *(["$"] if money else []), "run", box=None)
     for fate in found:
-        overrides = " ".join(text for text in fate.overrides if text not in common) or "-"
+        overrides = plain(" ".join(text for text in fate.overrides if text not in common)) or "-"
         value = "-" if fate.value is None else f"{fate.value:.4g}"
-        state = f"{fate.state}: {fate.reason}" if fate.reason else fate.state
+        state = plain(f"{fate.state}: {fate.reason}" if fate.reason else fate.state)
         cost = [f"{fate.dollars:.2f}"] if money else []
         rows.add_row(
-            str(fate.index), overrides, state, value, f"{fate.minutes:.1f}", *cost, fate.url or fate.run or "-"
+            str(fate.index), overrides, state, value, f"{fate.minutes:.1f}", *cost, plain(fate.url or fate.run or "-")
         )
     return rows
 

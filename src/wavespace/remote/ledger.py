@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wavespace.data.disk import is_locked, lock
+from wavespace.data.disk import is_locked, lock, read_regular
 from wavespace.errors import BadInput, ConfigError, UserError
 from wavespace.remote.plan import Plan
 from wavespace.runfolder import write_atomic
@@ -48,6 +48,25 @@ def secrets_here() -> set[str]:
     if key := getattr(sys.modules.get("runpod"), "api_key", None):
         values.add(str(key))
     return values
+
+
+MOST_BYTES = 2**28
+"""Of a launch's files that are read."""
+
+NUMBERS, LISTS = ("t", "price", "until", "slot", "attempt"), ("jobs", "candidate")
+"""Facts of events that are counted with, and those that are lists."""
+
+
+def _is_event(event: Any) -> bool:
+    """Whether a line of a ledger says what happened, when, in values of the kinds that `State` counts with."""
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str) or "t" not in event:
+        return False
+    if not isinstance(event.get("name", ""), str):
+        return False
+    if not all(isinstance(event[key], list) for key in LISTS if key in event):
+        return False
+    numbers = [event[key] for key in NUMBERS if key in event]
+    return all(isinstance(number, int | float) and abs(number) < 1e15 for number in numbers)
 
 
 class Launch:
@@ -89,8 +108,16 @@ class Launch:
 
     @property
     def plan(self) -> Plan:
-        """What is to be done."""
-        return Plan.from_json((self.folder / "plan.json").read_text())
+        """What is to be done.
+
+        Raises:
+            BadInput: plan.json can't be read.
+        """
+        path = self.folder / "plan.json"
+        try:
+            return Plan.from_json(read_regular(path, MOST_BYTES).decode())
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path}: is not a launch's plan ({error})") from None
 
     def save(self, plan: Plan) -> None:
         """Set what is to be done.
@@ -123,16 +150,24 @@ class Launch:
             return file.read(1) == b"\n"
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Every event in order; a line that a kill cut off never happened."""
+        """Every event in order; a line that a kill cut off never happened.
+
+        Raises:
+            BadInput: a whole line is no event: what the launch has cost would not be known.
+        """
+        path = self.folder / "ledger.jsonl"
         try:
-            lines = (self.folder / "ledger.jsonl").read_bytes().splitlines()
+            lines = read_regular(path, MOST_BYTES).splitlines()
         except FileNotFoundError:
             return
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)
-            except ValueError:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if not _is_event(event):
+                raise BadInput(f"{path}: line {number} is no event of a launch; mend it, or delete the launch's folder")
+            yield event
 
     def tell_to_end(self, end: bool = True) -> None:
         """Tell the launch's controller, which may be another process, to end it; or take that back."""

@@ -190,10 +190,16 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """From `to_json`."""
-        data = json.loads(text)
-        jobs = tuple(Job(**job | {"overrides": tuple(job["overrides"])}) for job in data.pop("jobs"))
-        return cls(jobs=jobs, settings=Settings.of(data.pop("settings")), **data)
+        """From `to_json`.
+
+        Raises:
+            BadInput: it is another text.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise BadInput(f"{'.'.join(map(str, fault['loc'])) or 'plan'}: {fault['msg'][:200]}") from None
 
 
 def digest(settings: Settings, study: str, jobs: Iterable[Job], search: Mapping[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wavespace.errors import BadInput
 from wavespace.remote.plan import Candidate
 
 
@@ -91,7 +92,10 @@ class State:
         """After all events."""
         state = cls()
         for event in events:
-            state.apply(event)
+            try:
+                state.apply(event)
+            except (KeyError, TypeError) as error:
+                raise BadInput(f"an event of the launch's ledger.jsonl is damaged: it lacks {error}") from None
         return state
 
     def apply(self, event: Mapping[str, Any]) -> None:
