@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wavespace import config
+from wavespace import config, trainer
 from wavespace.data.base import DataModule
 from wavespace.data.recordings import Recordings
 from wavespace.errors import ConfigError, Incompatible, UserError, place_of
@@ -134,12 +134,29 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
     except InstantiationException as error:  # of a part within the section
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        if isinstance(error.__cause__, ValueError):
+        if error.__cause__ is not None:
             said = f"{error.__cause__}{place_of(error.__cause__)}"
             raise ConfigError(f"{key}={_name(node)} refuses its settings: {said}") from None
         raise
-    except ValueError as error:
-        raise ConfigError(f"{key}={_name(node)} refuses its settings: {error}{place_of(error)}") from None
+    except Exception as error:  # a number that is too large is one of many kinds of error
+        said = (
+            f"{error}{place_of(error)}"
+            if isinstance(error, ValueError)
+            else f"{type(error).__name__}: {error}{place_of(error)}"
+        )
+        raise ConfigError(f"{key}={_name(node)} refuses its settings: {said}") from error
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Let Lightning say, before data is touched, whether it takes the trainer's settings on this machine.
+
+    Raises:
+        ConfigError: it does not, with the key.
+    """
+    if said := trainer.refusal(
+        {key: value for key, value in config.resolved(cfg)["trainer"].items() if key != "_target_"}
+    ):
+        raise ConfigError(said)
 
 
 def _name(node: DictConfig) -> str:

@@ -41,8 +41,9 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from wavespace.build import make, probe
+    from wavespace.build import check_trainer, make, probe
 
+    check_trainer(cfg)
     data = make(cfg.data, "data")
     task = probe(cfg, data.spec)
     frames = task.frontend.out_spec.frames(data.spec.samples, data.spec.sample_rate)

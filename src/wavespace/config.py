@@ -33,6 +33,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from wavespace import trainer
 from wavespace.claims import claims
 from wavespace.errors import ConfigError, place_of
 from wavespace.overrides import IsText, as_text, started_anew
@@ -417,16 +418,30 @@ def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Itera
         )
     if isinstance(runs, str):
         yield from (f"runs={runs}{where('runs')}: {reason}" for reason in _unusable(runs))
+    expect = plain.get("expect")
+    if expect is not None and expect is not ... and not isinstance(expect, dict):
+        yield f"expect = {expect}{where('expect')}: it is null, or claims by the name of a figure"
+        expect = None
     try:
-        claims(None if plain.get("expect") is ... else plain.get("expect"), {})
+        claims(None if expect is ... else expect, {})
     except (ValueError, AttributeError) as error:
         yield f"expect{where('expect')}: {error}"
     if plain.get("resume") not in (None, "last", "best", ...):
         yield f"resume = {plain['resume']}: it is last, best or null"
     if isinstance(seed := plain.get("seed"), int) and not -(2**63) <= seed < 2**63:
         yield f"seed = {seed}: it must lie within 64 bits, from {-(2**63)} to {2**63 - 1}"
-    trainer = plain.get("trainer")
-    precision = trainer.get("precision") if isinstance(trainer, dict) else None
+    for key, what in (("save_every", "steps"), ("patience", "validations")):
+        if isinstance(number := plain.get(key), int) and not 1 <= number <= trainer.MOST:
+            yield f"{key} = {number}{where(key)}: it is a number of {what}, 1 or more"
+    for key in GROUPS[:6]:
+        section = plain.get(key, ...)
+        if section is not ... and not (isinstance(section, dict) and "_target_" in section):
+            yield (
+                f"{key}{where(key)}: it has no _target_, the constructor that it is built by; there are: "
+                + ", ".join(choices(key))
+            )
+    section = plain.get("trainer")
+    precision = section.get("precision") if isinstance(section, dict) else None
     if precision not in (None, ...) and str(precision) not in PRECISIONS:
         yield f"trainer.precision = {precision}{where('trainer.precision')}: it is null, {', '.join(PRECISIONS[:3])}"
 
@@ -452,6 +467,7 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
         said = f"{_first_line(_cause(error))}{place_of(error)}"
         yield f"{key}._target_ = {target}{where(f'{key}._target_')}: can't be imported: {said}"
         return
+    yield from _faults_of_part(key, node, signature, where)
     parameters = {name: p for name, p in signature.items() if name not in BUILT}
     named = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -459,6 +475,8 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
         if name in ("_target_", "_partial_", "_convert_", "_recursive_") or value is ...:
             continue
         place = f"{key}.{name}"
+        if key == "trainer" and (name in trainer.OURS or name in trainer.RULES):
+            continue
         if name not in parameters:
             if not takes_any:
                 hint = f"{_nearest(name, named)}; keys of {key}: {', '.join(named)}"
@@ -468,6 +486,28 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
     for name, p in parameters.items():
         if name in named and p.default is p.empty and name not in node:
             yield f"{key}.{name}: is missing; {target} needs it"
+
+
+GIVEN = {"frontend": ("in_spec",), "model": ("in_spec", "out_spec"), "task": ("frontend",)}
+"""What the builder gives to each part, which its constructor must take."""
+
+
+def _faults_of_part(
+    key: str, node: dict[str, Any], signature: dict[str, inspect.Parameter], where: Callable[[str], str]
+) -> Iterator[str]:
+    """What a section's place in a run asks of it, beside its constructor."""
+    given = GIVEN.get("model" if key == "baseline" else key, ())
+    absent = [name for name in given if name not in signature]
+    if absent and not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
+        target = str(node["_target_"])
+        yield (
+            f"{key}._target_ = {target}{where(f'{key}._target_')}: it does not take {' and '.join(absent)}; "
+            f"a {key} is built as {target.rpartition('.')[2]}({', '.join(given)}, *, …), as CONTRIBUTING.md says"
+        )
+    if key == "trainer":
+        for name, said in trainer.faults(node):
+            value = f" = {node[name]}" if name in node else ""
+            yield f"trainer.{name}{value}{where(f'trainer.{name}')}: {said}"
 
 
 def _cause(error: BaseException) -> BaseException:

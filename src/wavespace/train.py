@@ -130,8 +130,9 @@ def train(cfg: DictConfig) -> float | None:
 
     check(cfg, *command_line())
     with listening(), _saying_where_it_goes_on(cfg, folder):
-        from wavespace.build import build
+        from wavespace.build import build, check_trainer
 
+        check_trainer(cfg)
         parts = build(cfg)
         if folder.missing:
             raise folder.missing

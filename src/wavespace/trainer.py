@@ -1,0 +1,109 @@
+"""What may be said of `trainer`: Lightning's own keys, without those that a run sets itself, within useful ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+OURS = {
+    "max_epochs": "a run is bounded by trainer.max_steps and trainer.max_time",
+    "min_epochs": "a run is bounded by trainer.max_steps and trainer.max_time",
+    "check_val_every_n_epoch": "validation comes every trainer.val_check_interval steps",
+    "num_sanity_val_steps": "wavespace check holds the parts against each other",
+    "use_distributed_sampler": "batches are shared out in any case",
+    "enable_checkpointing": "checkpoints are written every save_every steps",
+    "enable_progress_bar": "the bar is drawn on a terminal",
+    "enable_model_summary": "wavespace check shows the parameters",
+    "default_root_dir": "a run lies in runs=… name=…",
+    "callbacks": "save_every and patience set those of a run",
+    "logger": "loggers are a group, as in logger=wandb",
+    "plugins": "a run sets them itself",
+    "reload_dataloaders_every_n_epochs": "training audio is an endless stream",
+    "limit_test_batches": "the test split is scored whole",
+    "limit_predict_batches": "wavespace transcribe takes files",
+    "fast_dev_run": "trainer.max_steps=1 trainer.val_check_interval=1 tries everything once",
+    "barebones": "it would leave out checkpoints and figures",
+}
+"""Keys of Lightning that would be swallowed, and what does the same."""
+
+CLOCK = re.compile(r"\d\d:[0-2]\d:[0-5]\d:[0-5]\d")
+MOST = 2**53
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _count(least: int, most: int = MOST) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _clock(value: Any) -> bool:
+    return isinstance(value, str) and CLOCK.fullmatch(value) is not None and value != "00:00:00:00"
+
+
+RULES: dict[str, Rule] = {
+    "max_steps": (_count(1), "it is a number of steps, 1 or more"),
+    "max_time": (
+        lambda value: value is None or isinstance(value, dict) or _clock(value),
+        'it is null, or DD:HH:MM:SS (days, hours, minutes, seconds) in quotes in a file, as in "00:00:10:00"',
+    ),
+    "val_check_interval": (
+        lambda value: _count(1)(value) or isinstance(value, dict) or _clock(value),
+        "it is a number of steps, 1 or more: training audio is endless, so there is no share of it",
+    ),
+    "limit_val_batches": (
+        lambda value: value is None or _count(0)(value) or (type(value) is float and 0 <= value <= 1),
+        "it is a number of batches, or a share from 0.0 to 1.0",
+    ),
+    "accumulate_grad_batches": (_count(1), "it is a number of batches, 1 or more"),
+    "log_every_n_steps": (_count(1), "it is a number of steps, 1 or more"),
+    "gradient_clip_val": (
+        lambda value: value is None or (type(value) in (int, float) and 0 <= value < 1e30),
+        "it is null, or a number of 0 or more",
+    ),
+    "devices": (
+        lambda value: (
+            value == "auto"
+            or _count(1, 1024)(value)
+            or (isinstance(value, list) and bool(value) and all(map(_count(0, 1024), value)))
+        ),
+        "it is a number of devices, 1 or more, a list of their numbers, or auto",
+    ),
+    "num_nodes": (_count(1, 4096), "it is a number of machines, 1 or more"),
+    "deterministic": (lambda value: value in (None, True, False, "warn"), "it is true, false or warn"),
+}
+"""Which values a run can be trained with, and how that is said. Lightning would take others, and train nothing."""
+
+
+def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys of a `trainer` section and what is wrong with each."""
+    for key in settings:
+        if key in OURS:
+            yield key, f"it has no effect here: {OURS[key]}"
+    for key in ("max_steps", "val_check_interval"):
+        if key not in settings:
+            yield key, "it is missing, and a run needs it"
+    for key, (fits, said) in RULES.items():
+        if key in settings and settings[key] is not ... and not fits(settings[key]):
+            yield key, said
+
+
+def refusal(settings: Mapping[str, Any]) -> str | None:
+    """What Lightning does not take on this machine, with the key that it is about; None if it takes all."""
+    from pytorch_lightning import Trainer
+
+    def refused(**some: Any) -> str | None:
+        quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        try:
+            Trainer(**quiet, enable_model_summary=False, max_epochs=-1, **some)
+        except Exception as error:  # Lightning has a dozen of them
+            return " ".join(str(error).split()) or type(error).__name__
+        return None
+
+    if (whole := refused(**settings)) is None:
+        return None
+    for key, value in settings.items():
+        if said := refused(**{key: value}):
+            works = "; trainer.accelerator=auto takes what this machine has" if key == "accelerator" else ""
+            return f"trainer.{key} = {value}: {said}{works}"
+    return f"trainer refuses its settings: {whole}"
