@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -66,7 +68,8 @@ class Sampler:
             from tinysoundfont import _tinysoundfont
         except ImportError:
             raise UserError(
-                "rendering needs tinysoundfont, which is not installed: pip install --no-deps tinysoundfont"
+                "rendering needs tinysoundfont, which is not installed: "
+                f"{shlex.quote(sys.executable)} -m pip install --no-deps tinysoundfont"
             ) from None
         path = Path(soundfont).expanduser() if soundfont else bundled_soundfont()
         if not path.is_file():
