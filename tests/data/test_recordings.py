@@ -16,7 +16,7 @@ from wavespace.data.audio_folder import AudioFolder
 from wavespace.data.base import NO_NOTES
 from wavespace.data.maestro import Maestro
 from wavespace.data.notes import write_midi
-from wavespace.data.sources import audio_folder
+from wavespace.data.sources import audio_folder, midi_files
 from wavespace.data.sources import maestro_metadata as metadata
 from wavespace.errors import BadInput, Incompatible
 
@@ -131,6 +131,8 @@ def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
         "1 recordings are left out, without a MIDI file of the same stem: alone.mp3",
     ]
     assert len(ready(music).store) == 12
+    assert [path.name for path in midi_files(music)][-3:] == ["j.Midi", "linked.mid", "silent film.mid"]
+    assert len(midi_files(music)) == 13
 
 
 def test_audio_without_midi_says_what_can_be_trained_on_it(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def _parts(path: Path) -> tuple[list[Part], int]:
     return _looked_at(path, state.st_size, state.st_mtime_ns)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _looked_at(path: Path, size: int, changed: int) -> tuple[list[Part], int]:
     found = [Stream()]
     if size >= 32:
@@ -279,7 +279,7 @@ def _part(file: _File, path: Path, stream: Stream) -> Part:
         if _usual(_measured(file, path, places, count)):
             return part
     with _open(path, stream) as again:
-        levels = _measured(again, path, None, AT_ONCE // again.channels)
+        levels = _measured(again, path, None, max(1, 2**20 // again.channels))
     return _mixed(path, part, levels, floating)
 
 

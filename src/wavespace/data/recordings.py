@@ -207,13 +207,13 @@ class Recordings(DataModule):
         if self.cache is not None:
             store.with_features(self.cache.store_for(store, self.stores))
         self.store = store
+        for line in self.remarks():
+            say(line)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that have recordings."""
         if not hasattr(self, "store"):
             self.prepare_data()
-        for line in self.remarks():
-            say(line)
         self.in_split = self.rows()
         self.leaking = leaking(self.store, self.in_split)
         if self.leaks == "drop":
