@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from processes import forked
-from training import RENDERED, TRAINER
+from training import RENDERED, TRAINER, make_medley
 from wavespace import build, evaluate
 from wavespace.callbacks import samples
 from wavespace.config import compose
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.base import Task
+from wavespace.terminal import STOPS
 from wavespace.train import run
 
 MOMENTS: dict[str, tuple[Any, str]] = {
@@ -107,6 +108,96 @@ def test_a_run_that_is_told_to_stop_at_any_moment_goes_on_to_the_same_bits(
         assert all(torch.equal(ours["state_dict"][name], value) for name, value in theirs["state_dict"].items())
     assert folder.status()["state"] == "finished"
     assert folder.status()["metrics"] == reference.status()["metrics"]
+
+
+def test_a_run_told_within_an_accumulation_ends_the_step_and_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    overrides = [*RENDERED, *TRAINER, "trainer.accumulate_grad_batches=3", "trainer.gradient_clip_val=0.01"]
+    overrides += ["trainer.max_steps=4", "trainer.val_check_interval=2", "save_every=1"]
+    whole = compose([*overrides, f"runs={tmp_path / 'whole'}"])
+    run(whole)
+    broken = [*overrides, f"runs={tmp_path / 'broken'}"]
+    folder, reference = RunFolder.of(compose(broken)), RunFolder.of(whole)
+    for batch, step in ((2, 1), (2, 2)):  # the second is followed by a validation
+        ended = forked(train_until_told, "training", batch, False, broken, OMP_NUM_THREADS="1")
+        assert ended.returncode == 143, ended.stderr
+        assert torch.load(folder.last, weights_only=True)["global_step"] == step
+    run(compose(broken))
+    rows = (reference.path / "metrics.csv").read_text()
+    assert [bool(line.split(",")[-1]) for line in rows.splitlines()[1:]] == [False, True, False, True]
+    assert (folder.path / "metrics.csv").read_text() == rows
+    ours, theirs = (torch.load(f.last, weights_only=True)["state_dict"] for f in (folder, reference))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_patience_that_is_over_stays_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [
+        *RENDERED,
+        *TRAINER,
+        "patience=1",
+        "optim.lr=1e-12",
+        "trainer.val_check_interval=2",
+        f"runs={tmp_path}",
+    ]
+    ended = forked(train_until_told, "scoring", 1, False, overrides, signal.SIGINT, OMP_NUM_THREADS="1")
+    folder = RunFolder.of(compose(overrides))
+    assert f"goes on from step 4 of {folder.path}" in ended.stderr
+    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    run(compose(overrides))
+    assert folder.status()["step"] == 4
+    assert len((folder.path / "metrics.csv").read_text().splitlines()) == 5
+
+
+def train_until_told_twice(arguments: list[str]) -> None:
+    step = Task.training_step
+
+    def told_twice(self: Task, *given: Any) -> Any:
+        if self.global_step == 2:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+        return step(self, *given)
+
+    Task.training_step = told_twice  # type: ignore[method-assign]
+    train_until_told("scoring", 9, False, arguments)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    overrides = [*RENDERED, *TRAINER, f"runs={tmp_path}"]
+    ended = forked(train_until_told_twice, overrides, OMP_NUM_THREADS="1")
+    assert ended.returncode == 130
+    assert "stopped before the first step" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    folder = RunFolder.of(compose(overrides))
+    assert folder.status()["state"] == "preempted"
+    assert not folder.last.exists()
+
+
+def prepare_until_told(number: int, arguments: list[str]) -> None:
+    """`wavespace prepare`, where a signal comes to all its processes while one of them writes a shard."""
+    from wavespace.cli import main
+    from wavespace.data import store
+
+    os.setsid()
+    build_shard = store._build_shard
+
+    def told(*given: Any) -> None:
+        os.killpg(0, number)
+        build_shard(*given)
+
+    store._build_shard = told
+    sys.argv = ["wavespace", "prepare", *arguments]
+    main()
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_what_prepares_leaves_no_traceback_of_its_processes(number: int, tmp_path: Path) -> None:
+    data = [word for word in make_medley(tmp_path / "medley") if word.startswith("data")]
+    ended = forked(prepare_until_told, number, data)
+    assert ended.returncode == 128 + number
+    assert ended.stderr == "wavespace: stopped; what is done is kept, and the same command goes on\n"
 
 
 TOLD_WHILE_IMPORTING = """

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pretty_midi
@@ -15,6 +18,7 @@ from rich.progress import Progress
 
 import wavespace
 from parts import save, small_task, sound_of
+from processes import forked
 from wavespace.data.base import Notes
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible
 from wavespace.runfolder import RunFolder
@@ -280,3 +284,37 @@ def test_progress_counts_the_seconds_of_the_recording(
     assert task.description == recording.name
     assert task.total == pytest.approx(SECONDS)
     assert task.completed == pytest.approx(SECONDS, abs=0.05)
+
+
+def transcribe_until_told(moment: str, call: int, arguments: list[str]) -> None:
+    """`wavespace transcribe`, to which Ctrl-C comes in a function's n-th call."""
+    from wavespace import transcribe as module
+    from wavespace.cli import main
+
+    function, calls = getattr(module, moment), iter(range(1, 100))
+
+    def told(*given: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return function(*given)
+
+    setattr(module, moment, told)
+    sys.argv = ["wavespace", "transcribe", *arguments]
+    main()
+
+
+@pytest.mark.parametrize(("moment", "call", "done"), [("transcribe", 2, 1), ("write_atomic", 3, 2), ("_load", 1, 0)])
+def test_ctrl_c_leaves_all_files_of_a_recording_or_none(
+    moment: str, call: int, done: int, checkpoint: Path, recording: Path
+) -> None:
+    others = [recording.with_name(f"{name}.wav") for name in "abc"]
+    for other in others:
+        other.write_bytes(recording.read_bytes())
+    words = [*map(str, others), "--csv", "--checkpoint", str(checkpoint)]
+    ended = forked(transcribe_until_told, moment, call, words)
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
+    if done:
+        assert ended.stderr.endswith(f"wavespace: stopped; {done} of 3 recordings are transcribed\n")
+    written = {path.name for path in recording.parent.iterdir()} - {path.name for path in [recording, *others]}
+    assert written == {f"{name}.{kind}" for name in "abc"[:done] for kind in ("mid", "csv")}

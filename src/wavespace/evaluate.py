@@ -125,7 +125,11 @@ def _print_text(rows: list[Row], facts: Row) -> None:
 
 def score(task: Task, data: DataModule, split: str, *, tune: bool = False) -> dict[str, float]:
     """Figures of a task on a whole split, in float32; with `tune`, thresholds are chosen on it first."""
-    return task.summarize(observe(task, data, split)[0], tune=tune)
+    from wavespace.callbacks.progress import shown
+
+    observed = observe(task, data, split)[0]
+    with shown(f"scoring {split}"):
+        return task.summarize(observed, tune=tune)
 
 
 def observe(task: Task, data: DataModule, split: str) -> tuple[list[Any], list[Row]]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from wavespace import config
 from wavespace.errors import BadInput
-from wavespace.terminal import composing
+from wavespace.terminal import composing, if_stopped
+
+if TYPE_CHECKING:
+    from wavespace.data.base import DataModule
 
 ABOUT = """\
 Read recordings and notes once into a store of a few large files, from which any window is one read. A dataset that is
@@ -42,11 +47,16 @@ def main(arguments: list[str]) -> None:
         fresh = not data.is_prepared()
     except BadInput:  # it is not there
         fresh = True
+    with if_stopped(lambda: "stopped; what is done is kept, and the same command goes on"):
+        _prepare(data, given.verify, fresh)
+    show(data)
+
+
+def _prepare(data: DataModule, verify: bool, fresh: bool) -> None:
     if fresh and (terms := data.terms()):
         print(terms)
-    data.download(given.verify)
+    data.download(verify)
     data.prepare_data()
     data.setup()
-    if given.verify:
+    if verify:
         data.verify()
-    show(data)

@@ -125,6 +125,14 @@ class RunFolder:
         for name in ("checkpoints", "samples"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def _remove_leftovers(self) -> None:
+        """Remove the unfinished files of processes that were killed; this one holds the folder alone."""
+        for left in (*self.path.glob(".*.[0-9]*"), *self.last.parent.glob(".*"), *self.path.glob(".samples.*")):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
     def check_is_here(self) -> None:
         """Raise `UserError` if the folder that this process writes into has been moved, deleted or replaced."""
         if self.held is None:
@@ -155,6 +163,7 @@ class RunFolder:
                 raise UserError(
                     f"another process is running this configuration in {self.path}; wait for it, or change the seed"
                 )
+            self._remove_leftovers()
             if cfg.fresh:
                 self.clear()
             before = self.status()

@@ -80,7 +80,19 @@ def on_stop(handler: Any) -> dict[signal.Signals, Any]:
 
 def listen() -> dict[signal.Signals, Any]:
     """From now on the first signal of `STOPS` raises `Stopped`, or waits for `heed`; a second Ctrl-C does not wait."""
+    sys.unraisablehook = _raise_again
     return on_stop(_stop)
+
+
+def _raise_again(unraisable: Any) -> None:
+    """Where Python can't raise, as while it forks or deletes, it drops `Stopped`: have the signal come again."""
+    if unraisable.exc_type is not Stopped:
+        sys.__unraisablehook__(unraisable)
+        return
+    _Told.raised = False
+    again = threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.number))
+    again.daemon = True
+    again.start()
 
 
 def _stop(number: int, _: object) -> None:
@@ -143,15 +155,26 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
+def if_stopped(sentence: Callable[[], str]) -> Iterator[None]:
+    """Where a signal stops what is within, the user is told this sentence."""
+    try:
+        yield
+    except Stopped as end:
+        end.sentence = sentence()
+        raise
+
+
+@contextmanager
 def listening() -> Iterator[None]:
     """`listen` meanwhile, as for a call in somebody's own program; does nothing where this process listens already."""
     if signal.getsignal(signal.SIGTERM) is _stop or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = listen()
+    hook, before = sys.unraisablehook, listen()
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _Told.number, _Told.holds, _Told.raised = None, 0, False

@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from zipfile import BadZipFile, ZipFile
@@ -31,12 +31,12 @@ from wavespace.runfolder import RunFolder, write_atomic
 from wavespace.terminal import (
     SIGTERM_EXIT,
     STOP_EXITS,
-    Stopped,
     flags_and_words,
     guarded,
     heed,
     hold,
     hydra_arguments,
+    if_stopped,
     listen,
     listening,
     on_stop,
@@ -129,7 +129,7 @@ def train(cfg: DictConfig) -> float | None:
         raise _diverged(folder)
 
     check(cfg, *command_line())
-    with listening(), _saying_where_it_goes_on(cfg, folder):
+    with listening(), if_stopped(lambda: _where_it_goes_on(cfg, folder)):
         from wavespace.build import build, check_trainer
 
         check_trainer(cfg)
@@ -154,19 +154,13 @@ def train(cfg: DictConfig) -> float | None:
         return _close(cfg, folder)
 
 
-@contextmanager
-def _saying_where_it_goes_on(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except Stopped as end:
-        status, again = folder.status(), "the same command" + " without fresh=true" * cfg.fresh
-        if status.get("state") == "finished":
-            end.sentence = f"stopped after {folder.path} was finished; {again} returns its result"
-        elif folder.last.is_file():
-            end.sentence = f"stopped; {again} goes on from step {status.get('step')} of {folder.path}"
-        else:
-            end.sentence = f"stopped before the first step of {folder.path} was saved; {again} begins it again"
-        raise
+def _where_it_goes_on(cfg: DictConfig, folder: RunFolder) -> str:
+    status, again = folder.status(), "the same command" + " without fresh=true" * cfg.fresh
+    if status.get("state") == "finished":
+        return f"stopped after {folder.path} was finished; {again} returns its result"
+    if folder.last.is_file():
+        return f"stopped; {again} goes on from step {status.get('step')} of {folder.path}"
+    return f"stopped before the first step of {folder.path} was saved; {again} begins it again"
 
 
 def _renew_page(folder: RunFolder) -> None:
@@ -254,7 +248,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
     measures = task.frontend.normalize == "dataset" and start is None  # a checkpoint holds what was measured
     trainer: Trainer = make(
-        _with_precision(cfg.trainer),
+        _in_batches(_with_precision(cfg.trainer)),
         "trainer",
         callbacks=[
             LambdaCallback(setup=lambda *_, **__: _check_read(data, folder)),
@@ -293,6 +287,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if not trainer.is_global_zero:
         return
 
+    from wavespace.callbacks.progress import shown
     from wavespace.callbacks.samples import log_samples, save_samples
 
     best = folder.best if folder.best.is_file() else folder.last  # without validation there is no best
@@ -304,7 +299,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     folder.update(metrics=figures, step=trainer.global_step)
     for logger in loggers[1:]:  # metrics.csv is the course of training
         logger.log_metrics({name: figures[name] for name in figures if not name.startswith("val/")})
-    save_samples(task, data, folder.path / "samples")
+    with shown("drawing samples"):
+        save_samples(task, data, folder.path / "samples")
     log_samples(folder.path / "samples", loggers, trainer.global_step)
 
 
@@ -345,10 +341,13 @@ def _training_audio(data: Any) -> Iterator[Any]:
 
 def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
     from wavespace.analysis.fidelity import control
+    from wavespace.callbacks.progress import shown
     from wavespace.evaluate import score
     from wavespace.probe import instrument_probe
 
-    figures = score(task, data, "test") | instrument_probe(task, data) | control(task)
+    figures = score(task, data, "test")
+    with shown(f"probing what the {'model' if name == 'test' else name} has learned"):
+        figures |= instrument_probe(task, data) | control(task)
     return {f"{name}/{key}": value for key, value in figures.items()}
 
 
@@ -393,6 +392,15 @@ def _with_precision(node: DictConfig) -> DictConfig:
     on_gpu = torch.cuda.is_available() and node.get("accelerator") in ("auto", "gpu", "cuda")
     changed = node.copy()
     changed.precision = "bf16-mixed" if computes_in_bfloat16("cuda" if on_gpu else "cpu") else "32-true"
+    return changed
+
+
+def _in_batches(node: DictConfig) -> DictConfig:
+    """`val_check_interval` is in steps, and Lightning counts batches, of which a step may accumulate several."""
+    if not isinstance(node.get("val_check_interval"), int):
+        return node
+    changed = node.copy()
+    changed.val_check_interval *= node.get("accumulate_grad_batches", 1)
     return changed
 
 

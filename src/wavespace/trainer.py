@@ -9,6 +9,9 @@ from typing import Any
 OURS = {
     "max_epochs": "a run is bounded by trainer.max_steps and trainer.max_time",
     "min_epochs": "a run is bounded by trainer.max_steps and trainer.max_time",
+    "min_steps": "a run is bounded by trainer.max_steps and trainer.max_time",
+    "limit_train_batches": "a run is bounded by trainer.max_steps, and goes on exactly where it was stopped",
+    "overfit_batches": "data with few recordings does that, and goes on exactly where it was stopped",
     "check_val_every_n_epoch": "validation comes every trainer.val_check_interval steps",
     "num_sanity_val_steps": "wavespace check holds the parts against each other",
     "use_distributed_sampler": "batches are shared out in any case",
@@ -86,6 +89,10 @@ def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, (fits, said) in RULES.items():
         if key in settings and settings[key] is not ... and not fits(settings[key]):
             yield key, said
+
+    interval, batches = settings.get("val_check_interval"), settings.get("accumulate_grad_batches", 1)
+    if batches != 1 and not isinstance(interval, int):
+        yield "val_check_interval", f"it goes by the clock, within a step of accumulate_grad_batches={batches} batches"
 
 
 def refusal(settings: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
 from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
-from wavespace.terminal import Arguments, folder_or_file, printable
+from wavespace.terminal import Arguments, folder_or_file, held, if_stopped, printable
 from wavespace.trust import add_trust
 
 if TYPE_CHECKING:
@@ -54,22 +54,35 @@ def main(arguments: list[str]) -> None:
     failed: list[UserError] = []
     jobs = list(_jobs(given.files, given.out, kinds, given.overwrite, failed))
     task = _load(given.checkpoint, given.trust) if jobs else None
-    for file, target in jobs:
-        try:
-            notes = transcribe(file, task)
-            beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
-            midi = Path(f"{target}.mid")
-            write_atomic(midi, marked(midi, _midi(notes), beside))
-            for path, content in beside.items():
-                write_atomic(path, content)
-        except UserError as error:
-            failed.append(type(error)(str(error).replace(str(file), printable(file))))
-        except OSError as error:
-            failed.append(BadInput(f"{printable(target)}.mid: can't be written ({error.strerror})"))
-        else:
-            print(f"{printable(file)}: {len(notes)} notes -> {printable(target)}.mid")
+    done: list[Path] = []
+    with if_stopped(
+        lambda: "\n".join([f"stopped; {len(done)} of {len(jobs)} recordings are transcribed", *map(str, failed)])
+    ):
+        for file, target in jobs:
+            _transcribe_to(target, file, task, kinds, done, failed)
     if failed:
         raise type(failed[0])("\n".join(str(error) for error in failed))
+
+
+def _transcribe_to(
+    target: Path, file: Path, task: Any, kinds: Sequence[str], done: list[Path], failed: list[UserError]
+) -> None:
+    """Transcribe a file and write its results, all or none of them; it goes to `done`, or the reason to `failed`."""
+    try:
+        notes = transcribe(file, task)
+        beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
+        midi = Path(f"{target}.mid")
+        content_of_midi = marked(midi, _midi(notes), beside)
+        with held():  # a signal waits until the files of a recording are all there
+            write_atomic(midi, content_of_midi)
+            for path, content in beside.items():
+                write_atomic(path, content)
+            print(f"{printable(file)}: {len(notes)} notes -> {printable(target)}.mid", flush=True)
+            done.append(file)
+    except UserError as error:
+        failed.append(type(error)(str(error).replace(str(file), printable(file))))
+    except OSError as error:
+        failed.append(BadInput(f"{printable(target)}.mid: can't be written ({error.strerror})"))
 
 
 def _jobs(

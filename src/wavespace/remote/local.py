@@ -165,7 +165,7 @@ class LocalJob:
             state = "running"
         elif not self.ended:
             state = "queued"
-        elif self.code in (*STOP_EXITS, -signal.SIGTERM):
+        elif self.code in (*STOP_EXITS, -signal.SIGTERM) or (self.code == -signal.SIGKILL and state == "preempted"):
             state = "preempted"
         elif self.code and state != "diverged":
             state, reason = "failed", reason or _last_line(self.folder.path / "output.log")
@@ -196,6 +196,9 @@ def _end(jobs: Sequence[LocalJob]) -> None:
         for process in living:
             process.kill()
             process.wait()
+        for job in jobs:  # what was killed could not say so
+            if job.process in living and job.folder.status().get("state") == "running":
+                job.folder.update(state="preempted")
     for job in jobs:
         job.look()
 
