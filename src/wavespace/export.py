@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from wavespace.data.disk import read_regular
 from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.locate import locate
 from wavespace.provenance import marked, refuse_foreign
@@ -104,11 +105,11 @@ def export(
 
 def _status(path: Path) -> dict[str, Any]:
     """status.json of the run that a checkpoint is of; empty where there is none."""
-    from wavespace.analysis.runs import parse_status
+    from wavespace.analysis.runs import MOST_BYTES, parse_status
 
     for folder in (path, path.parent, path.parent.parent):
         with suppress(OSError, ValueError, OverflowError, RecursionError):
-            return parse_status((folder / "status.json").read_text("utf-8"))
+            return parse_status(read_regular(folder / "status.json", MOST_BYTES).decode())
     return {}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.base import NO_NOTES, Notes
+from wavespace.data.disk import read_regular
 from wavespace.errors import BadInput
 
 SHORTEST = 0.01
@@ -22,6 +23,9 @@ would count more than `MOST_TICKS`: from 83 minutes on. Up to 5.5 hours times ar
 
 MOST_TICKS = 9_900_000
 """pretty_midi refuses files of more than ten million ticks."""
+
+MOST_BYTES = 2**25
+"""Of a MIDI file that is read: hours of the densest music have a tenth."""
 
 SUSTAIN, SOSTENUTO, SOFT = 64, 66, 67
 """Controllers of the three pedals; down from a value of 64 on."""
@@ -125,8 +129,8 @@ def read_midi(path: str | Path) -> Performance:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = read_regular(path, MOST_BYTES)
+    except FileNotFoundError as error:
         raise BadInput(f"can't read {path}: {error.strerror}") from None
     try:
         per_quarter, tracks = _tracks(data)
