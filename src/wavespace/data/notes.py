@@ -130,8 +130,9 @@ def read_midi(path: str | Path) -> Performance:
     path = Path(path)
     try:
         data = read_regular(path, MOST_BYTES)
-    except FileNotFoundError as error:
-        raise BadInput(f"can't read {path}: {error.strerror}") from None
+    except (FileNotFoundError, BadInput) as error:
+        why = error.strerror if isinstance(error, FileNotFoundError) else str(error).removeprefix(f"{path}: ")
+        raise BadInput(f"can't read {path}: {why}") from None
     try:
         per_quarter, tracks = _tracks(data)
         played = [_events(track) for track in tracks]
