@@ -10,22 +10,30 @@ from __future__ import annotations
 import math
 import pickletools
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 import wavespace
 from wavespace.build import build_task
 from wavespace.errors import BadCheckpoint, ConfigError, UserError, place_of
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
-from wavespace.trust import configuration
+from wavespace.trust import BUILT, configuration, nodes
 
 MOST_PICKLED, MOST_RECORDS = 8_000_000, 100_000
 """Bytes of all but the tensors' content, and files in the archive. A net of 200 tensors has 25,000 bytes in 210."""
+
+MOST_NUMBER, MOST_TABLE = 2**20, 2**28
+"""Size of a number in the settings of a part, and numbers in a table of a front-end."""
 
 SPARE = 2**20
 """Bytes that a net may have beyond those of its file."""
@@ -139,7 +147,8 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
     except ConfigError as error:
         raise BadCheckpoint(f"{path}: {error}") from error.__cause__
     try:
-        with torch.device("meta"):  # where shapes take no memory
+        _check_numbers(cfg)
+        with torch.device("meta"), _bounded(len(checkpoint["state_dict"])):  # where shapes take no memory
             _check_shapes(build_task(cfg, audio), checkpoint["state_dict"])
         task = build_task(cfg, audio)
         task.load_state_dict(checkpoint["state_dict"])
@@ -167,6 +176,37 @@ def _audio_spec(specs: Mapping[str, Any]) -> AudioSpec:
             if texts and 0 < rate <= 10**6 and 0 < seconds <= 3600:
                 return AudioSpec(rate, seconds, tuple(labels))
     raise ConfigError("its specs don't say the rate, length and labels of the audio; it is damaged")
+
+
+def _check_numbers(cfg: DictConfig) -> None:
+    """Refuse numbers so large that tables or lists made from them would not fit into memory.
+
+    Raises:
+        ValueError: a part asks for more than `MOST_NUMBER`, or a front-end for a table beyond `MOST_TABLE`.
+    """
+    for section in BUILT:
+        for key, value in nodes(OmegaConf.to_container(cfg[section]), section):
+            if isinstance(value, int | float) and not abs(value) <= MOST_NUMBER:
+                raise ValueError(f"{key} is {value:g}; {MOST_NUMBER:,} is the most that is built")
+    found = [value for _, value in nodes(OmegaConf.to_container(cfg.frontend)) if isinstance(value, int)]
+    bins = cfg.frontend.get("bins")
+    if isinstance(bins, int) and bins * max(found) > MOST_TABLE:
+        raise ValueError(f"a front-end with {bins:,} bins has tables of more than {MOST_TABLE:,} numbers")
+
+
+@contextmanager
+def _bounded(weights: int) -> Iterator[None]:
+    """Meanwhile a net may register modules and parameters in proportion to the weights of its file, and no more."""
+    left = 1000 + 20 * weights
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"the net has more parts than a file of {weights:,} weights can be of")
+
+    with register_module_parameter_registration_hook(count), register_module_module_registration_hook(count):
+        yield
 
 
 def _check_shapes(task: Task, weights: Mapping[str, torch.Tensor]) -> None:

@@ -59,14 +59,14 @@ def configuration(text: Any, trust: Sequence[str] = (), sections: Sequence[str] 
     """
     found = plain(text)
     packages = _packages(trust)
-    for key, node in _nodes(found):
+    for key, node in nodes(found):
         if problem := _fault(key, node, packages):
             raise ConfigError(problem)
     if absent := [group for group in ("data", *BUILT) if _target(found, group) is None]:
         raise ConfigError(f"its configuration has no {absent[0]}._target_")
     if type(found.setdefault("seed", 0)) is not int:
         raise ConfigError(f"the configuration's seed is {str(found['seed'])[:40]!r}, which is no whole number")
-    for key, node in _nodes({section: found[section] for section in sections}):
+    for key, node in nodes({section: found[section] for section in sections}):
         if isinstance(node, dict) and "_target_" in node and node["_target_"] not in _shipped(PLACES[_section(key)]):
             _import(key, node["_target_"], packages)  # by now nothing is named but what may be
     return OmegaConf.create(found)
@@ -115,12 +115,12 @@ def _check_events(text: str) -> None:
             raise ConfigError(f"a value in its configuration has more than {MOST_SCALAR:,} characters")
 
 
-def _nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every mapping, list and value by its dotted key, outer ones first."""
     yield key, node
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, child in children:
-        yield from _nodes(child, f"{key}.{name}".lstrip("."))
+        yield from nodes(child, f"{key}.{name}".lstrip("."))
 
 
 def _section(key: str) -> str:
