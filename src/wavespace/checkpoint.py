@@ -147,13 +147,13 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
     except ConfigError as error:
         raise BadCheckpoint(f"{path}: {error}") from error.__cause__
     try:
-        _check_numbers(cfg)
+        _check_numbers(cfg, len(checkpoint["state_dict"]))
         with torch.device("meta"), _bounded(len(checkpoint["state_dict"])):  # where shapes take no memory
             _check_shapes(build_task(cfg, audio), checkpoint["state_dict"])
         task = build_task(cfg, audio)
         task.load_state_dict(checkpoint["state_dict"])
-    except UserError:
-        raise
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # a part that is not installed, a setting or a weight that the code has no more
         written, reason = checkpoint["versions"].get("wavespace"), " ".join(str(error).split())[:300]
         raise BadCheckpoint(
@@ -178,16 +178,18 @@ def _audio_spec(specs: Mapping[str, Any]) -> AudioSpec:
     raise ConfigError("its specs don't say the rate, length and labels of the audio; it is damaged")
 
 
-def _check_numbers(cfg: DictConfig) -> None:
+def _check_numbers(cfg: DictConfig, weights: int) -> None:
     """Refuse numbers so large that tables or lists made from them would not fit into memory.
 
     Raises:
-        ValueError: a part asks for more than `MOST_NUMBER`, or a front-end for a table beyond `MOST_TABLE`.
+        ValueError: a part asks for more than `MOST_NUMBER`, a net for more layers than the file has weights, or a
+            front-end for a table beyond `MOST_TABLE`.
     """
     for section in BUILT:
         for key, value in nodes(OmegaConf.to_container(cfg[section]), section):
-            if isinstance(value, int | float) and not abs(value) <= MOST_NUMBER:
-                raise ValueError(f"{key} is {value:g}; {MOST_NUMBER:,} is the most that is built")
+            most = weights if key in ("model.depth", "model.layers") else MOST_NUMBER
+            if isinstance(value, int | float) and not abs(value) <= most:
+                raise ValueError(f"{key} is {value:g}; {most:,} is the most that is built of this file")
     found = [value for _, value in nodes(OmegaConf.to_container(cfg.frontend)) if isinstance(value, int)]
     bins = cfg.frontend.get("bins")
     if isinstance(bins, int) and bins * max(found) > MOST_TABLE:
