@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from wavespace import config
-from wavespace.errors import ConfigError
+from wavespace.errors import ConfigError, Incompatible
 
 
 def faults(*overrides: str, folder: Path | None = None) -> str:
@@ -132,3 +135,56 @@ def test_amending_a_stored_configuration_changes_its_data_alone() -> None:
     for other in ("model.width=9", "model=unet", "task.margin=1"):
         with pytest.raises(ConfigError, match=f"{other}: .* are the checkpoint's"):
             config.amend(stored, ["data.batch_size=2", other], 22_050)
+
+
+def test_members_of_a_multirun_are_what_hydra_composes_alone() -> None:
+    """Groups, values, additions, removals and hydra's own section, each set for itself."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    sets = [
+        ["experiment=medley_unet", "optim.lr=0.01", "seed=3"],
+        ["model=transformer", "experiment=medley_unet", "seed=4", "trainer.max_steps=7"],
+        [
+            "data=medley_solos",
+            "task=reconstruction",
+            "+expect={test/l1_db: '< 3'}",
+            "~trainer.deterministic",
+            "model.width=4",
+        ],
+        ["seed=5", "data.midi=null"],
+    ]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+        plainly = [loader.load_sweep_config(master, chosen) for chosen in sets]
+        config.compose_once(master)
+        for _ in range(2):
+            for chosen, alone in zip(sets, plainly):
+                again = loader.load_sweep_config(master, chosen)
+                assert OmegaConf.to_container(again) == OmegaConf.to_container(alone)
+                with pytest.raises(ConfigCompositionException):
+                    loader.load_sweep_config(master, [*chosen, "optim.nothing=1"])
+
+
+def test_members_that_share_their_parts_are_probed_once_and_none_is_let_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from wavespace import build
+    from wavespace.train import Sweep
+
+    probed: list[int] = []
+    whole = build.probe
+    monkeypatch.setattr(build, "probe", lambda cfg, audio: probed.append(cfg.model.width) or whole(cfg, audio))
+    common = ["data=medley_solos", "task=reconstruction", "model=unet"]
+    sweep = Sweep()
+    sweep.members = []
+    sweep._check_members([*common, "model.width=2,3", "optim.lr=0.1,0.2", "seed=0,1"], None, {})
+    assert (len(sweep.members), probed) == (8, [2, 3])
+    for wrong, fault in (
+        ("optim.lr=0.1,-1", "lr"),
+        ("data.seconds=1,0", "seconds"),
+        ("task=reconstruction,piano_roll", "needs notes"),
+    ):
+        with pytest.raises((ConfigError, Incompatible), match=fault):
+            sweep._check_members([*common, "model.width=2", wrong], None, {})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
 
 from wavespace.errors import UserError
-from wavespace.terminal import guarded, listen
+from wavespace.terminal import guarded, listen, printable
 
 VERBS = {
     "train": "train a configuration, or many with -m; a finished one returns at once, a killed one goes on",
@@ -63,6 +64,9 @@ complete -o nospace -o default -F _wavespace wavespace
 
 def main() -> None:
     """Entry of the `wavespace` command."""
+    for stream in (sys.stdout, sys.stderr):  # names on a disk are bytes, which need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     verb, *arguments = sys.argv[1:] or ["--help"]
     folder = guarded(_current_folder)
     if verb in OWN_CODE or any(word.partition("=")[0] == "--trust" for word in arguments):
@@ -91,7 +95,8 @@ def main() -> None:
 
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f", did you mean '{close[0]}'?" if close else ""
-        sys.exit(f"wavespace: there is no verb '{verb}'{hint} Verbs: {', '.join(VERBS)}")
+        print(f"wavespace: there is no verb '{printable(verb)}'{hint} Verbs: {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _current_folder() -> str:
@@ -106,7 +111,8 @@ def _completion(arguments: list[str]) -> None:
     if arguments == ["zsh"]:
         script = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" + script
     elif arguments != ["bash"]:
-        sys.exit("wavespace completion: say bash or zsh")
+        print("wavespace: completion is for bash and zsh: wavespace completion bash", file=sys.stderr)
+        sys.exit(2)
     print(script, end="")
 
 

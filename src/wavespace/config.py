@@ -5,7 +5,6 @@ Nothing here imports torch: `wavespace train --cfg job` and the return of a fini
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import hashlib
@@ -14,21 +13,23 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import MISSING, AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -38,6 +39,9 @@ from wavespace.claims import claims
 from wavespace.errors import ConfigError, place_of
 from wavespace.overrides import IsText, as_text, started_anew
 from wavespace.terminal import held
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment", "sweep")
 
@@ -247,17 +251,33 @@ def compose_once(multirun: DictConfig) -> Callable[[Sequence[str], str | Path | 
     """`compose` for the override-sets of the multirun that is under way.
 
     Its check, Hydra's own and its launcher all want every set composed, which takes a tenth of a second: from now on
-    Hydra's loader does it once a set, and gives copies.
+    Hydra's loader reads files once for each choice of groups, and applies the other overrides to a copy.
     """
     loader: Any = GlobalHydra.instance().config_loader()
-    load, known = loader.load_sweep_config, dict[tuple[str, ...], DictConfig]()
+    load, chosen = loader.load_sweep_config, dict[tuple[str, ...], bytes]()
+    parser, parsed = OverridesParser.create(), dict[str, Override]()
 
     def load_once(master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        chosen = tuple(sweep_overrides)
-        if chosen not in known:
-            with held():
-                known[chosen] = load(master_config, list(chosen))
-        return copy.deepcopy(known[chosen])
+        with held():
+            for text in sweep_overrides:
+                if text not in parsed:
+                    parsed[text] = parser.parse_override(text)
+            given = [parsed[text] for text in sweep_overrides]
+            groups = [
+                o for o in given if loader.repository.group_exists(o.key_or_group) and not isinstance(o.value(), dict)
+            ]
+            key = tuple(str(o.input_line) for o in groups)
+            if key not in chosen:
+                chosen[key] = pickle.dumps(load(master_config, list(key)))
+            cfg: DictConfig = pickle.loads(chosen[key])
+            ConfigLoaderImpl._apply_overrides_to_config([o for o in given if o not in groups], cfg)
+            cfg.hydra.overrides.task = list(sweep_overrides)
+            naming = cfg.hydra.job.config.override_dirname
+            cfg.hydra.job.override_dirname = get_overrides_dirname(
+                overrides=given, kv_sep=naming.kv_sep, item_sep=naming.item_sep, exclude_keys=naming.exclude_keys
+            )
+            OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
+            return cfg
 
     def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
         try:
@@ -530,6 +550,7 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _targets(child, f"{key}.{name}".lstrip("."))
 
 
+@cache
 def _constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     from hydra.utils import get_object
 
@@ -543,16 +564,23 @@ def _constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, A
     return dict(inspect.signature(function).parameters), hints
 
 
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
+
 def _mistyped(value: Any, annotation: Any) -> str | None:
     """Why a value from YAML does not fit an annotation; None if it does.
 
     The value goes through JSON, whose strict mode takes a list for a tuple and an int for a float, but no text for
     a number.
     """
-    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+    from pydantic import PydanticSchemaGenerationError, ValidationError
 
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = (_adapter if isinstance(annotation, Hashable) else _adapter.__wrapped__)(annotation)
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         return " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     from wavespace import checkpoint
     from wavespace.build import make
     from wavespace.errors import Incompatible
-    from wavespace.export import locate
+    from wavespace.locate import locate
 
     path = locate(given.checkpoint)
     task = checkpoint.load(path, given.trust)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from wavespace.errors import BadCheckpoint, UserError
+from wavespace.runfolder import newest_finished
+from wavespace.terminal import printable
 
 if TYPE_CHECKING:
     import requests
@@ -29,6 +32,8 @@ MOST_REDIRECTS = 5
 def locate(source: str | Path) -> Path:
     """A run folder or a file on this disk; what lies elsewhere is downloaded once, to the user's cache.
 
+    Of a folder of runs it is the newest finished one, which is told.
+
     Args:
         source: a path, `https://…`, or `wandb:ENTITY/PROJECT/NAME:ALIAS` for an artifact with one checkpoint in it.
             `http://…` where the environment variable WAVESPACE_ALLOW_HTTP is 1.
@@ -41,7 +46,15 @@ def locate(source: str | Path) -> Path:
         return _downloaded(text)
     if text.startswith("wandb:"):
         return _artifact(text.removeprefix("wandb:"))
-    return Path(source).expanduser()
+    path = Path(source).expanduser()
+    if not path.is_dir() or any((path / name).exists() for name in ("checkpoints", "config.yaml", "status.json")):
+        return path
+    if (run := newest_finished(path)) is None:
+        raise BadCheckpoint(
+            f"{path}: holds no finished run; name a run folder runs/<name>/<signature>, or a .ckpt file"
+        )
+    print(f"wavespace: the newest finished run in {printable(path)} is {printable(run)}", file=sys.stderr)
+    return run
 
 
 def _downloaded(url: str) -> Path:

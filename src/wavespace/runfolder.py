@@ -30,6 +30,21 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def newest_finished(folder: Path, monitors: str = "") -> Path | None:
+    """The run folder, one or two levels below another, of the newest best checkpoint of a finished run.
+
+    Args:
+        folder: `runs/<name>`, or `runs`.
+        monitors: what the name of the figure that picked its checkpoint has in it.
+    """
+    found = [*folder.glob("*/checkpoints/best.ckpt"), *folder.glob("*/*/checkpoints/best.ckpt")]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        status = RunFolder(path.parents[1]).status()
+        if status.get("state") == "finished" and monitors in str(status.get("monitor")):
+            return path.parents[1]
+    return None
+
+
 class RunFolder:
     """Where one configuration's run lives. Everything else only reads or fills it.
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import multiprocessing
 import os
+import re
 import signal
 import stat
 import sys
@@ -271,6 +272,14 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` tells more")
 
 
+def _at_home(word: str) -> str:
+    """An override with the home folder in place of `~`, which a shell leaves after `=`."""
+    key, equals, value = word.partition("=")
+    if not equals or not value.startswith("~"):
+        return word
+    return key + equals + re.sub(r"(^|,)~(?=[/,]|$)", lambda start: start[1] + os.path.expanduser("~"), value)
+
+
 def flags_and_words(parser: argparse.ArgumentParser, given: Sequence[str]) -> tuple[list[str], list[str]]:
     """The flags of a parser with their values, and the other words; all that follows `--` is words.
 
@@ -280,7 +289,7 @@ def flags_and_words(parser: argparse.ArgumentParser, given: Sequence[str]) -> tu
     known = parser._option_string_actions
     flags: list[str] = []
     words: list[str] = []
-    left = list(given)
+    left = [_at_home(word) for word in given]
     while left:
         word = left.pop(0)
         name = word.partition("=")[0]

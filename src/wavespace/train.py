@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from wavespace.build import Parts
 
 CHANGED = "what this run reads has changed since the command began; repeat it"
+
+SHAPED = ("frontend", "model", "task", "baseline")
+"""What of a configuration, beside what its data gives, decides whether its parts fit together."""
 
 MEASURED = 256
 """Windows of training audio on which a front-end with normalize=dataset is measured, and a baseline is fitted."""
@@ -454,9 +458,20 @@ class Sweep(Callback):
             }.values()
         )
         swept = [i for i, values in enumerate(choices) if len(values) > 1]
+        specs: dict[str, Any] = {}
+        fit: set[str] = set()
         for member in itertools.product(*choices):
             cfg = self.composed(member, folder)
-            probe(cfg, make(cfg.data, "data").spec)
+            # Each part is built once, and parts that members share are held against each other once.
+            parts = {part: json.dumps(section, sort_keys=True) for part, section in resolved(cfg).items()}
+            if parts["data"] not in specs:
+                specs[parts["data"]] = make(cfg.data, "data").spec
+            if parts["optim"] not in specs:
+                specs[parts["optim"]] = make(cfg.optim, "optim")
+            shapes = repr(specs[parts["data"]]) + "".join(parts[part] for part in SHAPED)
+            if shapes not in fit:
+                probe(cfg, specs[parts["data"]])
+                fit.add(shapes)
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
+from wavespace.locate import locate
 from wavespace.provenance import marked, refuse_foreign
-from wavespace.runfolder import write_atomic
+from wavespace.runfolder import newest_finished, write_atomic
 from wavespace.terminal import Arguments, folder_or_file, held, if_stopped, printable
 from wavespace.trust import add_trust
 
@@ -164,7 +166,7 @@ def _load(path: str | Path | None, trust: Sequence[str] = ()) -> PianoRoll:
     from wavespace import checkpoint
     from wavespace.tasks.piano_roll import PianoRoll
 
-    path = path or _newest()
+    path = locate(path) if path else _newest()
     task = checkpoint.load(path, trust)
     if not isinstance(task, PianoRoll):
         raise Incompatible(
@@ -175,20 +177,13 @@ def _load(path: str | Path | None, trust: Sequence[str] = ()) -> PianoRoll:
 
 def _newest() -> Path:
     """Best checkpoint of the newest finished piano-roll run."""
-    import os
-
-    from wavespace.runfolder import RunFolder
-
-    runs = Path(os.environ.get("WAVESPACE_RUNS", "runs"))
-    found = sorted(runs.glob("*/*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        status = RunFolder(path.parents[1]).status()
-        if status.get("state") == "finished" and "note" in str(status.get("monitor")):
-            return path
-    raise BadCheckpoint(
-        f"no finished run of task=piano_roll in {runs}; name one with --checkpoint, "
-        "or train one: wavespace train experiment=demo"
-    )
+    runs = Path(os.environ.get("WAVESPACE_RUNS", "runs")).expanduser()
+    if (run := newest_finished(runs, monitors="note")) is None:
+        raise BadCheckpoint(
+            f"no finished run of task=piano_roll in {runs}; name one with --checkpoint, "
+            "or train one: wavespace train experiment=demo"
+        )
+    return run / "checkpoints" / "best.ckpt"
 
 
 def _midi(notes: Notes) -> bytes:

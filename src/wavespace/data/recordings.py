@@ -88,7 +88,7 @@ class Recordings(DataModule):
             classes = [label for label in spec.labels if label != "notes"]
             raise ValueError(f"balance is {balance}; it can be {', '.join(['time', 'recording', *classes])}")
         self.place, self.archive = unpacked(place)
-        self.stores, self.seed = Path(stores), seed
+        self.stores, self.seed = Path(stores).expanduser(), seed
         self.balance, self.leaks, self.val_windows = balance, leaks, val_windows
         self.cache: FeatureCache | None = None
 

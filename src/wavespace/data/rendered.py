@@ -112,7 +112,7 @@ class Rendered(DataModule):
         super().__init__(AudioSpec(sample_rate, seconds, labels), batch_size, workers, eval_batch_size=4)
         self.midi, self.test_midi, self.soundfont = midi, test_midi, soundfont
         self.programs, self.melody = programs if isinstance(programs, str) else tuple(programs), melody
-        self.pedal, self.stores = pedal, Path(stores)
+        self.pedal, self.stores = pedal, Path(stores).expanduser()
         self.augment, self.seed, self.piece_seconds = augment, seed, piece_seconds
         self.pieces = {"val": val_pieces, "test": test_pieces}
 

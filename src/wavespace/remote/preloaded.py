@@ -23,6 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wavespace.errors import UserError
 from wavespace.terminal import guarded
 
 FOLDER = "WAVESPACE_POD_FOLDER"
@@ -111,6 +112,10 @@ def main(arguments: Sequence[str]) -> None:
 
     Who asks before it listens does not wait: W&B should hear of a job at once.
     """
+    if FOLDER not in os.environ:
+        raise UserError(
+            "wavespace preloaded is started by a launch on its pods, where jobs are forks of it; not by hand"
+        )
     for name in MODULES:
         import_module(name)
     gc.collect()
