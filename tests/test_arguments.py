@@ -81,7 +81,7 @@ def test_flags_stand_anywhere_and_end_at_two_dashes() -> None:
         }  # fmt: skip
     assert parser.parse_args(["--", "-a", "--json"]).rest == ["--json"]
     for words in (["--out"], ["a", "--out", "--json"], ["a", "--out", "--", "b"], ["a", "--out="]):
-        with pytest.raises(UserError, match="expected one argument|it is empty"):
+        with pytest.raises(UserError, match=r"expected one argument|it is empty"):
             parser.parse_args(words)
     flags, words = flags_and_words(get_args_parser(), ["a=1", "--cfg", "job", "b=2", "-cd", "x", "--info", "c=3", "-m"])
     assert (flags, words) == (["--cfg=job", "-cd", "x", "--info", "-m"], ["a=1", "b=2", "c=3"])
@@ -106,7 +106,7 @@ def test_names_of_any_bytes_are_told_safely_and_the_others_are_done(
     (tmp_path / os.fsdecode(b"no\xe9audio\n.wav")).write_bytes(b"nothing")
     found = command("transcribe", str(tmp_path), "--checkpoint", str(checkpoint))
     assert found.returncode == 2
-    assert r"no\xe9audio\n.wav" in found.stderr
+    assert r"no\udce9audio\n.wav" in found.stderr
     assert len(found.stderr.splitlines()) == 1
     for path in paths:
         assert path.with_suffix(".mid").is_file(), path

@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import typing
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -317,6 +318,10 @@ def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many
     for override in sorted(overrides, key=lambda text: text.split("=")[0].lstrip("+~") not in GROUPS):
         try:
             parsed = parser.parse_override(override)
+        except HydraException as error:
+            found.append(_explain_one(override, error, good, config_dir) + _quoted_for_a_shell(override))
+            continue
+        try:
             trial = [f"{parsed.input_line}"]
             if parsed.is_sweep_override():  # every member must stand on its own
                 if not many:
@@ -333,6 +338,13 @@ def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many
     except Exception as error:
         found.append(_first_line(error))
     return _listed(found) if found else None
+
+
+def _quoted_for_a_shell(override: str) -> str:
+    """How a shell gives Hydra, as a text, a value with signs of Hydra's grammar in it."""
+    key, equals, value = override.partition("=")
+    text = QuotedString(value, Quote.single).with_quotes()
+    return f"; as a text it is {shlex.quote(key + equals + text)}" if equals else ""
 
 
 def _several(override: str) -> str:

@@ -82,7 +82,7 @@ def _transcribe_to(
             print(f"{printable(file)}: {len(notes)} notes -> {printable(target)}.mid", flush=True)
             done.append(file)
     except UserError as error:
-        failed.append(type(error)(str(error).replace(str(file), printable(file))))
+        failed.append(type(error)(printable(error)))
     except OSError as error:
         failed.append(BadInput(f"{printable(target)}.mid: can't be written ({error.strerror})"))
 

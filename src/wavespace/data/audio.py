@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,7 +184,7 @@ def _looked_at(path: Path, size: int, changed: int) -> tuple[list[Part], int]:
 def _open(path: Path, stream: Stream) -> Iterator[_File]:
     try:
         if stream.pieces is None:
-            file = _File(path)
+            file = _File(os.fsencode(path))  # a name need not be UTF-8
         else:
             with path.open("rb") as content:
                 file = _File(Pieces(mmap(content.fileno(), 0, access=ACCESS_READ), stream.pieces))

@@ -127,7 +127,8 @@ def written_whole(path: Path, mark: str = "new") -> Iterator[IO[bytes]]:
         mark: ends the temporary name. Processes that may write the same file at once need different ones.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{mark}")
+    name = os.fsdecode(os.fsencode(path.name)[:200])  # of 255 bytes that a name has at most
+    temporary = path.with_name(f".{name}.{mark}")
     try:
         with temporary.open("wb") as file:
             yield file
