@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -16,7 +17,16 @@ from hypothesis import strategies as st
 
 from made_runs import config_of, write_run, write_sweep
 from wavespace import analysis
-from wavespace.analysis.runs import higher_is_better, parse_config, read_run, read_runs, spread, swept, table
+from wavespace.analysis.runs import (
+    higher_is_better,
+    parse_config,
+    parse_metrics,
+    read_run,
+    read_runs,
+    spread,
+    swept,
+    table,
+)
 from wavespace.errors import BadInput, UserError
 
 
@@ -174,3 +184,28 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "7,1\r\n8,1,2,3,4,5\r\n", "\0\r\n", "9,x,1,1\r\n", '"9",1,1,1\r\n', "\r\n", "9,1\r\n"]
+)
+def test_a_long_file_is_read_in_blocks_as_row_by_row(damage: str) -> None:
+    rows = [f"{step},{step / 7!r},{'nan' if step % 1000 == 0 else ''},-inf\r\n" for step in range(10, 50_000)]
+    text = "".join(["step,a/b,c/d,e/f\r\n", *rows[:30_000], damage, *rows[30_000:]])
+    expected: dict[str, list[tuple[float, float]]] = {}
+    left_out = 0
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        try:
+            step = float(row.pop("step"))
+            for name, value in [(name, float(value)) for name, value in row.items() if value]:
+                expected.setdefault(name, []).append((step, value))
+        except (TypeError, ValueError):
+            left_out += 1
+    notices: list[str] = []
+    found = parse_metrics(text, notices)
+    assert list(found) == list(expected)
+    for name, pairs in expected.items():
+        np.testing.assert_array_equal(np.stack(found[name], axis=1), pairs)
+    assert notices == [f"metrics.csv has {left_out} damaged row{'s' if left_out > 1 else ''}, left out here."] * bool(
+        left_out
+    )

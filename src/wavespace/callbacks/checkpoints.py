@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -241,34 +242,40 @@ class CsvLogger(Logger):
         with self.path.open("rb") as file:
             next(file, b"")
             for line in file:
-                step = line.partition(b",")[0]
-                odd = (
-                    not step.isdigit()
-                    or line.count(b",") != columns
-                    or line.translate(None, b"\r\n,0123456789.+-aefin")
-                )
-                if odd or not line.endswith(b"\n"):
+                step = _step(line)
+                if step < 0 or line.count(b",") != columns or line.translate(None, IN_ROWS) or not line.endswith(b"\n"):
                     self.damaged += line.endswith(b"\n")  # the last line is whole, or a kill cut it off
-                elif before < int(step) <= last:
-                    before = int(step)
+                elif before < step <= last:
+                    before = step
                     yield before, line.rstrip(b"\r\n")
 
     def _keep(self, last: int) -> None:
+        """Drop the rows after a step, the columns that only they fill, and rows that are damaged."""
         with self.path.open("rb") as file:
             head = next(csv.reader([next(file, b"").decode("utf-8", "replace").replace("\0", "")]), [])[1:]
-        used: set[int] = set()
-        for step, line in self._rows(len(head), last):
-            self.written = step
-            if len(used) < len(head):
-                used |= {place for place, cell in enumerate(line.split(b",")[1:]) if cell}
-        rows = (line for _, line in self._rows(len(head), last))
-        if len(used) < len(head):  # the others are of rows that are dropped
-            places = [0, *(place + 1 for place in sorted(used))]
-            rows = (b",".join([line.split(b",")[place] for place in places]) for line in rows)
-        self.columns = [head[place] for place in sorted(used)]
-        with written_whole(self.path) as file:
-            file.write(_line(["step", *self.columns]) + b"\r\n")
-            file.writelines(line + b"\r\n" for line in rows)
+            end, sound, over, used = file.tell(), True, False, set[int]()
+            while not over and (block := file.read(2**20) + file.readline()):
+                rows = block.splitlines(keepends=True)
+                if over := not rows[-1].endswith(b"\n") or _step(rows[-1]) > last:
+                    rows = [row for row in rows if row.endswith(b"\n") and _step(row) <= last]
+                kept = b"".join(rows) if over else block
+                sound = sound and block.startswith(kept) and not kept.translate(None, IN_ROWS)
+                sound = sound and kept.count(b",") == len(head) * len(rows)
+                if len(used) < len(head):
+                    used |= {at for row in rows for at, cell in enumerate(row.rstrip().split(b",")[1:]) if cell}
+                self.written = _step(rows[-1]) if rows else self.written
+                end += len(kept)
+        self.columns = [head[at] for at in sorted(used) if at < len(head)]
+        if sound and len(used) == len(head):
+            os.truncate(self.path, end)
+            return
+        self.written = -1
+        places = [0, *(at + 1 for at in sorted(used) if at < len(head))]
+        with written_whole(self.path) as new:
+            new.write(_line(["step", *self.columns]) + b"\r\n")
+            for self.written, line in self._rows(len(head), last):  # noqa: B020
+                cells = line.split(b",")
+                new.write(b",".join([cells[place] for place in places]) + b"\r\n")
         if self.damaged:
             print(f"{self.path}: {self.damaged} damaged rows are left out")
 
@@ -289,6 +296,15 @@ class CsvLogger(Logger):
                 else:
                     file.write(line + end)
             file.writelines(self._row(step) for step in steps)
+
+
+IN_ROWS = b"\r\n,0123456789.+-aefin"
+"""Of what rows consist: numbers, inf and nan."""
+
+
+def _step(row: bytes) -> int:
+    step = row.partition(b",")[0]
+    return int(step) if step.isdigit() and len(step) < 19 else -1
 
 
 def _line(cells: Sequence[str]) -> bytes:
