@@ -284,3 +284,13 @@ def test_nobody_waits_for_help_configuration_or_the_first_step(monkeypatch: pyte
     monkeypatch.setattr(startup, "compare", compared)
     for row in startup.rows():
         assert row.met, row
+
+
+@pytest.mark.parametrize("setting", ["hydra.job.chdir=true", "hydra.run.dir=elsewhere", "hydra.sweep.subdir=elsewhere"])
+@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"], ["-m", "seed=0,1", "hydra/launcher=local"]])
+def test_settings_of_hydra_that_would_move_runs_are_refused(setting: str, more: list[str], tmp_path: Path) -> None:
+    found = command("train", *RENDERED, *TRAINER, setting, *more, cwd=tmp_path)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert f"{setting.partition('=')[0]} moves no run" in found.stderr
+    assert not (tmp_path / "runs").exists()

@@ -87,10 +87,22 @@ def job(cfg: DictConfig) -> float | None:
     if cfg.search is not None:
         guarded(_without_pods)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        guarded(lambda: _stays_here(HydraConfig.get()))
         return guarded(lambda: run(cfg))
     value = run(cfg)
     hold()  # Hydra composes the next
     return value
+
+
+def _stays_here(hydra: Any) -> None:
+    """Raise `UserError` at settings of Hydra's that would move runs elsewhere, and can't."""
+    moved = {
+        "job.chdir": bool(hydra.job.chdir),
+        "run.dir": hydra.run.dir != ".",
+        "sweep.subdir": hydra.sweep.subdir != ".",
+    }
+    if told := [f"hydra.{key}" for key in moved if moved[key]]:
+        raise UserError(f"{told[0]} moves no run: leave it out; runs=… says where runs/<name>/<signature> lie")
 
 
 def _without_pods() -> NoReturn:
@@ -177,11 +189,13 @@ def _renew_page(folder: RunFolder) -> None:
 
 def _diverged(folder: RunFolder) -> Diverged:
     status = folder.status()
-    good = f"its last checkpoint, of step {status['step']}, is good" if "step" in status else "it has no checkpoint yet"
+    kept, resume = "it has no checkpoint yet", ""
+    if "step" in status:
+        kept = f"its last checkpoint, of step {status['step']}, is good"
+        resume = "resume=last goes on with this one from there, resume=best from its best, and "
     return Diverged(
-        f"{folder.path} diverged: {status.get('reason')}; {good}. Other settings, such as a lower optim.lr, are "
-        "another run; resume=last goes on with this one from its last checkpoint, resume=best from its best, and "
-        "fresh=true starts over"
+        f"{folder.path} diverged: {status.get('reason')}; {kept}. Other settings, such as a lower optim.lr, are "
+        f"another run; {resume}fresh=true starts over"
     )
 
 
@@ -427,6 +441,7 @@ class Sweep(Callback):
         self.members = []
         heed()  # Hydra has composed; from here each member's composition is held by itself
         # `guarded`, as Hydra would turn an error here into a warning.
+        guarded(lambda: _stays_here(config.hydra))
         if config.search is not None and not str(config.hydra.launcher._target_).endswith("RunpodLauncher"):
             guarded(_without_pods)
         if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # it decides as it goes
@@ -474,9 +489,13 @@ class Sweep(Callback):
                 fit.add(shapes)
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if not str(config.hydra.launcher._target_).startswith("hydra._internal"):
-            return  # other launchers have told of their jobs
+    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+        """After the last job, as Hydra ends at once where one has failed. Other launchers have told of their jobs."""
+        of = config.hydra
+        if of.mode is not RunMode.MULTIRUN or not str(of.launcher._target_).startswith("hydra._internal"):
+            return
+        if of.job.num != len(self.members) - 1:
+            return
         from rich.table import Table
 
         from wavespace.remote.fates import terminal

@@ -203,7 +203,7 @@ def test_a_long_file_is_read_in_blocks_as_row_by_row(damage: str) -> None:
             left_out += 1
     notices: list[str] = []
     found = parse_metrics(text, notices)
-    assert list(found) == list(expected)
+    assert set(found) == set(expected)
     for name, pairs in expected.items():
         np.testing.assert_array_equal(np.stack(found[name], axis=1), pairs)
     assert notices == [f"metrics.csv has {left_out} damaged row{'s' if left_out > 1 else ''}, left out here."] * bool(
