@@ -489,7 +489,7 @@ class Sweep(Callback):
                 fit.add(shapes)
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
-    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         """After the last job, as Hydra ends at once where one has failed. Other launchers have told of their jobs."""
         of = config.hydra
         if of.mode is not RunMode.MULTIRUN or not str(of.launcher._target_).startswith("hydra._internal"):
