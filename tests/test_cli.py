@@ -286,8 +286,15 @@ def test_nobody_waits_for_help_configuration_or_the_first_step(monkeypatch: pyte
         assert row.met, row
 
 
-@pytest.mark.parametrize("setting", ["hydra.job.chdir=true", "hydra.run.dir=elsewhere", "hydra.sweep.subdir=elsewhere"])
-@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"], ["-m", "seed=0,1", "hydra/launcher=local"]])
+@pytest.mark.parametrize(
+    ("setting", "more"),
+    [
+        ("hydra.job.chdir=true", []),
+        ("hydra.job.chdir=true", ["-m", "seed=0,1"]),
+        ("hydra.run.dir=elsewhere", []),
+        ("hydra.sweep.subdir=elsewhere", ["-m", "seed=0,1", "hydra/launcher=local"]),
+    ],
+)
 def test_settings_of_hydra_that_would_move_runs_are_refused(setting: str, more: list[str], tmp_path: Path) -> None:
     found = command("train", *RENDERED, *TRAINER, setting, *more, cwd=tmp_path)
     assert found.returncode == 2
