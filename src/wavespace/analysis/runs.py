@@ -177,11 +177,9 @@ def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
 def _cut(block: str, columns: int) -> list[list[str]]:
     """Columns of rows without quotes, faster than csv has them; raises ValueError where a row is of other length."""
     rows = block.replace("\r\n", "\n").removesuffix("\n")
-    cells = rows.replace("\n", ",").split(",")
-    # Between a row that is too short and one too long, steps are no whole numbers.
-    whole = all(map(str.isdigit, cells[::columns]))
-    if '"' in rows or not whole or len(cells) != columns * (rows.count("\n") + 1):
+    if '"' in rows or {row.count(",") for row in rows.split("\n")} != {columns - 1}:
         raise ValueError("rows of another length")
+    cells = rows.replace("\n", ",").split(",")
     return [cells[column::columns] for column in range(columns)]
 
 

@@ -122,7 +122,9 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
         pcm = np.clip(np.rint(np.nan_to_num(sound, posinf=1, neginf=-1) * 32768.0), -32768, 32767).astype(
             np.int16
         )  # (N,)
-        write(folder / files[title], pcm, rate, subtype="PCM_16")
+        packed = io.BytesIO()  # soundfile makes another error of what a disk refuses
+        write(packed, pcm, rate, subtype="PCM_16", format="FLAC")
+        write_atomic(folder / files[title], packed.getvalue())
     midi = {"estimate": sample.estimate, "reference": sample.reference} if has_notes else {}
     for title, notes in midi.items():
         write_midi(folder / f"{index}-{title}.mid", notes)
