@@ -35,7 +35,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from wavespace import trainer
+from wavespace import trainer, userfiles
 from wavespace.claims import claims
 from wavespace.errors import ConfigError, place_of
 from wavespace.overrides import IsText, as_text, started_anew
@@ -152,6 +152,13 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+    for file in userfiles.files(Path(config_dir)) if config_dir is not None else ():
+        if said := userfiles.excessive(file):
+            raise ConfigError(said)
+        if file.parent.name in GROUPS and (conf_dir() / file.relative_to(Path(str(config_dir)))).is_file():
+            raise ConfigError(
+                f"{file}: Wavespace has a {file.parent.name} of this name, which is taken; rename the file"
+            )
     return started_anew(as_text(overrides, _text_keys(overrides, config_dir)), GROUPS)
 
 
@@ -359,6 +366,12 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
     key = override.split("=")[0].lstrip("+~")
     value = override.partition("=")[2].strip("'\"")
     message = _first_line(error)
+    if isinstance(error, RecursionError):
+        message = "defaults lists of its files lead back to each other"
+    odd = not isinstance(error, HydraException | OmegaConfBaseException)  # of YAML, or of what it made
+    own = userfiles.files(Path(config_dir)) if config_dir and odd else ()
+    if broken := list(filter(None, map(userfiles.unreadable, own))):
+        return "\n  ".join(broken)
     if key in GROUPS:
         names = choices(key, config_dir)
         if override.startswith("~") or value == "null":
@@ -637,8 +650,8 @@ def choices(group: str, config_dir: str | Path | None = None) -> list[str]:
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+def _nearest(name: object, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else ""
 
 
