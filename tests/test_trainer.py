@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from wavespace import config, trainer
-from wavespace.build import check_trainer
+from wavespace.build import check_trainer, make
 from wavespace.errors import ConfigError
 
 KEYS = [key for key in OmegaConf.load(config.conf_dir() / "trainer" / "default.yaml") if key != "_target_"]
@@ -105,3 +107,26 @@ def test_a_root_key_takes_a_value_or_says_why_not(key: str) -> None:
 def test_a_model_that_takes_no_specs_says_what_a_model_takes() -> None:
     with pytest.raises(ConfigError, match=r"does not take in_spec and out_spec; a model is built as Linear\(in_spec"):
         config.compose(["model._target_=torch.nn.Linear", "model.in_features=1", "model.out_features=1"])
+
+
+def test_wandb_without_a_key_is_refused_before_data_is_touched_unless_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(ConfigError, match="wandb login.*logger.offline=true"):
+        check_trainer(config.compose(["logger=wandb"]))
+    check_trainer(config.compose(["logger=wandb", "logger.offline=true"]))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trainer(config.compose(["logger=wandb"]))
+
+
+def test_a_logger_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(**_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'neptune'", name="neptune")
+
+    monkeypatch.setattr("pytorch_lightning.loggers.NeptuneLogger", missing)
+    with pytest.raises(ConfigError, match="pip install neptune"):
+        make(OmegaConf.create({"_target_": "pytorch_lightning.loggers.NeptuneLogger"}), "logger")

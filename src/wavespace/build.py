@@ -138,6 +138,9 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
             said = f"{error.__cause__}{place_of(error.__cause__)}"
             raise ConfigError(f"{key}={_name(node)} refuses its settings: {said}") from None
         raise
+    except ImportError as error:
+        package = f"; pip install {error.name}" if error.name else ""
+        raise ConfigError(f"{key}={_name(node)} needs what is not installed: {error}{package}") from error
     except Exception as error:  # a number that is too large is one of many kinds of error
         said = (
             f"{error}{place_of(error)}"
@@ -148,15 +151,31 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Let Lightning say, before data is touched, whether it takes the trainer's settings on this machine.
+    """Let Lightning and W&B say, before data is touched, whether this machine has what the settings need.
 
     Raises:
-        ConfigError: it does not, with the key.
+        ConfigError: Lightning refuses a key of the trainer, or W&B would ask for a key.
     """
+    if str((cfg.logger or {}).get("_target_")).endswith("WandbLogger"):
+        _check_wandb(cfg.logger)
     if said := trainer.refusal(
         {key: value for key, value in config.resolved(cfg)["trainer"].items() if key != "_target_"}
     ):
         raise ConfigError(said)
+
+
+def _check_wandb(node: DictConfig) -> None:
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError("logger=wandb needs what is not installed: pip install wandb") from None
+    settings = wandb.Settings()
+    offline = node.get("offline") or settings.mode in ("offline", "disabled", "dryrun", "shared")
+    if not offline and wandb.run is None and not wandb.api.api_key:
+        raise ConfigError(
+            "logger=wandb has no key for W&B on this machine: run `wandb login`, set WANDB_API_KEY, or keep the run here "
+            "with logger.offline=true (wandb sync sends it later)"
+        )
 
 
 def _name(node: DictConfig) -> str:
