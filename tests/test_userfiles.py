@@ -106,7 +106,8 @@ def test_a_file_that_a_shipped_one_hides_is_a_fault(tmp_path: Path) -> None:
 
 WORDS = [
     b"_target_", b"defaults", b"model", b"seed", b"- ", b": ", b"\n", b"  ", b"[", b"]", b"{", b"}", b"&a", b"*a",
-    b"!!", b"${", b"\t", b"'", b'"', b"|", b"\xc3\xa9", b"\xff", b"\0", b"3", b"~", b"? ", b"<<", b"override /", b"@", b"#",
+    b"!!", b"${", b"\t", b"'", b'"', b"|", b"\xc3\xa9", b"\xff", b"\0", b"3", b"~", b"? ", b"<<", b"override /",
+    b"@", b"#",
 ]  # fmt: skip
 
 

@@ -5,7 +5,9 @@ Whatever can't work together is refused here, on the meta device, before data, n
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -169,12 +171,19 @@ def _check_wandb(node: DictConfig) -> None:
         import wandb
     except ImportError:
         raise ConfigError("logger=wandb needs what is not installed: pip install wandb") from None
-    settings = wandb.Settings()
-    offline = node.get("offline") or settings.mode in ("offline", "disabled", "dryrun", "shared")
-    if not offline and wandb.run is None and not wandb.api.api_key:
+    settings: Any = wandb.setup().settings  # of its files, where the environment says nothing
+    mode = os.environ.get("WANDB_MODE") or getattr(settings, "mode", None)
+    if node.get("offline") or mode in ("offline", "disabled", "dryrun") or wandb.run is not None:
+        return
+    home = Path.home()
+    files = [Path(os.environ.get("NETRC") or home / ".netrc"), home / "_netrc"]
+    host = str(settings.base_url).partition("//")[2].partition("/")[0].partition(":")[0]
+    named = any(host in file.read_text(errors="replace") for file in files if file.is_file())
+    given = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    if not (named or given or getattr(settings, "api_key", None)):
         raise ConfigError(
-            "logger=wandb has no key for W&B on this machine: run `wandb login`, set WANDB_API_KEY, or keep the run here "
-            "with logger.offline=true (wandb sync sends it later)"
+            "logger=wandb: this machine has no key for W&B; run `wandb login`, or set WANDB_API_KEY, or keep the run "
+            "here with logger.offline=true (wandb sync sends it later)"
         )
 
 
