@@ -127,8 +127,8 @@ def test_wandb_without_a_key_is_refused_before_data_is_touched_unless_offline(
 
 def test_a_logger_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(**_: Any) -> None:
-        raise ModuleNotFoundError("No module named 'neptune'", name="neptune")
+        raise ModuleNotFoundError("No module named 'comet_ml'", name="comet_ml")
 
-    monkeypatch.setattr("pytorch_lightning.loggers.NeptuneLogger", missing)
-    with pytest.raises(ConfigError, match="pip install neptune"):
-        make(OmegaConf.create({"_target_": "pytorch_lightning.loggers.NeptuneLogger"}), "logger")
+    monkeypatch.setattr("pytorch_lightning.loggers.CometLogger", missing)
+    with pytest.raises(ConfigError, match="pip install comet_ml"):
+        make(OmegaConf.create({"_target_": "pytorch_lightning.loggers.CometLogger"}), "logger")
