@@ -608,7 +608,7 @@ def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable
             if source.dtype == PCM:
                 said = [("audio", what) for what in (*channel_remarks(recording.audio), *levels.remarks())]
                 if recording.notes is not None:
-                    said += _label_remarks(recording, notes[-1], frames[-1] / source.rate, levels.is_silent)
+                    said += _label_remarks(notes[-1], frames[-1] / source.rate, levels.is_silent)
                 remarks += [(kind, recording.name, what) for kind, what in said]
             for seen in recording.seen:
                 if not seen.is_unchanged():
@@ -631,14 +631,10 @@ LATE = 1.0
 """Seconds after the end of the audio from which on a note is taken not to belong to it."""
 
 
-def _label_remarks(recording: Recording, notes: Notes, seconds: float, silent: bool) -> list[tuple[str, str]]:
-    """What is odd of notes beside audio of a length; BadInput where most notes lie past its end."""
-    late = int((notes[:, 0] > seconds + LATE).sum())
-    what = f"{late} of its {len(notes)} notes begin after the end of the audio at {seconds:.1f} s"
-    if late > len(notes) / 2:
-        raise BadInput(f"{recording.score or recording.name}: {what}; the two don't belong together, or one is cut off")
-    if late:
-        return [("labels", what)]
+def _label_remarks(notes: Notes, seconds: float, silent: bool) -> list[tuple[str, str]]:
+    """What is odd of notes beside audio of a length. A score that goes on after an excerpt of audio is used, and told."""
+    if late := int((notes[:, 0] > seconds + LATE).sum()):
+        return [("labels", f"{late} of its {len(notes)} notes begin after the end of the audio at {seconds:.1f} s")]
     if len(notes) == 0 and not silent:
         return [("labels", "its MIDI file has no notes, and its audio is not silent")]
     end = float(notes[:, 1].max(initial=0.0))
