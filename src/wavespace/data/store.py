@@ -632,7 +632,7 @@ LATE = 1.0
 
 
 def _label_remarks(notes: Notes, seconds: float, silent: bool) -> list[tuple[str, str]]:
-    """What is odd of notes beside audio of a length. A score that goes on after an excerpt of audio is used, and told."""
+    """What is odd of notes beside audio of a length; a score that goes on after an excerpt of audio is used."""
     if late := int((notes[:, 0] > seconds + LATE).sum()):
         return [("labels", f"{late} of its {len(notes)} notes begin after the end of the audio at {seconds:.1f} s")]
     if len(notes) == 0 and not silent:
