@@ -148,6 +148,7 @@ def train(cfg: DictConfig) -> float | None:
     with listening(), if_stopped(lambda: _where_it_goes_on(cfg, folder)):
         from wavespace.build import build, check_trainer
 
+        _quiet()
         check_trainer(cfg)
         parts = build(cfg)
         if folder.missing:
