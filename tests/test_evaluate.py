@@ -117,7 +117,7 @@ def test_a_table_of_recordings_is_read_by_pandas_and_by_people(
 def test_scores_that_are_named_are_scored_whole_unless_their_splits_are_official(tmp_path: Path) -> None:
     for number in range(5):
         write_midi(tmp_path / f"{number}.mid", np.array([[0.0, 1.0, 60.0 + number, 80.0]]))
-    data = Rendered(midi=str(tmp_path), piece_seconds=1.0, test_pieces=1)
+    data = Rendered(midi=str(tmp_path), piece_seconds=1.0, test_pieces=1, stores=str(tmp_path / "stores"))
     assert not data.is_official()
     assert [item.name for item in data.whole()] == [f"{number}-{number}.mid" for number in range(5)]  # type: ignore[attr-defined]
     assert Rendered().is_official()

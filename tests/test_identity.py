@@ -305,3 +305,105 @@ def test_a_file_that_code_of_ones_own_is_given_is_part_of_the_run(package: Path,
     run = of(cfg)
     (tmp_path / "weights.pt").write_text("after!")
     assert of(cfg) != run
+
+
+# --- Through training ----------------------------------------------------------------------------------------
+
+SMALL = [
+    *("frontend=log_frequency", "frontend.bins=24", "frontend.n_fft=512", "frontend.hop=128", "frontend.fmin=200"),
+    *("frontend.fmax=3500", "model=conv2d", "model.width=2", "model.depth=1", "task=reconstruction", "save_every=1"),
+    *("trainer.max_steps=1", "trainer.val_check_interval=1", "trainer.accelerator=cpu", "trainer.precision=32-true"),
+]
+
+
+def test_training_returns_the_result_of_the_files_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wavespace.errors import UserError
+    from wavespace.train import run
+
+    cfg = composed([*recordings(tmp_path / "root"), *SMALL], tmp_path)
+
+    def trained() -> tuple[str, bool]:
+        run(cfg)
+        said = capsys.readouterr().out
+        return said, "is finished; its result is returned" in said
+
+    assert not trained()[1]
+    assert trained()[1]
+    first = RunFolder.of(cfg)
+    write_midi(tmp_path / "root" / "b.mid", np.array([[0.5, 0.9, 61.0, 80.0]]))
+    said, returned = trained()
+    assert not returned
+    assert f"{first.path} has read something else (data.folder); this run begins anew" in said
+    shutil.move(tmp_path / "root", tmp_path / "moved")
+    said, returned = trained()
+    assert returned
+    assert "there are no audio files" in said
+    assert "has read there what is there no more" in said
+    cfg.data.folder = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere: there are no audio files"):
+        run(cfg)
+    cfg.data.folder = str(tmp_path / "moved")
+    assert trained()[1]
+
+
+def test_what_changes_during_a_run_changes_nothing_in_it_or_ends_it(tmp_path: Path) -> None:
+    from wavespace.errors import BadInput
+    from wavespace.train import CHANGED, _check_read
+
+    cfg = composed([*recordings(tmp_path / "root"), *SMALL], tmp_path)
+    folder, data = RunFolder.of(cfg), make(cfg.data, "data")
+    data.setup()
+    _check_read(data, folder)
+    store = data.store
+    other_bytes(tmp_path / "root" / "b.wav")
+    data.prepare_data()
+    assert data.store is store, "the scores at the end of a run are those of its beginning"
+    _check_read(data, folder)
+    late = make(cfg.data, "data")
+    late.setup()
+    with pytest.raises(BadInput, match=CHANGED):
+        _check_read(late, folder)
+
+
+@pytest.mark.parametrize("setting", ["midi", "soundfont"])
+def test_another_file_under_the_same_name_is_heard(setting: str, tmp_path: Path) -> None:
+    """Within one process, as the members of a multirun are."""
+    from wavespace.data.soundfont import bundled_soundfont
+
+    overrides = scores(tmp_path / "root") if setting == "midi" else ["data=rendered"]
+    font = tmp_path / "font.sf2"
+    shutil.copy(bundled_soundfont(), font)
+    cfg = composed([*overrides, "data.seconds=0.5", f"data.soundfont={font}"], tmp_path)
+
+    def heard() -> Any:
+        data = make(cfg.data, "data")
+        data.prepare_data()
+        data.setup()
+        return data.train_set[0].audio
+
+    before = heard()
+    np.testing.assert_array_equal(before, heard())
+    if setting == "midi":
+        for path in (tmp_path / "root").glob("*.mid"):
+            write_midi(path, np.array([[0.0, 1.0, 40.0, 80.0]]))
+    else:
+        content = bytearray(font.read_bytes())
+        start = content.index(b"smpl") + 8
+        end = start + int.from_bytes(content[start - 4 : start], "little")
+        content[start:end] = np.frombuffer(content[start:end], "<i2")[::-1].tobytes()
+        font.write_bytes(content)
+    assert not np.array_equal(before, heard())
+
+
+def test_verify_tells_of_files_that_have_changed(tmp_path: Path) -> None:
+    from wavespace import check
+    from wavespace.errors import BadInput
+
+    overrides = [*recordings(tmp_path / "root"), *SMALL, f"data.stores={tmp_path / 'stores'}"]
+    check.main([*overrides, "--data", "--verify"])
+    write_midi(tmp_path / "root" / "b.mid", np.array([[0.5, 0.9, 61.0, 80.0]]))
+    (tmp_path / "root" / "c.wav").unlink()
+    with pytest.raises(BadInput, match=r"was made of other files than .* \(changed: b.wav; gone: c.wav\): .* prepare"):
+        check.main([*overrides, "--verify"])
