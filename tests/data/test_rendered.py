@@ -279,7 +279,7 @@ def test_a_gap_of_days_gives_no_silent_windows(tmp_path: Path) -> None:
         path = tmp_path / name / f"{name}.mid"
         once = np.column_stack([np.arange(20) / 2, np.arange(20) / 2 + 0.4, np.full(20, 60), np.full(20, 64)])
         write_midi(path, np.concatenate([once, once + np.array([280_000, 280_000, 0, 0])]))
-    data = Rendered(midi=str(tmp_path), val_pieces=1, test_pieces=1)
+    data = Rendered(midi=str(tmp_path), val_pieces=1, test_pieces=1, stores=str(tmp_path.parent / "gap-stores"))
     data.setup()
     assert any("gap of 30 s or more, which is shortened" in fact for fact in data.describe())
     assert data.describe()["train"]["hours"] < 0.02
