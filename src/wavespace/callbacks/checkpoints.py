@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from wavespace.data.disk import explained, written_whole
-from wavespace.errors import Diverged
+from wavespace.errors import Diverged, UserError
 from wavespace.runfolder import RunFolder, write_atomic
 from wavespace.terminal import heed, hold, told
 
@@ -229,8 +230,12 @@ class CsvLogger(Logger):
         self.unwritten = {}
 
     def finalize(self, status: str) -> None:
-        """Bring the file up to date at the end."""
-        self.save()
+        """Bring the file up to date at the end; what ended the run is told, and not what it did to this file."""
+        if status == "success":
+            self.save()
+        elif self.path.exists():
+            with suppress(OSError, UserError):
+                self.save()
 
     def _row(self, step: int, cells: Mapping[str, str] = MappingProxyType({})) -> bytes:
         row = {**cells, **self.unwritten[step]}
