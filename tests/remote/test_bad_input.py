@@ -174,10 +174,10 @@ def test_an_override_set_is_composed_once_a_command(
         return load(*arguments, **facts)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", note)
-    ended = wavespace(*train(dry_run="true"), "seed=1,2,1", "name='a b'")
+    ended = wavespace(*train(dry_run="true"), "seed=1,2,1", "data.soundfont='a b'")
     assert composed == ["seed=1", "seed=2"]
     jobs = re.findall(r"^ +(\d)  [0-9a-f]{12}  (.*)$", ended.out, re.MULTILINE)
-    assert jobs == [("0", "seed=1 name='a b'"), ("1", "seed=2 name='a b'"), ("2", "seed=1 name='a b'")]
+    assert jobs == [("0", "seed=1 data.soundfont='a b'"), ("1", "seed=2 data.soundfont='a b'"), ("2", "seed=1 data.soundfont='a b'")]
 
 
 # --- Before anything is rented
