@@ -177,7 +177,8 @@ def test_an_override_set_is_composed_once_a_command(
     ended = wavespace(*train(dry_run="true"), "seed=1,2,1", "data.soundfont='a b'")
     assert composed == ["seed=1", "seed=2"]
     jobs = re.findall(r"^ +(\d)  [0-9a-f]{12}  (.*)$", ended.out, re.MULTILINE)
-    assert jobs == [("0", "seed=1 data.soundfont='a b'"), ("1", "seed=2 data.soundfont='a b'"), ("2", "seed=1 data.soundfont='a b'")]
+    quoted = "data.soundfont='a b'"
+    assert jobs == [("0", f"seed=1 {quoted}"), ("1", f"seed=2 {quoted}"), ("2", f"seed=1 {quoted}")]
 
 
 # --- Before anything is rented
