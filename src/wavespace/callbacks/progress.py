@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,8 +84,9 @@ class TrainingProgress(Callback):
         rate = self.items / max(time.monotonic() - self.since, 1e-6)
         self.metric = f"{self.monitor} {value:.3f}"
         loss = float(getattr(pl_module, "train_loss", float("nan")))
+        shown_loss = "       -" if math.isnan(loss) else f"{loss:8.4f}"  # no step was made yet
         self.bar.console.print(
-            f"step {trainer.global_step:>6}  loss {loss:8.4f}  {self.metric}  {rate:.1f} items/s", highlight=False
+            f"step {trainer.global_step:>6}  loss {shown_loss}  {self.metric}  {rate:.1f} items/s", highlight=False
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
