@@ -538,7 +538,7 @@ def test_a_disk_that_fills_up_is_told_and_what_has_come_is_kept(server: FileServ
 
 def test_a_folder_that_can_t_be_made_is_a_sentence(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/data: can't be read or written \(File exists\)"):
+    with pytest.raises(UserError, match=r"file: can't be read or written \(File exists\)"):
         fetch(server.url("data"), tmp_path / "file" / "data")
 
 

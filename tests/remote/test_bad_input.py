@@ -164,18 +164,19 @@ def test_variables_of_pods_are_listed_or_told(
         assert text in ended.out
 
 
-def test_an_override_set_is_composed_once_a_command(
+def test_files_are_read_once_for_members_of_the_same_parts(
     cloud: SimulatedCloud, wavespace: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, composed = ConfigLoaderImpl.load_configuration, list[str]()
+    load, read = ConfigLoaderImpl.load_configuration, list[list[str]]()
 
     def note(*arguments: Any, **facts: Any) -> Any:
-        composed.extend(text for text in facts["overrides"] if text in ("seed=1", "seed=2"))
+        read.append([text for text in facts["overrides"] if text in ("seed=1", "seed=2")])
         return load(*arguments, **facts)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", note)
     ended = wavespace(*train(dry_run="true"), "seed=1,2,1", "data.soundfont='a b'")
-    assert composed == ["seed=1", "seed=2"]
+    assert read
+    assert not any(read)  # a seed is set in what was read for all of them
     jobs = re.findall(r"^ +(\d)  [0-9a-f]{12}  (.*)$", ended.out, re.MULTILINE)
     quoted = "data.soundfont='a b'"
     assert jobs == [("0", f"seed=1 {quoted}"), ("1", f"seed=2 {quoted}"), ("2", f"seed=1 {quoted}")]
