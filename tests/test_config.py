@@ -47,7 +47,7 @@ def test_all_faults_come_in_one_message() -> None:
         ("optim.lr=fast", "number"),
         ("model.width=3.5", "integer"),
         ("seed=abc", "seed"),
-        ("trainer.max_steps=many", "integer"),
+        ("trainer.max_steps=many", "a number of steps, 1 or more"),
         ("optim.betas=[0.9]", "betas"),
     ],
 )

@@ -152,9 +152,10 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
             _check_shapes(build_task(cfg, audio), checkpoint["state_dict"])
         task = build_task(cfg, audio)
         task.load_state_dict(checkpoint["state_dict"])
-    except UserError as error:
-        raise type(error)(f"{path}: {error}") from error
-    except Exception as error:  # a part that is not installed, a setting or a weight that the code has no more
+    except Exception as error:
+        # Of the builder's errors, a TypeError is behind the one about a setting that a constructor has no more.
+        if isinstance(error, UserError) and not isinstance(error.__cause__, TypeError):
+            raise type(error)(f"{path}: {error}") from error
         written, reason = checkpoint["versions"].get("wavespace"), " ".join(str(error).split())[:300]
         raise BadCheckpoint(
             f"{path}: written by wavespace {written[:40] if isinstance(written, str) else '?'}, doesn't fit "

@@ -155,7 +155,8 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
     for file in userfiles.files(Path(config_dir)) if config_dir is not None else ():
         if said := userfiles.excessive(file):
             raise ConfigError(said)
-        if file.parent.name in GROUPS and (conf_dir() / file.relative_to(Path(str(config_dir)))).is_file():
+        shipped = conf_dir() / file.relative_to(Path(str(config_dir)))
+        if file.parent.name in GROUPS and shipped.is_file() and not shipped.samefile(file):
             raise ConfigError(
                 f"{file}: Wavespace has a {file.parent.name} of this name, which is taken; rename the file"
             )

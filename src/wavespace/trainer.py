@@ -99,10 +99,12 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
     """What Lightning does not take on this machine, with the key that it is about; None if it takes all."""
     from pytorch_lightning import Trainer
 
+    from wavespace.distributed import cluster_environment
+
     def refused(**some: Any) -> str | None:
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         try:
-            Trainer(**quiet, enable_model_summary=False, max_epochs=-1, **some)
+            Trainer(**quiet, enable_model_summary=False, max_epochs=-1, plugins=[cluster_environment()], **some)
         except Exception as error:  # Lightning has a dozen of them
             return " ".join(str(error).split()) or type(error).__name__
         return None

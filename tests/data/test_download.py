@@ -698,7 +698,7 @@ def test_a_remote_member_of_another_size_than_declared_is_refused(
     server: FileServer, tmp_path: Path, size: int
 ) -> None:
     server.files["set.zip"] = lying(zip_of({"a": b"", "b": bytes(10**6)}), 10**6, size)
-    with pytest.raises(BadInput, match=r"b: is damaged \((Bad CRC-32 for file 'b'|it ends early)\)"):
+    with pytest.raises(BadInput, match=r"(b: is damaged \((Bad CRC-32 for file 'b'|it ends early)\)|set\.zip: has .* inflates to more)"):
         RemoteZip(server.url("set.zip")).fetch({"b": Path("b")}, tmp_path)
     assert content(tmp_path) == {}
 
@@ -793,7 +793,7 @@ def test_a_stopped_extraction_goes_on(tmp_path: Path, suffix: str) -> None:
     archive.write_bytes(archive_of(FILES | {"set/e": DATA * 3}, suffix))
     with (
         files_of_at_most(3 * len(DATA) - 1),
-        pytest.raises(UserError, match=r"data: can't .* \(File too large\); what"),
+        pytest.raises(UserError, match=r"data.*: can't .* \(File too large\); what"),
     ):
         extract(archive, folder, inside)
     assert content(folder) == PLACED
@@ -872,7 +872,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [100, 10**9], ids=["less", "more"])
 def test_a_zip_that_lies_about_a_size_leaves_nothing(tmp_path: Path, size: int) -> None:
     (tmp_path / "set.zip").write_bytes(lying(zip_of({"a": b"", "b": bytes(10**6)}), 10**6, size))
-    with pytest.raises(BadInput, match=r"set\.zip: is damaged \((Bad CRC-32 for file 'b'|it ends early)\)"):
+    with pytest.raises(BadInput, match=r"set\.zip: (is damaged \((Bad CRC-32 for file 'b'|it ends early)\)|has .* inflates to more)"):
         extract(tmp_path / "set.zip", tmp_path / "data", inside, limit=10**9)
     assert content(tmp_path / "data") == {}
 
