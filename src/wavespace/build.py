@@ -171,9 +171,11 @@ def _check_wandb(node: DictConfig) -> None:
         import wandb
     except ImportError:
         raise ConfigError("logger=wandb needs what is not installed: pip install wandb") from None
+    if node.get("offline"):  # which Lightning puts into the environment, where W&B no longer looks once it is set up
+        return
     settings: Any = wandb.setup().settings  # of its files, where the environment says nothing
     mode = os.environ.get("WANDB_MODE") or getattr(settings, "mode", None)
-    if node.get("offline") or mode in ("offline", "disabled", "dryrun") or wandb.run is not None:
+    if mode in ("offline", "disabled", "dryrun") or wandb.run is not None:
         return
     home = Path.home()
     files = [Path(os.environ.get("NETRC") or home / ".netrc"), home / "_netrc"]
