@@ -99,7 +99,11 @@ def test_a_process_that_fails_ends_one_that_waits_for_it(tmp_path: Path) -> None
         (["trainer.strategy=ddp_spawn"], {}, "trainer.strategy=ddp_spawn is not supported"),
         (["trainer.num_nodes=2"], {}, "trainer.num_nodes=2 takes processes that torchrun has started"),
         (["trainer.val_check_interval='00:00:01:00'"], {}, "goes by the clock"),
-        (["trainer.devices=1"], {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "torchrun has started 2 processes"),
+        (
+            ["trainer.devices=1"],
+            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+            "torchrun has started 2 processes",
+        ),
     ],
 )
 def test_what_several_devices_cannot_train_is_refused(
