@@ -168,6 +168,15 @@ def test_bad_files_are_told_and_the_others_go_on(
     assert capsys.readouterr().out.startswith(f"{recording}: ")
 
 
+def test_what_is_odd_about_a_recording_is_told(
+    checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio, rate = soundfile.read(recording)
+    soundfile.write(recording, np.column_stack([audio, -audio]), rate)
+    main([str(recording), "--checkpoint", str(checkpoint)])
+    assert "channels cancel each other" in capsys.readouterr().err
+
+
 def test_results_do_not_replace_each_other(checkpoint: Path, tmp_path: Path) -> None:
     files = [tmp_path / "a" / "take.wav", tmp_path / "b" / "take.wav"]
     for file, seconds in zip(files, (1, 2)):

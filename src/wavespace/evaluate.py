@@ -113,10 +113,11 @@ def _print_text(rows: list[Row], facts: Row) -> None:
     names = [name for name in (rows[0] if rows else ()) if name != "recording" and not name.endswith("threshold")]
     width = max((len(printable(row["recording"])) for row in rows), default=0)
     if rows:
-        print(" " * width + "".join(f"  {name}" for name in names))
+        print(" " * width + "".join(f"  {name:>8}" for name in names))
     for row in rows:
-        cells = (f"{row[name]:>{len(name) + 2}.3f}" if name in row else " " * (len(name) + 2) for name in names)
-        print(f"{printable(row['recording']):<{width}}" + "".join(cells))
+        cells = (format(row[name], ".3f") if name in row else "" for name in names)
+        line = "".join(f"  {cell:>{max(8, len(name))}}" for name, cell in zip(names, cells))
+        print(f"{printable(row['recording']):<{width}}{line}")
     if rows:
         print()
     for name, value in facts.items():

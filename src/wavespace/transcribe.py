@@ -70,8 +70,13 @@ def _transcribe_to(
     target: Path, file: Path, task: Any, kinds: Sequence[str], done: list[Path], failed: list[UserError]
 ) -> None:
     """Transcribe a file and write its results, all or none of them; it goes to `done`, or the reason to `failed`."""
+    from wavespace.data.audio import remarks
+    from wavespace.data.sources import say
+
     try:
         notes = transcribe(file, task)
+        for remark in remarks(file):
+            say(f"{file}: {remark}")
         beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
         midi = Path(f"{target}.mid")
         content_of_midi = marked(midi, _midi(notes), beside)

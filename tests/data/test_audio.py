@@ -81,6 +81,32 @@ def test_channels_in_which_nothing_is_recorded_do_not_count(tmp_path: Path) -> N
     assert "nothing is recorded in 7 of its 8 channels" in remarks(tmp_path / "surround.wav")
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_channels_that_cancel_for_a_while_do_not_leave_silence(subtype: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=40 * RATE) * 0.1
+    channels = np.column_stack([noise, noise])
+    channels[20 * RATE : 30 * RATE, 1] *= -1
+    soundfile.write(tmp_path / "a.wav", channels, RATE, subtype=subtype)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav", RATE), noise, atol=2e-4)
+    assert "cancel each other" in remarks(tmp_path / "a.wav")[0]
+
+
+def test_many_channels_that_sound_one_after_another_do_not_cancel(tmp_path: Path) -> None:
+    channels = np.zeros((16 * RATE, 16))
+    for channel in range(16):
+        channels[channel * RATE : (channel + 1) * RATE, channel] = tone(RATE, 1.0)
+    soundfile.write(tmp_path / "a.wav", channels, RATE)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav", RATE), channels.mean(axis=1), atol=1e-4)
+
+
+def test_an_au_file_whose_size_was_never_filled_in_is_read_whole(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.au", tone(RATE, 1.0), RATE)
+    content = (tmp_path / "a.au").read_bytes()
+    whole = read_audio(tmp_path / "a.au", RATE)
+    (tmp_path / "b.au").write_bytes(content[:8] + bytes(4) + content[12:])
+    np.testing.assert_array_equal(read_audio(tmp_path / "b.au", RATE), whole)
+
+
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
 @pytest.mark.parametrize("kind", ["flac", "wav"])
 def test_channels_are_averaged_whole_in_windows_and_in_blocks(kind: str, subtype: str, tmp_path: Path) -> None:

@@ -287,6 +287,19 @@ def test_a_gap_of_days_gives_no_silent_windows(tmp_path: Path) -> None:
     assert silent < 25  # of 30 windows in 50 s, of which 20 s sound
 
 
+def test_a_late_start_and_a_note_of_days_give_no_silent_windows(tmp_path: Path) -> None:
+    for name, times in (("a", [280_000, 280_001]), ("b", [0, 280_000]), ("c", [0, 1])):
+        (tmp_path / name).mkdir()
+        write_midi(tmp_path / name / f"{name}.mid", np.array([[*times, 60, 64]], float))
+    data = Rendered(midi=str(tmp_path), val_pieces=1, test_pieces=1, stores=str(tmp_path.parent / "late-stores"))
+    data.setup()
+    hours = [facts["hours"] for facts in data.describe().values() if isinstance(facts, dict) and "hours" in facts]
+    assert sum(hours) < 0.03
+    assert any(
+        "gap of 30 s or more, which is shortened: 2" in f"{fact}: {data.describe()[fact]}" for fact in data.describe()
+    )
+
+
 def test_variation_keeps_to_the_keyboard_and_the_notes(scores: Path) -> None:
     notes = read_midi(scores / "0.mid").notes
     low, high = notes.copy(), notes.copy()

@@ -37,8 +37,11 @@ LEAD = 16 * 1152
 SILENT = 1e-3
 """Level of a channel against the loudest one, below which nothing is recorded in it: -60 dB."""
 
-CANCELLED = 0.1
-"""Level of the mean of channels against theirs, below which they cancel each other: -20 dB."""
+CANCELLED = 0.14
+"""Level of the sum of channels against that of channels that differ, below which they cancel each other: -17 dB."""
+
+LOUD = 0.1
+"""Level of a stretch against the loudest channel, above which its channels may not cancel each other: -20 dB."""
 
 LOUDEST = 8.0
 """A float file that goes further beyond full scale than this does not hold samples in -1..1."""
@@ -82,10 +85,10 @@ class Part(NamedTuple):
 def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: float | None = None) -> Audio:
     """Mono float32 `(N,)` of a file or of a window of it; other rates are resampled (soxr HQ).
 
-    Channels are averaged, but for those in which nothing is recorded; of channels that cancel each other the loudest is
-    taken. Float files with samples in the range of integers are scaled. A window that reaches past the end of the file
-    is shorter than asked for. A file is read to its end whatever length its header states; a WAV, Ogg or MP3 file that
-    was cut off gives what it holds.
+    Channels are averaged, but for those in which nothing is recorded; of channels that cancel each other, all along or
+    for a while, the loudest is taken. Float files with samples in the range of integers are scaled. A window that
+    reaches past the end of the file is shorter than asked for. A file is read to its end whatever length its header
+    states; a WAV, Ogg or MP3 file that was cut off gives what it holds.
 
     Raises:
         BadInput: the file is missing, not audio, damaged, holds no samples, or holds values that are not numbers.
@@ -260,11 +263,13 @@ def _mono(raw: NDArray[Any], part: Part) -> Audio:
 
 
 class _Levels(NamedTuple):
-    """Of what was looked at: `(channels,)` root mean squares, that of their mean, and the largest sample."""
+    """Of what was looked at."""
 
     each: NDArray[np.float64]
-    mean: float
+    """Root mean squares `(channels,)`."""
     peak: float
+    cancel: bool
+    """Whether the channels cancel each other somewhere."""
 
 
 def _part(file: _File, path: Path, stream: Stream) -> Part:
@@ -280,28 +285,33 @@ def _part(file: _File, path: Path, stream: Stream) -> Part:
         if _usual(_measured(file, path, places, count)):
             return part
     with _open(path, stream) as again:
-        levels = _measured(again, path, None, max(1, 2**20 // again.channels))
+        levels = _measured(again, path, None, max(1, min(again.samplerate // 2, AT_ONCE // again.channels)))
     return _mixed(path, part, levels, floating)
 
 
 def _usual(levels: _Levels) -> bool:
     loudest = levels.each.max()
-    return bool(levels.each.min() > SILENT * loudest and levels.mean > CANCELLED * loudest)
+    return bool(levels.each.min() > SILENT * loudest and not levels.cancel)
 
 
 def _measured(file: _File, path: Path, places: NDArray[np.int64] | None, count: int) -> _Levels:
     """Levels of `count` samples from each place on; of all samples without places."""
-    squares, together, peak, total = np.zeros(file.channels), 0.0, 0.0, 0
+    peak, total = 0.0, 0
+    found: list[list[float]] = []  # of each stretch the squares of its channels and of their sum, and its samples
     for place in iter(int, 1) if places is None else places:
         if places is not None or total == 0:
             file.go_to(place if places is not None else 0)
         raw = _raw(file, count, path, total).astype(np.float32)
         if len(raw) == 0 and places is None:
             break
-        squares += np.square(raw, dtype=np.float64).sum(axis=0)
-        together += float(np.square(raw.mean(axis=1), dtype=np.float64).sum())
+        both = (np.square(part, dtype=np.float64).sum(axis=0) for part in (raw, raw.sum(axis=1, keepdims=True)))
+        found.append([*np.concatenate([*both]), len(raw)])
         peak, total = max(peak, float(np.abs(raw).max(initial=0.0))), total + len(raw)
-    return _Levels(np.sqrt(squares / max(1, total)), math.sqrt(together / max(1, total)), peak)
+    stretches = np.array(found).reshape(-1, file.channels + 2)
+    each = stretches[:, :-2].sum(axis=0) / max(1, total)
+    loud = stretches[:, :-2].max(axis=1, initial=0.0) > LOUD**2 * each.max() * stretches[:, -1]
+    cancel = stretches[loud, -2] < CANCELLED**2 * stretches[loud, :-2].sum(axis=1)
+    return _Levels(np.sqrt(each), peak, bool(cancel.any()))
 
 
 def _mixed(path: Path, part: Part, levels: _Levels, floating: bool) -> Part:
@@ -318,7 +328,7 @@ def _mixed(path: Path, part: Part, levels: _Levels, floating: bool) -> Part:
     used = tuple(int(c) for c in np.flatnonzero(levels.each > SILENT * loudest)) or part.used
     if len(used) < len(part.used) and len(used) > 0 and loudest > 0:
         said.append(f"nothing is recorded in {len(part.used) - len(used)} of its {len(part.used)} channels")
-    if loudest > 0 and len(used) > 1 and levels.mean * len(part.used) / len(used) < CANCELLED * loudest:
+    if len(used) > 1 and levels.cancel:
         used = (int(np.flatnonzero(levels.each > 0.99 * loudest)[0]),)
         said.append(f"its channels cancel each other, so channel {used[0] + 1} alone is used")
     return part._replace(used=used, remark="; ".join(said))

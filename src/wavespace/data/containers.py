@@ -95,7 +95,7 @@ def streams(data: mmap, path: Path) -> list[Stream]:
     """
     start = _after_tags(data, 0)
     magic = data[start : start + 4]
-    if reader := {b"OggS": _ogg, b"fLaC": _flac, b"RIFF": _wav, b"RF64": _wav, b"caff": _caf}.get(magic):
+    if reader := {b"OggS": _ogg, b"fLaC": _flac, b"RIFF": _wav, b"RF64": _wav, b"caff": _caf, b".snd": _au}.get(magic):
         return reader(data)
     if path.suffix.lower() in MPEG or start or _frame(data, 0):
         return _mpeg(data, start, path)
@@ -154,6 +154,14 @@ def _chunks(data: mmap, place: int) -> bool:
             return False
         place += 8 + size + size % 2
     return True
+
+
+def _au(data: mmap) -> list[Stream]:
+    """The size of the data is 0 where it was never filled in; -1 says that it is not known."""
+    offset = int.from_bytes(data[4:8])
+    if any(data[8:12]) or not 24 <= offset < len(data):
+        return [Stream()]
+    return [Stream((data[:8] + b"\xff" * 4 + data[12:offset], (offset, len(data))))]
 
 
 def _caf(data: mmap) -> list[Stream]:

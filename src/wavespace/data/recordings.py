@@ -36,7 +36,7 @@ from wavespace.spec import AudioSpec
 SPLITS = ("train", "val", "test")
 FETCHED = ".fetched"
 """Lies in a folder that `wavespace prepare` made: what is missing there is fetched, and elsewhere it is not."""
-READER = 2
+READER = 3
 """Raised when other samples or notes are read from the same files: part of the key of every store."""
 LOOKED = 2**30
 """Bytes that are read at most to see whether there is a store."""

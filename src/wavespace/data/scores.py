@@ -21,7 +21,7 @@ from wavespace.errors import BadInput
 from wavespace.metrics import on_keyboard
 from wavespace.terminal import byte_progress
 
-READER = 1
+READER = 2
 """Raised when other notes are read from the same files."""
 
 LONGEST_GAP = 30.0
@@ -92,7 +92,7 @@ def _build(folder: Path, files: Sequence[Seen]) -> None:
             pedal.write(played.pedal.astype("<f8").tobytes())
             ends = [ends[0] + len(played.notes), ends[1] + len(played.pedal)]
             last = float(played.notes[:, 1].max(initial=0.0))
-            gap = bool(np.diff(played.notes[:, 0]).max(initial=0.0) >= LONGEST_GAP)
+            gap = bool(np.diff(_moments(played.notes)).max() > LONGEST_GAP - 1e-6)
             facts.append({"ends": ends, "notes": len(played.notes), "seconds": last, "gap": gap, "fault": fault})
             advance(size)
         for file in (notes, pedal):
@@ -115,12 +115,12 @@ def _performance(path: Path) -> tuple[Performance, str | None]:
 
 
 def _without_gaps(performance: Performance) -> Performance:
-    """The same with at most `LONGEST_GAP` seconds from an onset to the next: a gap of hours would be all windows."""
-    onsets = performance.notes[:, 0]
-    steps = np.diff(onsets)
-    if len(onsets) < 2 or steps.max() <= LONGEST_GAP:
+    """The same with at most `LONGEST_GAP` seconds between moments: a gap of hours would be all windows."""
+    moments = _moments(performance.notes)
+    steps = np.diff(moments)
+    if steps.max() <= LONGEST_GAP:
         return performance
-    before, after = onsets[:-1][steps > LONGEST_GAP], onsets[1:][steps > LONGEST_GAP]
+    before, after = moments[:-1][steps > LONGEST_GAP], moments[1:][steps > LONGEST_GAP]
     total = np.cumsum(after - before - LONGEST_GAP)
     edges = np.column_stack([before + LONGEST_GAP, after]).ravel()
     removed = np.column_stack([np.append(0, total[:-1]), total]).ravel()  # seconds before each edge
@@ -131,6 +131,11 @@ def _without_gaps(performance: Performance) -> Performance:
     notes = performance.notes.copy()
     notes[:, :2] = moved(notes[:, :2])
     return Performance(notes, moved(performance.pedal))
+
+
+def _moments(notes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The start, each onset, and the end of the last note."""
+    return np.concatenate([[0.0], notes[:, 0], notes[:, 1].max(initial=0.0, keepdims=True)])
 
 
 @lru_cache(maxsize=4)
