@@ -233,6 +233,9 @@ def test_completion_offers_verbs_and_hydras_own_choices() -> None:
         env=os.environ | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
     )
     assert {"model=unet", "model=harmonic"} <= set(found.stdout.split())
+    files = "COMP_CWORD=2 COMP_WORDS=(wavespace report ''); _wavespace; echo ${#COMPREPLY[@]}"  # the shell names them
+    found = subprocess.run(["bash", "-c", f"{script}\n{files}"], capture_output=True, text=True, check=True, cwd="/")
+    assert found.stdout == "0\n"
     verbs = 'COMP_CWORD=1 COMP_WORDS=(wavespace tr); _wavespace; echo "${COMPREPLY[@]}"'
     found = subprocess.run(["bash", "-c", f"{script}\n{verbs}"], capture_output=True, text=True, check=True)
     assert set(found.stdout.split()) == {"train", "transcribe"}

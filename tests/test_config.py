@@ -28,6 +28,11 @@ def test_a_typo_on_the_command_line_names_the_nearest_key() -> None:
     assert "did you mean 'width'" in faults("model.widht=3")
 
 
+def test_one_text_for_a_list_of_overrides_is_told() -> None:
+    with pytest.raises(ConfigError, match="overrides are a list"):
+        config.compose("experiment=demo")
+
+
 def test_a_group_that_does_not_exist_lists_the_choices() -> None:
     text = faults("model=unett")
     assert "did you mean 'unet'" in text

@@ -110,8 +110,15 @@ def test_a_table_of_recordings_is_read_by_pandas_and_by_people(
     evaluate.main([checkpoint, *folder, "--per-file"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["notes", "seconds"]
-    assert lines[3].split()[:2] == ["2.wav", "2.000"]
+    assert lines[3].split()[:3] == ["2.wav", "2", "3.000"]
+    assert {len(line) for line in lines[:4]} == {len(lines[0])}
+    assert len(lines[3].split()) == len(lines[0].split()) + 1
     assert lines[5].split() == ["split", "all"]
+
+
+def test_columns_stay_apart_whatever_they_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate._print_text([{"recording": "long.wav", "notes": 1321, "seconds": 1140.0, "loss": 12.28}], {})
+    assert capsys.readouterr().out.splitlines()[1].split() == ["long.wav", "1321", "1140.000", "12.280"]
 
 
 def test_scores_that_are_named_are_scored_whole_unless_their_splits_are_official(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,13 @@ def test_a_logger_whose_package_is_missing_says_what_to_install(monkeypatch: pyt
     monkeypatch.setattr("pytorch_lightning.loggers.CometLogger", missing)
     with pytest.raises(ConfigError, match="pip install comet_ml"):
         make(OmegaConf.create({"_target_": "pytorch_lightning.loggers.CometLogger"}), "logger")
+
+
+def test_what_lightning_advises_on_our_settings_is_not_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.INFO)
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [caplog.handler])
+    assert trainer.refusal({"max_steps": 1, "accelerator": "cpu", "limit_val_batches": 1.0}) is None
+    assert not caplog.records

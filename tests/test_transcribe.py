@@ -190,8 +190,20 @@ def test_results_do_not_replace_each_other(checkpoint: Path, tmp_path: Path) -> 
 
 def test_a_folder_that_can_not_be_written_is_a_sentence(checkpoint: Path, recording: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match=r"melody.mid: can't be written \("):
+    with pytest.raises(BadInput, match="file: is a file; it takes a folder"):
         main([str(recording), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "file")])
+    with pytest.raises(BadInput, match=r"melody.mid: can't be written \("):
+        main([str(recording), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "file" / "inner")])
+
+
+def test_what_is_not_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "score.mid").touch()
+    with pytest.raises(BadInput, match=r"score\.mid: is a MIDI file, no recording$"):
+        main([str(tmp_path / "score.mid")])
+    (tmp_path / "phone.m4a").touch()
+    with pytest.raises(BadInput, match="there are no audio files in it"):
+        main([str(tmp_path)])
+    assert "1 files are left out, whose format can't be read" in capsys.readouterr().err
 
 
 # --- Checkpoints that can't be used ----------------------------------------------------------------------

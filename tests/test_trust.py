@@ -211,7 +211,8 @@ def test_the_refusal_says_how_to_trust_and_so_it_loads(checkpoint: dict[str, Any
     assert "theirs" not in sys.modules
     for trust in (["theirs"], ["theirs.nets"], "theirs"):
         assert type(wavespace.load(path, trust=trust).model).__module__ == "theirs.nets"
-    export.export(path, package / "out.ckpt", trust=["theirs"])
+    _, card = export.export(path, package / "out.ckpt", trust=["theirs"])
+    assert "wavespace.load(\"out.ckpt\", trust=['theirs'])" in card.read_text()
     assert wavespace.load(naming(checkpoint, package, "theirs.nets.Net.small"), trust=["theirs"])
 
 

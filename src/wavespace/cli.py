@@ -53,8 +53,8 @@ _wavespace() {
   case "$verb" in
     train|check|prepare)
       local line="wavespace ${COMP_LINE#*"$verb" }"
-      COMPREPLY=($(COMP_LINE="$line" COMP_POINT=${#line} wavespace train -sc query=bash)) ;;
-    *) COMPREPLY=($(compgen -f -- "${COMP_WORDS[$COMP_CWORD]}")) ;;
+      COMPREPLY=($(COMP_LINE="$line" COMP_POINT=${#line} wavespace train -sc query=bash 2>/dev/null)) ;;
+    *) COMPREPLY=() ;;  # the shell's own, which quotes blanks
   esac
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
@@ -95,7 +95,10 @@ def main() -> None:
 
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f", did you mean '{close[0]}'?" if close else ""
-        print(f"wavespace: there is no verb '{printable(verb)}'{hint} Verbs: {', '.join(VERBS)}", file=sys.stderr)
+        print(
+            f"wavespace: there is no verb '{printable(verb)}'{hint}; verbs: {', '.join([*VERBS, 'completion'])}",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

@@ -150,6 +150,8 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
     Raises:
         ConfigError: there is no such folder of configuration files.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"{overrides}: overrides are a list, as in [{overrides!r}]")
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
     for file in userfiles.files(Path(config_dir)) if config_dir is not None else ():

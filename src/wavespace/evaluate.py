@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         "overrides change the data: data=rendered data.midi=scores/",
     )
     parser.add_argument("checkpoint", type=os.path.expanduser, help="a .ckpt file, a run folder, or a folder of runs")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides of its data")
+    parser.add_argument("overrides", nargs="*", default=[], help="Hydra overrides of its data")
     parser.add_argument(
         "--split",
         choices=["val", "test", "all"],
@@ -113,15 +113,18 @@ def _print_text(rows: list[Row], facts: Row) -> None:
     names = [name for name in (rows[0] if rows else ()) if name != "recording" and not name.endswith("threshold")]
     width = max((len(printable(row["recording"])) for row in rows), default=0)
     if rows:
-        print(" " * width + "".join(f"  {name:>8}" for name in names))
+        print("  ".join([" " * width, *(f"{name:>8}" for name in names)]))
     for row in rows:
-        cells = (format(row[name], ".3f") if name in row else "" for name in names)
-        line = "".join(f"  {cell:>{max(8, len(name))}}" for name, cell in zip(names, cells))
-        print(f"{printable(row['recording']):<{width}}{line}")
+        cells = (_shown(row.get(name, "")).rjust(max(8, len(name))) for name in names)
+        print("  ".join([f"{printable(row['recording']):<{width}}", *cells]))
     if rows:
         print()
     for name, value in facts.items():
-        print(f"{name:<36}" + (f"{value:8.3f}" if isinstance(value, float) else f"{value:>8}"))
+        print(f"{name:<36}{_shown(value):>8}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def score(task: Task, data: DataModule, split: str, *, tune: bool = False) -> dict[str, float]:

@@ -95,7 +95,7 @@ def export(
         with TemporaryDirectory() as folder:
             written[net] = export_onnx(path, Path(folder) / net.name, trust).read_bytes()
     try:
-        write_atomic(card, marked(card, model_card(slim, task, target.name, status).encode(), written))
+        write_atomic(card, marked(card, model_card(slim, task, target.name, status, trust).encode(), written))
         for each, content in written.items():
             write_atomic(each, content)
     except OSError as error:
@@ -123,7 +123,7 @@ def _licence(text: str, trust: Sequence[str]) -> str:
         return ""
 
 
-def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, Any]) -> str:
+def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, Any], trust: Sequence[str]) -> str:
     """What the run measured and what it was made of, in Markdown; nothing that was not measured.
 
     Args:
@@ -131,6 +131,7 @@ def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, An
         task: that it loads.
         name: of the file.
         status: of the run; its `table` and `monitor` pick the figures that come first.
+        trust: what loading the file takes, as of `wavespace.load`.
     """
     cfg = plain(slim["config"])
     parts = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in ("data", "frontend", "model", "task")}
@@ -150,7 +151,7 @@ def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, An
         "",
         "```python",
         "import wavespace",
-        f'task = wavespace.load("{name}")',
+        f'task = wavespace.load("{name}"{f", trust={trust!r}" if trust else ""})',
         "```",
         "",
         "## Measured",

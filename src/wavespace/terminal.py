@@ -322,7 +322,7 @@ def folder_or_file(text: str) -> Path:
 def composing(prog: str, about: str) -> Arguments:
     """The arguments of a verb that composes a configuration: overrides, and a folder with a user's own groups."""
     parser = Arguments(prog=prog, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice, or part.key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="OVERRIDE", help="group=choice, or part.key=value")
     parser.add_argument("--config-dir", "-cd", type=folder_or_file, metavar="FOLDER", help="groups of your own")
     return parser
 

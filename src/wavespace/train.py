@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +42,7 @@ from wavespace.terminal import (
     on_stop,
     plain,
 )
+from wavespace.trainer import quiet
 
 if TYPE_CHECKING:
     from wavespace.build import Parts
@@ -148,7 +148,6 @@ def train(cfg: DictConfig) -> float | None:
     with listening(), if_stopped(lambda: _where_it_goes_on(cfg, folder)):
         from wavespace.build import build, check_trainer
 
-        _quiet()
         check_trainer(cfg)
         parts = build(cfg)
         if folder.missing:
@@ -257,7 +256,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         # A core for each loader process: threads that wait for one that shares its core take several times as long.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - data.workers))
-    _quiet()
+    quiet()
     if rank() == 0:
         about = {"parameters": task.parameter_count, "versions": versions()}
         folder.update(monitor=task.monitor, mode=task.mode, table=list(task.table), **about)
@@ -421,15 +420,6 @@ def _in_batches(node: DictConfig) -> DictConfig:
     changed = node.copy()
     changed.val_check_interval *= node.get("accumulate_grad_batches", 1)
     return changed
-
-
-def _quiet() -> None:
-    """Lightning's advice on settings that are ours stays out of the terminal."""
-    import logging
-
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning.*")
 
 
 class Sweep(Callback):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -95,11 +97,20 @@ def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "val_check_interval", f"it goes by the clock, within a step of accumulate_grad_batches={batches} batches"
 
 
+def quiet() -> None:
+    """Lightning's advice on settings that are ours stays out of the terminal."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.|lightning_fabric\.")
+
+
 def refusal(settings: Mapping[str, Any]) -> str | None:
     """What Lightning does not take on this machine, with the key that it is about; None if it takes all."""
     from pytorch_lightning import Trainer
 
     from wavespace.distributed import cluster_environment
+
+    quiet()
 
     def refused(**some: Any) -> str | None:
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
 from wavespace.locate import locate
-from wavespace.provenance import marked, refuse_foreign
+from wavespace.provenance import is_ours, marked, refuse_foreign
 from wavespace.runfolder import newest_finished, write_atomic
 from wavespace.terminal import Arguments, folder_or_file, held, if_stopped, printable
 from wavespace.trust import add_trust
@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> None:
     add_trust(parser)
     given = parser.parse_args(arguments)
 
+    if given.out and given.out.exists() and not given.out.is_dir():
+        raise BadInput(f"--out {printable(given.out)}: is a file; it takes a folder")
     kinds = [kind for kind in ("csv", "png") if getattr(given, kind)]
     failed: list[UserError] = []
     jobs = list(_jobs(given.files, given.out, kinds, given.overwrite, failed))
@@ -112,6 +114,8 @@ def _jobs(
                 if key in taken:
                     first = printable(taken[key])
                     raise BadInput(f"its results would replace those of {first}; give it another --out")
+                if file.suffix.lower() in (".mid", ".midi"):
+                    raise BadInput("is a MIDI file, no recording")
                 refuse_foreign(Path(f"{target}.mid"), [Path(f"{target}.{kind}") for kind in kinds], overwrite=overwrite)
             except (UserError, OSError) as error:
                 why = printable(error.strerror if isinstance(error, OSError) else error)
@@ -123,9 +127,11 @@ def _jobs(
 
 def _recordings(folder: Path) -> list[Path]:
     """Audio files in a folder, at any depth; what is hidden is no recording."""
-    from wavespace.data.sources import audio_suffixes, files
+    from wavespace.data.sources import NOT_READ, UNREAD, audio_suffixes, files, say_left_out
 
-    found = [path for path in files(folder) if path.suffix.lower() in audio_suffixes()]
+    there = files(folder)
+    found = [path for path in there if path.suffix.lower() in audio_suffixes()]
+    say_left_out(folder, NOT_READ, [path for path in there if path.suffix.lower() in UNREAD and not is_ours(path)])
     if not found:
         raise BadInput(f"{printable(folder)}: there are no audio files in it ({', '.join(audio_suffixes())})")
     return found

@@ -64,7 +64,10 @@ def main(arguments: list[str]) -> None:
         raise BadInput(f"{target}: is the recording itself; name another file with --out")
     refuse_foreign(target, overwrite=given.overwrite)
     settings = (given.frontend, given.checkpoint, given.fold, given.seconds, given.fps, given.trust)
-    write_video(given.file, target, *settings)
+    from wavespace.callbacks.progress import shown
+
+    with shown(f"drawing {printable(target.name)}"):
+        write_video(given.file, target, *settings)
     print(printable(target))
 
 

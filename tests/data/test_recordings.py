@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from datasets import PIECES, RATE, maestro, record
+from wavespace.data.audio import seconds_of
 from wavespace.data.audio_folder import AudioFolder
 from wavespace.data.base import NO_NOTES
 from wavespace.data.maestro import Maestro
@@ -118,6 +119,7 @@ def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
     shutil.copy(music / "h.mp3", music / "a.mp3")
     shutil.copy(music / "h.mp3", music / "alone.mp3")
     shutil.copy(music / "a.MID", music / "silent film.mid")
+    shutil.copy(music / "a.MID", music / "a.mid")
     (music / "phone.m4a").write_bytes(b"m4a")
     (music / "notes.txt").write_bytes(b"text")
     names = sorted(recording.name for recording in audio_folder(music))
@@ -125,6 +127,7 @@ def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
     assert names == sorted([*expected, f"{composed}.wav", "link/x/linked.wav"])
     said = capsys.readouterr().err.splitlines()
     assert sorted(line.partition(f"{music}: ")[2] for line in said) == [
+        "1 MIDI files are left out, as another file of the same stem is read: a.mid",
         "1 MIDI files are left out, without an audio file of the same stem: silent film.mid",
         "1 audio files are left out, as another file of the same stem is read: a.mp3",
         "1 files are left out, whose format can't be read (ffmpeg -i FILE FILE.flac converts one): phone.m4a",
@@ -132,7 +135,17 @@ def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
     ]
     assert len(ready(music).store) == 12
     assert [path.name for path in midi_files(music)][-3:] == ["j.Midi", "linked.mid", "silent film.mid"]
-    assert len(midi_files(music)) == 13
+    assert len(midi_files(music)) == 14
+
+
+def test_what_is_no_folder_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="nowhere: there is no such folder"):
+        audio_folder(tmp_path / "nowhere")
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(BadInput, match=r"a\.wav: is a file; set data\.folder to a folder"):
+        audio_folder(tmp_path / "a.wav")
+    with pytest.raises(BadInput, match="is a folder, no recording"):
+        seconds_of(tmp_path)
 
 
 def test_audio_without_midi_says_what_can_be_trained_on_it(tmp_path: Path) -> None:

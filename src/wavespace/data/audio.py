@@ -159,7 +159,7 @@ def remarks(path: Path) -> list[str]:
 def _parts(path: Path) -> tuple[list[Part], int]:
     """The streams of a file that hold samples, and their sample rate."""
     if not path.is_file():
-        raise BadInput(f"{path}: there is no such file")
+        raise BadInput(f"{path}: {'is a folder, no recording' if path.is_dir() else 'there is no such file'}")
     state = path.stat()
     return _looked_at(path, state.st_size, state.st_mtime_ns)
 

@@ -42,6 +42,7 @@ UNREAD = {
     ".dff", ".tta", ".mpc", ".ra", ".3gp", ".mov",
 }  # fmt: skip
 """Endings of audio files that soundfile does not read."""
+NOT_READ = "files are left out, whose format can't be read (ffmpeg -i FILE FILE.flac converts one)"
 MIDI = (".mid", ".midi")
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
 INSTRUMENTS = (
@@ -166,6 +167,9 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
 
     Files of one stem are one recording. Names are compared as Unicode characters, however they are composed.
     """
+    if not place.is_dir():
+        said = "is a file" if place.exists() else "there is no such folder"
+        raise BadInput(f"{place}: {said}; set data.folder to a folder of recordings")
     audio, midi, left = _by_stem(place)
     found = []
     for stem, paths in audio.items():
@@ -173,7 +177,9 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
         left["audio files are left out, as another file of the same stem is read"] += others
         written = midi.pop(stem, [])
         # What this program has transcribed, and nobody has corrected, is no truth to train on or to be scored by.
-        score = next((file for file in written if not is_ours(file)), None) if notes else None
+        scores = [file for file in written if not is_ours(file)] if notes else []
+        left["MIDI files are left out, as another file of the same stem is read"] += scores[1:]
+        score = next(iter(scores), None)
         name = path.relative_to(place).as_posix()
         if "\n" in name or name.encode(errors="ignore").decode() != name:
             left["audio files are left out, whose names are not UTF-8 or have a line break"].append(path)
@@ -189,10 +195,7 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
             m for each in midi.values() for m in each
         ]
     for what, paths in left.items():
-        if paths:
-            names = [path.relative_to(place).as_posix() for path in paths]
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            say(f"{place}: {len(names)} {what}: {', '.join(names[:3])}{more}")
+        say_left_out(place, what, paths)
     if not found and audio and notes:
         raise BadInput(
             f"{place}: there are no audio files with a MIDI file of the same stem in it, but {len(audio)} without; "
@@ -202,6 +205,14 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
         what = "audio files with a MIDI file of the same stem" if notes else "audio files"
         raise BadInput(f"{place}: there are no {what} in it; set data.folder to a folder of them")
     return sorted(found, key=lambda recording: recording.audio)
+
+
+def say_left_out(place: Path, what: str, paths: Sequence[Path]) -> None:
+    """Tell how many files of a folder are left out, why, and the first of them."""
+    if paths:
+        names = [path.relative_to(place).as_posix() for path in paths]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        say(f"{place}: {len(names)} {what}: {', '.join(names[:3])}{more}")
 
 
 def _by_stem(place: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]], dict[str, list[Path]]]:
@@ -215,8 +226,8 @@ def _by_stem(place: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]],
             audio[stem].append(path)
         elif ending in MIDI:
             midi[stem].append(path)
-        elif ending in UNREAD:
-            left["files are left out, whose format can't be read (ffmpeg -i FILE FILE.flac converts one)"].append(path)
+        elif ending in UNREAD and not is_ours(path):
+            left[NOT_READ].append(path)
     return audio, midi, left
 
 
