@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,13 @@ def test_a_typo_on_the_command_line_names_the_nearest_key() -> None:
     assert "did you mean 'seed'" in faults("sed=3")
     assert "did you mean 'max_steps'" in faults("trainer.max_stepz=3")
     assert "did you mean 'width'" in faults("model.widht=3")
+
+
+def test_the_readme_names_every_choice() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    rows = {row.split("`")[1]: set(re.findall(r"`(\w+)`", row)) for row in readme.splitlines() if row.startswith("| `")}
+    for group, named in rows.items():
+        assert {file.stem for file in (config.conf_dir() / group).glob("*.yaml")} <= named
 
 
 def test_one_text_for_a_list_of_overrides_is_told() -> None:
