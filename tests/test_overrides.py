@@ -182,7 +182,7 @@ def test_a_target_that_cannot_be_imported_says_where_it_failed(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    "override", ["+foo=3", "++foo=3", "+callbacks.es=3", "foo=3", "+data.foo=3", "++model.foo.bar=3"]
+    "override", ["+foo=3", "++foo=3", "+callbacks.es=3", "foo=3", "+data.foo=3", "++model.foo.bar=3", "+logger.foo=3"]
 )
 def test_a_setting_that_nothing_reads_is_a_fault(override: str) -> None:
     assert "there is no" in faults(override)

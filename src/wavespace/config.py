@@ -488,6 +488,10 @@ def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Itera
                 f"{key}{where(key)}: it has no _target_, the constructor that it is built by; there are: "
                 + ", ".join(choices(key))
             )
+    logger = plain.get("logger")
+    for key in logger if isinstance(logger, dict) and "_target_" not in logger else ():
+        place = f"logger.{key}"
+        yield f"{place}{where(place)}: there is no such key; only a logger that is chosen has keys, as logger=wandb"
     section = plain.get("trainer")
     precision = section.get("precision") if isinstance(section, dict) else None
     if precision not in (None, ...) and str(precision) not in PRECISIONS:
