@@ -99,6 +99,19 @@ def test_many_channels_that_sound_one_after_another_do_not_cancel(tmp_path: Path
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav", RATE), channels.mean(axis=1), atol=1e-4)
 
 
+@pytest.mark.parametrize("stated", [1, 1000, 3 * RATE])
+def test_a_flac_file_that_states_too_few_samples_is_read_whole(stated: int, tmp_path: Path) -> None:
+    audio = np.random.default_rng(0).normal(size=(4 * RATE, 2)) * 0.1
+    soundfile.write(tmp_path / "a.flac", audio, RATE)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[22:26] = stated.to_bytes(4)
+    (tmp_path / "b.flac").write_bytes(content)
+    whole = read_audio(tmp_path / "a.flac", RATE)
+    np.testing.assert_array_equal(read_audio(tmp_path / "b.flac", RATE), whole)
+    np.testing.assert_array_equal(np.concatenate(list(read_blocks(tmp_path / "b.flac", RATE, 0.7))), whole)
+    assert seconds_of(tmp_path / "b.flac") == 4
+
+
 def test_an_au_file_whose_size_was_never_filled_in_is_read_whole(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.au", tone(RATE, 1.0), RATE)
     content = (tmp_path / "a.au").read_bytes()

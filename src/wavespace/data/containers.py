@@ -179,11 +179,43 @@ def _caf(data: mmap) -> list[Stream]:
 
 
 def _flac(data: mmap) -> list[Stream]:
-    """Files that were put one after another: each begins with its mark and the header of its first block."""
+    """Files that were put one after another: each begins with its mark and the header of its first block.
+
+    A header that states fewer samples than the file has is made to state none.
+    """
     starts = [match.start() for match in re.finditer(b"fLaC[\x00\x80]\x00\x00\x22", data)]
+    if len(starts) == 1:
+        (start,) = starts
+        if 0 < int.from_bytes(data[start + 18 : start + 26]) % 2**36 <= _last_flac_frame(data, start):
+            head = data[start : start + 21] + bytes([data[start + 21] & 0xF0]) + bytes(4)
+            return [Stream((head, (start + 26, len(data))))]
     if len(starts) < 2:
         return [Stream()]
     return [Stream(((first, end),)) for first, end in zip(starts, [*starts[1:], len(data)])]
+
+
+def _last_flac_frame(data: mmap, start: int) -> int:
+    """The first sample of the last frame of a FLAC file, by the frame's own header; -1 where none is found."""
+    place, low = len(data), max(start + 42, len(data) - 2**20)
+    while (place := data.rfind(b"\xff", low, place)) >= 0:
+        head = data[place : place + 16]
+        if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[2] < 16 or head[2] & 15 == 15:
+            continue
+        ones = 8 - (head[4] ^ 0xFF).bit_length()
+        tail = head[5 : 4 + max(1, ones)]  # the number is coded as a character in UTF-8
+        number = head[4] & (0x7F >> ones)
+        for byte in tail:
+            number = number << 6 | byte & 0x3F
+        size, rate = head[2] >> 4, head[2] & 15
+        end = 5 + len(tail) + (size - 5 if size in (6, 7) else 0) + (1 if rate == 12 else 2 if rate > 12 else 0)
+        crc = 0
+        for byte in head[:end]:
+            crc ^= byte
+            for _ in range(8):
+                crc = (crc << 1 ^ (0x107 if crc & 0x80 else 0)) & 0xFF
+        if crc == head[end]:
+            return number if head[1] & 1 else number * int.from_bytes(data[start + 10 : start + 12])
+    return -1
 
 
 def _ogg(data: mmap) -> list[Stream]:
