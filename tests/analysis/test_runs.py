@@ -82,6 +82,10 @@ def test_seeds_are_shown_as_spread(sweep: Path) -> None:
     assert row["mean"] == pytest.approx(one.mean())
     assert row["sd"] == pytest.approx(abs(one[0] - one[1]) / np.sqrt(2))
     assert (row["low"], row["high"]) == (one.min(), one.max())
+    read = rows["seed"].map({seed: f"-{seed:08x}" for seed in rows["seed"].unique()})
+    corrected = spread(rows.assign(signature=rows["signature"] + read), "val/l1_db")
+    assert set(corrected["seeds"]) == {1}
+    assert corrected["files"].nunique() == 2
 
 
 def test_a_run_that_is_damaged_unfinished_or_old_is_a_row_with_its_reason(tmp_path: Path) -> None:

@@ -450,11 +450,22 @@ def objective(runs: pd.DataFrame, metric: str | None = None) -> tuple[str, bool]
     return metric, higher
 
 
+def files_read(runs: pd.DataFrame) -> pd.Series:
+    """The digest of the files that each run read; empty where it read none."""
+    return runs["signature"].astype("string").str.partition("-")[2].fillna("")
+
+
 def spread(runs: pd.DataFrame, metric: str, keys: Iterable[str] | None = None) -> pd.DataFrame:
-    """A row a point of the sweep: the keys, and `mean`, `sd`, `low`, `high` and `seeds` of a metric over its seeds."""
+    """A row a point of the sweep: the keys, and `mean`, `sd`, `low`, `high` and `seeds` of a metric over its seeds.
+
+    Runs that read other files are no seeds of one point: `files`, the end of their signatures, tells them apart.
+    """
     by = list(swept(runs) if keys is None else keys)
     known = runs[runs[metric].notna()]
     if not by:
         by, known = ["task"], known.assign(task=known.get("task", "all"))
+    files = files_read(known)
+    if files.nunique() > 1:
+        by, known = [*by, "files"], known.assign(files=files)
     groups = known.groupby(by, dropna=False, observed=True, sort=True)[metric]
     return groups.agg(mean="mean", sd="std", low="min", high="max", seeds="count").reset_index()

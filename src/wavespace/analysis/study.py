@@ -21,7 +21,7 @@ from wavespace.analysis.fidelity import CONTROL, tradeoff
 from wavespace.analysis.fits import CantFit, effects, parabola, power_law
 from wavespace.analysis.pages import number, render
 from wavespace.analysis.plots import Drawing, against, curves, draw_effects, draw_tradeoff, inline, is_number, on_paper
-from wavespace.analysis.runs import Run, objective, spread, swept, table
+from wavespace.analysis.runs import Run, files_read, objective, spread, swept, table
 from wavespace.errors import UserError
 from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
@@ -161,6 +161,9 @@ def _best(known: pd.DataFrame, metric: str, higher: bool, keys: list[str]) -> Fi
     points = spread(known, metric, keys)
     place = points["mean"].astype(float).idxmax() if higher else points["mean"].astype(float).idxmin()
     best = points.loc[place]
+    if "files" in points:
+        known = known.assign(files=files_read(known))
+        keys = [*keys, "files"]
     where = ", ".join(f"{key}={cell}" for key in keys if (cell := _cell(best[key])) != "–") or "all alike"
     seeds = f" ± {number(float(best['sd']))} over {best['seeds']} seeds" if best["seeds"] > 1 else ""
     value = number(float(best["mean"]))
@@ -327,6 +330,7 @@ def _points_table(rows: pd.DataFrame, metric: str, higher: bool) -> list[list[st
     if not keys or not (points["seeds"] > 1).any():
         return []
     points = points.sort_values("mean", ascending=not higher).head(MOST_ROWS)
+    keys += ["files"] if "files" in points else []
     head = [*keys, metric, "±", "lowest", "highest", "seeds"]
     body = [
         [
