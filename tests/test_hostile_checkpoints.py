@@ -139,6 +139,28 @@ CRAFTED: dict[str, Callable[[Path, Path], Any]] = {
 }
 
 
+PARTS: dict[str, dict[str, Any]] = {
+    "a CQT of endless windows": {"frontend": "cqt.CQT", "bins": 2, "fmin": 1e-5},
+    "a CQT of a million bins to an octave": {"frontend": "cqt.CQT", "bins": 100, "bins_per_octave": 10**6},
+    "a CQT of a hop": {"frontend": "cqt.CQT", "bins": 170, "fmin": 0.1, "hop": 1},
+    "a CQT of a low harmonic": {"frontend": "cqt.HarmonicCQT", "harmonics": [1e-6, 1, 2]},
+    "a CQT of many harmonics": {"frontend": "cqt.HarmonicCQT", "harmonics": [1 + i / 999 for i in range(999)]},
+    "an endless kernel": {"frontend": "nnaudio.NnAudioCQT", "bins": 20, "fmin": 1e-3},
+    "a long kernel": {"frontend": "nnaudio.NnAudioSTFT", "bins": 250, "n_fft": 2**20},
+    "a long STFT": {"frontend": "stft.LogFrequency", "n_fft": 2**20},
+    "many mel bands": {"frontend": "mel.Mel", "bins": 2**14, "n_fft": 2**14},
+    "an endless axis": {"frontend": "stft.MultiResolution", "fmin": 1e-300},
+    "a map of millions": {"task": "salience.Salience", "bins_per_octave": 10**6},
+}
+"""By section: what is small in a file and takes gigabytes, or minutes, to build."""
+
+for name, part in PARTS.items():
+    [section] = part.keys() & {"frontend", "task"}
+    settings = {"_target_": f"wavespace.{section}s.{part[section]}", **part}
+    del settings[section]
+    CRAFTED[name] = with_config(lambda cfg, section=section, settings=settings: cfg.update({section: settings}))
+
+
 def flipped(data: bytes, after: bytes) -> bytes:
     place = data.index(after) + 100
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]

@@ -11,7 +11,7 @@ import math
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from wavespace.trust import BUILT, configuration, nodes
 MOST_PICKLED, MOST_RECORDS = 8_000_000, 100_000
 """Bytes of all but the tensors' content, and files in the archive. A net of 200 tensors has 25,000 bytes in 210."""
 
-MOST_NUMBER, MOST_TABLE = 2**20, 2**28
-"""Size of a number in the settings of a part, and numbers in a table of a front-end."""
+MOST_NUMBER = 2**20
+"""Size of a number in the settings of a part."""
 
 SPARE = 2**20
 """Bytes that a net may have beyond those of its file."""
@@ -173,28 +173,23 @@ def _audio_spec(specs: Mapping[str, Any]) -> AudioSpec:
     """
     match specs.get("audio"):
         case {"sample_rate": int(rate), "seconds": int() | float() as seconds, "labels": [*labels]}:
-            texts = all(isinstance(label, str) for label in labels)
-            if texts and 0 < rate <= 10**6 and 0 < seconds <= 3600:
-                return AudioSpec(rate, seconds, tuple(labels))
+            if all(isinstance(label, str) for label in labels):
+                with suppress(ValueError):
+                    return AudioSpec(rate, seconds, tuple(labels))
     raise ConfigError("its specs don't say the rate, length and labels of the audio; it is damaged")
 
 
 def _check_numbers(cfg: DictConfig, weights: int) -> None:
-    """Refuse numbers so large that tables or lists made from them would not fit into memory.
+    """Refuse numbers so large that lists made from them would not fit into memory; parts themselves refuse tables.
 
     Raises:
-        ValueError: a part asks for more than `MOST_NUMBER`, a net for more layers than the file has weights, or a
-            front-end for a table beyond `MOST_TABLE`.
+        ValueError: a part asks for more than `MOST_NUMBER`, or a net for more layers than the file has weights.
     """
     for section in BUILT:
         for key, value in nodes(OmegaConf.to_container(cfg[section]), section):
             most = weights if key in ("model.depth", "model.layers") else MOST_NUMBER
             if isinstance(value, int | float) and not abs(value) <= most:
                 raise ValueError(f"{key} is {value:g}; {most:,} is the most that is built of this file")
-    found = [value for _, value in nodes(OmegaConf.to_container(cfg.frontend)) if isinstance(value, int)]
-    bins = cfg.frontend.get("bins")
-    if isinstance(bins, int) and bins * max(found) > MOST_TABLE:
-        raise ValueError(f"a front-end with {bins:,} bins has tables of more than {MOST_TABLE:,} numbers")
 
 
 @contextmanager

@@ -10,6 +10,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+MOST_SECONDS, MOST_BINS, MOST_TABLE = 3600.0, 2**16, 2**26
+"""Of a training window, of a frequency axis, and numbers held at once to make a table: half a gigabyte."""
+
 Normalization = Literal["none", "frame", "dataset"]
 """What a front-end's values are relative to: nothing, their own frame, or the training audio."""
 
@@ -27,6 +30,13 @@ class AudioSpec:
     sample_rate: int
     seconds: float
     labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sample_rate <= 10**6 and 0 < self.seconds <= MOST_SECONDS):
+            raise ValueError(
+                f"seconds is {self.seconds:g} and sample_rate {self.sample_rate:,}; both must be above 0, and at most "
+                f"{MOST_SECONDS:g} and 1,000,000"
+            )
 
     @property
     def samples(self) -> int:
@@ -59,6 +69,9 @@ class FeatureSpec:
     high: float
     normalization: Normalization = "none"
 
+    def __post_init__(self) -> None:
+        check_table(0, len(self.frequencies))
+
     @property
     def bins(self) -> int:
         """Size of the frequency axis."""
@@ -76,6 +89,17 @@ class FeatureSpec:
         span = f" ({self.frequencies[0]:.0f}-{self.frequencies[-1]:.0f} Hz)" if self.bins > 1 else ""
         relative = "" if self.normalization == "none" else f", normalised by {self.normalization}"
         return f"{self.channels} x {self.bins} bins{span}, {self.frame_rate:.1f} frames/s, {self.unit}{relative}"
+
+
+def check_table(numbers: float, bins: float = 0) -> None:
+    """Raise ValueError before a table, or a frequency axis, is made that is too large: a stranger may ask for it."""
+    if bins > MOST_BINS:
+        raise ValueError(f"a frequency axis of {bins:,.0f} bins; {MOST_BINS:,} are the most")
+    if not numbers <= MOST_TABLE:
+        raise ValueError(
+            f"a table that takes {numbers:,.0f} numbers to make, and {MOST_TABLE:,} are the most; "
+            "take fewer bins, or shorter windows"
+        )
 
 
 PIANO_PITCHES = tuple(range(21, 109))

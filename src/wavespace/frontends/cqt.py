@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wavespace.frontends.base import FrontEnd
 from wavespace.frontends.stft import CPU_GROUP, GPU_GROUP, Array, decibel_spec, decibels
-from wavespace.spec import AudioSpec, Normalization
+from wavespace.spec import AudioSpec, Normalization, check_table
 
 LOBES = 16
 """Bandwidths above its frequency that a bin hears; further out a Hann window lets through less than -82 dB."""
@@ -119,6 +119,7 @@ class HarmonicCQT(FrontEnd):
             raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
         super().__init__(in_spec, decibel_spec(in_spec, len(harmonics), frequencies, hop, floor_db), normalize)
 
+        check_table(4 * len(harmonics) * bins)
         # Rounded, so that steps which are equal but for the error of log2 are one row.
         steps = np.round(bins_per_octave * np.log2(harmonics)[:, None] + np.arange(bins), 6)  # (H, F)
         heard = fmin * 2 ** (steps / bins_per_octave) <= in_spec.sample_rate / 2
@@ -151,6 +152,7 @@ class Filters(nn.Module):
     def __init__(self, frequencies: Array, bandwidths: Array, sample_rate: int, hop: int) -> None:
         super().__init__()
         self.hop = hop
+        check_table(16 * sample_rate / bandwidths.min(), len(frequencies))
         lengths = np.ceil(sample_rate / bandwidths).astype(int)
         needed = 2 * (frequencies / sample_rate + LOBES / lengths) * hop  # samples to a frame
         rates: list[int] = []
@@ -227,6 +229,7 @@ def decimated(frequencies: Array, lengths: NDArray[np.int_], hop: int, rate: int
     """
     side = math.ceil(math.ceil(lengths.max() / 2) * rate / hop) + TAIL
     span = -(-(2 * side + 1) // rate)  # frames
+    check_table(16 * len(frequencies) * span * rate)
     f, l = frequencies[:, None], lengths[:, None]  # (rows, 1)
     omega = 2 * np.pi * (np.fft.fftfreq(span * rate) * rate / hop - f)  # (rows, span * rate), from the centre
     kernels = [dirichlet(omega + shift * 2 * np.pi / l, l - 1) for shift in (-1, 0, 1)]
@@ -254,6 +257,7 @@ def octaves(in_spec: AudioSpec, bins_per_octave: int, bins: int, fmin: float) ->
         raise ValueError(f"bins_per_octave is {bins_per_octave}; it must be at least 1")
     if bins < 2:
         raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
+    check_table(0, bins)
     frequencies = fmin * 2 ** (np.arange(bins) / bins_per_octave)
     nyquist = in_spec.sample_rate / 2
     if not 0 < fmin < frequencies[-1] <= nyquist:

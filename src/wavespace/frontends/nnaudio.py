@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from wavespace.frontends.base import FrontEnd
 from wavespace.frontends.cqt import check, octaves
 from wavespace.frontends.stft import check_range, check_stft, decibel_spec, decibels
-from wavespace.spec import AudioSpec, Normalization
+from wavespace.spec import AudioSpec, Normalization, check_table
 
 
 class NnAudioCQT(FrontEnd):
@@ -48,6 +48,7 @@ class NnAudioCQT(FrontEnd):
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
         check(hop, floor_db)
+        check_table(4 * bins * in_spec.sample_rate / (fmin * (2 ** (1 / bins_per_octave) - 1)))
         super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         from nnAudio.features.cqt import CQT1992v2  # costs as much time as torch
 
@@ -112,6 +113,7 @@ class NnAudioSTFT(FrontEnd):
         check_stft(n_fft, hop, floor_db)
         if bins < 2:
             raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
+        check_table(4 * bins * n_fft, bins)
         super().__init__(in_spec, decibel_spec(in_spec, 1, np.geomspace(fmin, top, bins), hop, floor_db), normalize)
         from nnAudio.features.stft import STFT  # costs as much time as torch
 

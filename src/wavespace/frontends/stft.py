@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wavespace.frontends.base import FrontEnd
-from wavespace.spec import AudioSpec, FeatureSpec, Normalization
+from wavespace.spec import AudioSpec, FeatureSpec, Normalization, check_table
 
 Array = NDArray[np.float64]
 
@@ -161,10 +161,10 @@ class MultiResolution(FrontEnd):
             )
         if bins_per_octave < 1:
             raise ValueError(f"bins_per_octave is {bins_per_octave}; it must be at least 1")
-        steps = np.arange(
-            math.ceil(bins_per_octave * math.log2(fmin / 440)),
-            math.floor(bins_per_octave * math.log2(top / 440)) + 1,
-        )
+        first = math.ceil(bins_per_octave * math.log2(fmin / 440))
+        end = math.floor(bins_per_octave * math.log2(top / 440)) + 1
+        check_table((end - first) * max(n_ffts) + 4 * sum(n_ffts), end - first)
+        steps = np.arange(first, end)
         if len(steps) < 2:
             raise ValueError(f"there are {len(steps)} bins from {fmin:g} to {top:g} Hz; the axis needs at least 2")
         frequencies = 440 * 2 ** (steps / bins_per_octave)
@@ -308,6 +308,7 @@ def log_bands(frequencies: Array, ratio: float, n_fft: int, sample_rate: int) ->
 
 def triangles(left: Array, centre: Array, right: Array, n_fft: int, sample_rate: int) -> Array:
     """`(bands, n_fft / 2 + 1)` weights that rise from 0 at `left` to 1 at `centre`, and fall to 0 at `right`."""
+    check_table(4 * len(centre) * (n_fft // 2 + 1))
     hz = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
     rise = (hz - left[:, None]) / (centre - left)[:, None]
     fall = (right[:, None] - hz) / (right - centre)[:, None]

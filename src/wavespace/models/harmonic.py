@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
 from wavespace.models.blocks import Scale, precise
-from wavespace.spec import FeatureSpec
+from wavespace.spec import FeatureSpec, check_table
 
 
 class HarmonicStack(nn.Module):
@@ -29,6 +29,7 @@ class HarmonicStack(nn.Module):
         super().__init__()
         source = np.log2(np.maximum(in_spec.frequencies, 1e-3))
         step = np.median(np.diff(source))
+        check_table(4 * out_spec.bins * max(in_spec.bins, 4 * len(harmonics) * spread))
         rows = []
         for harmonic in harmonics:
             for shift in range(-(spread // 2), spread // 2 + 1):

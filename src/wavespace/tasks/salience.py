@@ -29,7 +29,7 @@ from wavespace.metrics import (
     multipitch_scores,
     pitches_at,
 )
-from wavespace.spec import FeatureSpec
+from wavespace.spec import FeatureSpec, check_table
 from wavespace.tasks.base import Picture, Sample, Task
 from wavespace.tasks.piano_roll import notes_of
 
@@ -270,6 +270,7 @@ def log_bins(bins_per_octave: int, fmin: float, fmax: float) -> tuple[float, ...
         raise ValueError(
             f"bins_per_octave is {bins_per_octave}, fmin {fmin:g} and fmax {fmax:g} Hz; there must be two bins or more"
         )
+    check_table(0, bins)
     return tuple((fmin * 2 ** (np.arange(bins) / bins_per_octave)).tolist())
 
 

@@ -21,7 +21,7 @@ from wavespace.data.tones import Tones
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average
-from wavespace.spec import FeatureSpec
+from wavespace.spec import FeatureSpec, check_table
 from wavespace.tasks.base import Picture, Sample
 from wavespace.tasks.salience import SPREAD, PitchMap, focal
 
@@ -177,6 +177,7 @@ class SelfSalience(PitchMap):
         bins = 1 + int(np.floor(np.log2(fmax / lowest) / step + 1e-6)) if fmax > lowest else 0
         if bins < 2:
             raise ValueError(f"fmax is {fmax:g} Hz, and the lowest bin {lowest:g} Hz; there must be two bins or more")
+        check_table(4 * harmonics * bins * spec.bins, bins)
         frequencies = tuple((lowest * 2 ** (np.arange(bins) * step)).tolist())
         super().__init__(frontend, FeatureSpec(timbres, frequencies, spec.frame_rate, "logit", -10.0, 10.0), thresholds)
         self.margin, self.ascent, self.transpose, self.equalise, self.mix = margin, ascent, transpose, equalise, mix
