@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -83,6 +84,35 @@ def test_a_run_of_odd_bytes_is_a_row(study: Path, data: st.DataObject, name: str
     (folder / name).write_bytes(whole[:place] + odd + whole[place + data.draw(st.integers(0, 4)) :])
     assert len(table([read_run(folder), read_run(study / ("0" * 12))])) == 2
     write_report(RunFolder(folder))
+
+
+def test_nothing_is_written_through_a_link_in_a_folder_of_runs(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (study / "figures").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="figures is a link"):
+        write_study(read_runs([study]), study)
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_thousands_of_figures_and_settings_take_seconds(study: Path, tmp_path: Path) -> None:
+    folder, many = study / ("0" * 12), {f"val/x{i}": i for i in range(100_000)}
+    (folder / "metrics.csv").write_text(f"step,{','.join(many)}\n1{',1' * len(many)}\n")
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(status | {"metrics": many, "table": list(many)}))
+    before = time.process_time()
+    assert "100,001 columns; 500 are the most" in write_report(RunFolder(folder)).read_text()
+    write_study(read_runs([study]), tmp_path / "out")
+    launch = tmp_path / "runs" / "launches" / "x"
+    launch.mkdir(parents=True)
+    jobs = [[i, f"a{i}", [f"k{i}_{j}={j}" for j in range(10)]] for i in range(40)]
+    results = [{"index": i, "state": "finished", "figures": {"val/l1_db": i}} for i in range(40)]
+    (launch / "plan.json").write_text(json.dumps({"study": "s", "jobs": jobs}))
+    (launch / "results.json").write_text(json.dumps(results))
+    write_study(read_runs([launch]), tmp_path / "out")
+    assert time.process_time() - before < 20
+    (launch / "plan.json").write_text(json.dumps({"study": "s", "jobs": [[0, "a", [f"k{i}=1" for i in range(9000)]]]}))
+    with pytest.raises(UserError, match="settings and figures in all; 2,000 are the most"):
+        table(read_runs([launch]))
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

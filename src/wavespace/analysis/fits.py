@@ -417,7 +417,7 @@ def _errors(w: Any, t0: Float, s0: Float, t1: Float, s1: Float, s2: Float) -> tu
 
 # --- Effects of what was drawn at random --------------------------------------------------------------------
 
-TREES, FOLDS, SHUFFLES = 100, 5, 4
+TREES, FOLDS, SHUFFLES, MOST_VARYING = 100, 5, 4, 20
 
 
 @dataclass(frozen=True)
@@ -485,6 +485,8 @@ def effects(settings: pd.DataFrame, loss: ArrayLike) -> Effects:
         raise CantFit(f"effects take ten finished runs or more, and there are {len(target)}")
     if not varying:
         raise CantFit("no setting differs between these runs")
+    if len(varying) > MOST_VARYING:
+        raise CantFit(f"{len(varying)} settings differ between these runs, and {MOST_VARYING} at most are told apart")
     if np.ptp(target) == 0:
         raise CantFit("all runs have the same loss")
     ordered = [

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ LARGEST = 1e100
 
 MOST_BYTES, MOST_METRICS = 2**24, 2**29
 """Bytes of a run's file that are read at most, and those of metrics.csv."""
+
+MOST_FIGURES, MOST_COLUMNS = 500, 2000
+"""Figures of a run, and columns of a table."""
 
 PARTS = ("data", "frontend", "model", "task")
 
@@ -123,9 +127,9 @@ def parse_status(text: str) -> dict[str, Any]:
     for key in ("step", "parameters"):
         if abs(status.get(key, 0)) > 2**53:
             del status[key]
-    figures = status.get("metrics", {})
+    figures = dict(islice(status.get("metrics", {}).items(), MOST_FIGURES))
     status["metrics"] = {key: as_figure(value) for key, value in figures.items() if isinstance(value, int | float)}
-    status["table"] = [str(name) for name in status.get("table", [])]
+    status["table"] = [str(name) for name in status.get("table", [])[:MOST_FIGURES]]
     return status
 
 
@@ -147,6 +151,8 @@ def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
     names = next(csv.reader([head]), [])
     if "step" not in names:
         raise ValueError("it has no column step")
+    if len(names) > MOST_FIGURES:
+        raise ValueError(f"it has {len(names):,} columns; {MOST_FIGURES} are the most")
     parts: list[list[Series]] = [[] for _ in names]
     start, damaged = len(head) + 1, 0
     while start < len(text):
@@ -328,7 +334,12 @@ def table(runs: Iterable[Run | str | Path] | str | Path) -> pd.DataFrame:
     given = [runs] if isinstance(runs, str | Path) else list(runs)
     whole = [run for run in given if isinstance(run, Run)]
     whole += read_runs([run for run in given if not isinstance(run, Run)])
-    found = pd.DataFrame([_row(run) for run in whole])
+    rows = [_row(run) for run in whole]
+    if (columns := len(set().union(*rows))) > MOST_COLUMNS:
+        raise UserError(
+            f"these runs have {columns:,} settings and figures in all; {MOST_COLUMNS:,} are the most of a table"
+        )
+    found = pd.DataFrame(rows)
     for name in (name for name in FACTS if name not in found):
         found[name] = None
     for name in ("step", "best_step", "parameters", "minutes", "cpu_minutes", "dollars"):
@@ -418,14 +429,10 @@ def swept(runs: pd.DataFrame) -> dict[str, list[str]]:
         if different:
             codes[key] = code
     found: dict[str, list[str]] = {}
+    alike: dict[bytes, str] = {}
     for key in sorted(codes, key=lambda key: not key.startswith(("model", "optim"))):
-        for other, together in found.items():
-            pairs = len(set(zip(codes[key].tolist(), codes[other].tolist())))
-            if pairs == len(set(codes[key].tolist())) == len(set(codes[other].tolist())):
-                together.append(key)
-                break
-        else:
-            found[key] = []
+        first = alike.setdefault(codes[key].tobytes(), key)  # codes count values as they come
+        found.setdefault(first, []).extend([key] * (first != key))
     return found
 
 

@@ -109,6 +109,10 @@ def write_study(
         files[out / "figures" / f"{drawing.name}.png"] = drawing.png()
         files[out / "figures" / f"{drawing.name}.svg"] = on_paper(svg).encode()
     target = out / "report.html"
+    if (out / "figures").is_symlink():  # in a stranger's folder it may lead anywhere
+        raise UserError(
+            f"{out / 'figures'} is a link, through which nothing is written; name another folder with --out"
+        )
     refuse_foreign(target, list(files), overwrite=overwrite)
     try:
         write_atomic(target, marked(target, page.encode("utf-8", "replace"), files))
