@@ -149,7 +149,20 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     assert done == ["fsync", "replace", "fsync"]  # of the file, and of its folder
 
 
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to(path.with_name("victim"))])
+def test_what_a_stranger_put_where_a_file_is_written_is_not_written_through(
+    plant: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_text("precious")
+    plant(tmp_path / ".file.new")
+    with written_whole(tmp_path / "file") as file:
+        file.write(b"all")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["file", "victim"]
+
+
 AWAY: dict[str, Callable[[Path, Path], object]] = {
+    "moved in the midst of a write": lambda folder, to: (folder.rename(to), (folder / "status.json").stat()),
     "moved": lambda folder, to: folder.rename(to),
     "its parent moved": lambda folder, to: folder.parent.rename(to),
     "deleted": lambda folder, to: shutil.rmtree(folder),

@@ -196,8 +196,12 @@ class RunFolder:
                         write_atomic(self.path / "inputs.json", json.dumps(self.read(), indent=2) + "\n")
                     self.update(state="running", reason=None)
                     (self.path / "report.html").unlink(missing_ok=True)
-                yield
-                self.update(state="finished", **spent())
+                try:
+                    yield
+                    self.update(state="finished", **spent())
+                except FileNotFoundError:  # the folder was moved between a look at it and an act
+                    self.check_is_here()
+                    raise
             except BaseException as error:
                 if isinstance(error, UserError) and self._is_new():
                     self._take_back(before)  # what was refused is no run

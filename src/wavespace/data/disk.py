@@ -130,7 +130,8 @@ def written_whole(path: Path, mark: str = "new") -> Iterator[IO[bytes]]:
     name = os.fsdecode(os.fsencode(path.name)[:200])  # of 255 bytes that a name has at most
     temporary = path.with_name(f".{name}.{mark}")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a stranger's folder may have a link or a pipe of this name
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
