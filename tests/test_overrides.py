@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -253,3 +254,24 @@ def test_the_command_reads_its_arguments_as_compose_does(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", given)
     train._arrange()
     assert sys.argv[1:] == ["-m", "--config-dir=conf", "~model", "name='1e5'", f"++model._target_={PEAKS}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+model._partial_=true", "model._partial_ .*no effect here"),
+        ("+data._convert_=all", "data._convert_ .*no effect here"),
+        ("+logger.foo=1", "logger: it has no _target_"),
+        ("baseline=3", "baseline .*it has no _target_.* peaks"),
+        ("seed=null", "seed=null: field 'seed' is not Optional$"),
+        ("compile=maybe", "compile=maybe: Value 'maybe' is not a valid bool"),
+        ("data.seconds.x=3", "data.seconds is a value, which has no keys"),
+        ("hydra/launcher=nope", "Could not find 'hydra/launcher/nope'.*local"),
+        ("save_every=${save_every}", "save_every .*leads back to itself"),
+    ],
+)
+def test_an_override_that_does_nothing_or_does_not_fit_says_why(override: str, said: str) -> None:
+    found = faults(override)
+    assert re.search(said, found, re.MULTILINE), found
+    assert "Hydra" not in found
+    assert "a fault:" in found

@@ -258,3 +258,21 @@ def test_check_tells_what_is_prepared_and_finds_a_changed_byte(
     check.main(words(server, tmp_path))  # which reads the index alone
     with pytest.raises(BadInput, match=r"shard-00000.rows \(its SHA-256 differs\)"):
         check.main(words(server, tmp_path, "--verify"))
+
+
+def test_check_refuses_what_training_would_of_data_that_is_there(tmp_path: Path) -> None:
+    words = [*make_medley(tmp_path), "trainer.accelerator=cpu"]
+    prepare.main(words)
+    check.main([*words, "trainer.limit_val_batches=0.5"])
+    with pytest.raises(UserError, match=r"limit_val_batches = 0.1: the val split has 2 batches.* at least 0.5"):
+        check.main([*words, "trainer.limit_val_batches=0.1"])
+    with pytest.raises(UserError, match="audio of a batch takes 44,100 GB"):
+        check.main([*words, "data.batch_size=1000000000"])
+    table = tmp_path / "annotation" / "Medley-solos-DB_metadata.csv"
+    table.write_text("".join(line for line in table.open() if not line.startswith("test,")))
+    with pytest.raises(UserError, match="no clips for the test split"):
+        check.main([*words, "--data"])
+    with pytest.raises(UserError, match="no clips for the test split"):
+        prepare.main(words)
+    with pytest.raises(UserError, match="no clips for the test split"):
+        check.main(words)

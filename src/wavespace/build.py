@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from wavespace import config, trainer
 from wavespace.data.base import DataModule
 from wavespace.data.recordings import Recordings
-from wavespace.errors import ConfigError, Incompatible, UserError, place_of
+from wavespace.errors import BadInput, ConfigError, Incompatible, UserError, place_of
 from wavespace.inputs import code_of
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
@@ -150,6 +150,19 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
             else f"{type(error).__name__}: {error}{place_of(error)}"
         )
         raise ConfigError(f"{key}={_name(node)} refuses its settings: {said}") from error
+
+
+def check_splits(data: DataModule, limit_val_batches: Any) -> None:
+    """Raise `UserError` if there is nothing to validate or to test on: both come last, in any run."""
+    for split in ("val", "test"):
+        if len(getattr(data, f"{split}_dataloader")()) == 0:
+            raise BadInput(f"the data has nothing in its {split} split, on which a run is scored")
+    batches = len(data.val_dataloader())
+    if isinstance(limit_val_batches, float) and 0 < limit_val_batches * batches < 1:
+        raise ConfigError(
+            f"trainer.limit_val_batches = {limit_val_batches}: the val split has {batches} batches, so that share is "
+            f"less than one; say at least {1 / batches:.2g}, or a number of batches such as 1"
+        )
 
 
 def check_trainer(cfg: DictConfig) -> None:

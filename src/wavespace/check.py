@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from wavespace.build import check_trainer, make, probe
+    from wavespace.build import check_splits, check_trainer, make, probe
+    from wavespace.inputs import places
 
     check_trainer(cfg)
     data = make(cfg.data, "data")
@@ -61,8 +62,9 @@ def main(arguments: list[str]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(soft_wrap=True).print(table)
+    ready = False
     try:
-        if given.data or data.is_prepared():
+        if ready := given.data or data.is_prepared():
             data.prepare_data()
             data.setup()
             print()
@@ -72,13 +74,19 @@ def main(arguments: list[str]) -> None:
         else:
             print(f"\n{data.unprepared()}: wavespace prepare makes a store, and so does training.")
     except BadInput as reason:
-        if given.data or given.verify:
-            raise
+        if given.data or given.verify or any(_holds_files(Path(place)) for place in places(cfg).values()):
+            raise  # as training would
         print(f"\nThe data is not there: {reason}.")
         return
+    if ready:
+        check_splits(data, cfg.trainer.get("limit_val_batches"))
     if given.verify:
         data.verify()
         print("every byte is as it was written")
+
+
+def _holds_files(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def show(data: DataModule) -> None:

@@ -102,7 +102,7 @@ RUNTIME = {
     "frontend": {"weights"},
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "enable_model_summary",
-        "log_every_n_steps", "detect_anomaly", "profiler", "barebones",
+        "log_every_n_steps", "detect_anomaly", "barebones",
     },
 }  # fmt: skip
 """What can't change the result of a run, by section: left out of its identity."""
@@ -390,10 +390,15 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
         known = _compose(good, config_dir)
     except Exception:
         return f"{override}: {message}"
+    if key.startswith("hydra/"):
+        return f"{override}: {' '.join(str(error).split())}"
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(known, parent) if parent else known
     if node is None and parent:
-        return f"{override}: there is no section '{parent}'{_nearest(parent.split('.')[0], list(known))}"
+        first, others = parent.split(".")[0], list(known)
+        return f"{override}: there is no section '{parent}'{'' if first in others else _nearest(first, others)}"
+    if not isinstance(node, DictConfig | ListConfig):
+        return f"{override}: {parent} is a value, which has no keys"
     if isinstance(node, DictConfig) and last not in node:
         keys = [str(name) for name in node if name != "_target_"]
         of = f" of {parent}" if parent else ""
@@ -441,7 +446,7 @@ def _plain_at(parent: Any, name: Any, key: str, broken: dict[str, str]) -> Any:
         return _plain(parent[name], key, broken)
     except (OmegaConfBaseException, RecursionError, ValueError) as error:
         unset = re.search(r"Environment variable '(.*?)' not found", str(error))
-        cycle = isinstance(error, RecursionError)
+        cycle = isinstance(error, RecursionError) or str(error).startswith(("Recur", "maximum recursion"))
         broken[key] = (
             f"the environment variable {unset[1]} is not set"
             if unset
@@ -481,12 +486,14 @@ def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Itera
     for key, what in (("save_every", "steps"), ("patience", "validations")):
         if isinstance(number := plain.get(key), int) and not 1 <= number <= trainer.MOST:
             yield f"{key} = {number}{where(key)}: it is a number of {what}, 1 or more"
-    for key in GROUPS[:6]:
+    for key in (*GROUPS[:6], "logger", "baseline"):
         section = plain.get(key, ...)
+        if key in ("logger", "baseline") and section in (None, {}):
+            continue
         if section is not ... and not (isinstance(section, dict) and "_target_" in section):
             yield (
                 f"{key}{where(key)}: it has no _target_, the constructor that it is built by; there are: "
-                + ", ".join(choices(key))
+                + ", ".join(choices("model" if key == "baseline" else key))
             )
     logger = plain.get("logger")
     for key in logger if isinstance(logger, dict) and "_target_" not in logger else ():
@@ -524,9 +531,11 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
     named = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in node.items():
+        place = f"{key}.{name}"
+        if key in (*GROUPS, "baseline") and name in ("_partial_", "_convert_"):
+            yield f"{place}{where(place)}: it has no effect here: a run calls this constructor itself"
         if name in ("_target_", "_partial_", "_convert_", "_recursive_") or value is ...:
             continue
-        place = f"{key}.{name}"
         if key == "trainer" and (name in trainer.OURS or name in trainer.RULES):
             continue
         if name not in parameters:
@@ -664,6 +673,9 @@ def _nearest(name: object, names: Iterable[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
+    if error.__cause__ is not None and (not lines or lines[0].startswith("Error merging override")):
+        return _first_line(error.__cause__)  # the error around it says less
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 

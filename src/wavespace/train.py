@@ -240,7 +240,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     from pytorch_lightning.callbacks import LambdaCallback, Timer
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from wavespace.build import make
+    from wavespace.build import check_splits, make
     from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger, WholeFiles
     from wavespace.callbacks.divergence import Divergence
     from wavespace.callbacks.progress import TrainingProgress
@@ -270,7 +270,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         "trainer",
         callbacks=[
             LambdaCallback(setup=lambda *_, **__: _check_read(data, folder)),
-            LambdaCallback(on_fit_start=_check_splits),
+            LambdaCallback(on_fit_start=lambda *_: check_splits(data, cfg.trainer.get("limit_val_batches"))),
             Divergence(),
             checkpoints,
         ]
@@ -320,13 +320,6 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     with shown("drawing samples"):
         save_samples(task, data, folder.path / "samples")
     log_samples(folder.path / "samples", loggers, trainer.global_step)
-
-
-def _check_splits(trainer: Any, task: Any) -> None:
-    """Raise `BadInput` if there is nothing to validate or to test on: both come last, in any run."""
-    for split in ("val", "test"):
-        if len(getattr(trainer.datamodule, f"{split}_dataloader")()) == 0:
-            raise BadInput(f"the data has nothing in its {split} split, on which a run is scored")
 
 
 def _check_read(data: Any, folder: RunFolder) -> None:

@@ -29,11 +29,16 @@ OURS = {
     "limit_predict_batches": "wavespace transcribe takes files",
     "fast_dev_run": "trainer.max_steps=1 trainer.val_check_interval=1 tries everything once",
     "barebones": "it would leave out checkpoints and figures",
+    "profiler": "what it reports goes to Lightning's log, which a run keeps quiet",
+    "model_registry": "wavespace export makes a file to hand on",
+    "enable_autolog_hparams": "config.yaml in the run's folder has every setting",
 }
 """Keys of Lightning that would be swallowed, and what does the same."""
 
 CLOCK = re.compile(r"\d\d:[0-2]\d:[0-5]\d:[0-5]\d")
 MOST = 2**53
+
+SPAN = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -43,17 +48,21 @@ def _count(least: int, most: int = MOST) -> Callable[[Any], bool]:
 
 
 def _clock(value: Any) -> bool:
+    """Whether a value is a time above 0: DD:HH:MM:SS, or a mapping such as `{minutes: 10}`."""
+    if isinstance(value, dict):
+        numbers = all(type(number) in (int, float) and 0 <= number < MOST for number in value.values())
+        return set(value) <= set(SPAN) and numbers and sum(value.values()) > 0
     return isinstance(value, str) and CLOCK.fullmatch(value) is not None and value != "00:00:00:00"
 
 
 RULES: dict[str, Rule] = {
     "max_steps": (_count(1), "it is a number of steps, 1 or more"),
     "max_time": (
-        lambda value: value is None or isinstance(value, dict) or _clock(value),
+        lambda value: value is None or _clock(value),
         'it is null, or DD:HH:MM:SS (days, hours, minutes, seconds) in quotes in a file, as in "00:00:10:00"',
     ),
     "val_check_interval": (
-        lambda value: _count(1)(value) or isinstance(value, dict) or _clock(value),
+        lambda value: _count(1)(value) or _clock(value),
         "it is a number of steps, 1 or more: training audio is endless, so there is no share of it",
     ),
     "limit_val_batches": (

@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from wavespace.errors import BadInput, Incompatible
 from wavespace.spec import AudioSpec
 
+MOST_WORKERS = 1024
+
 Notes = NDArray[np.float64]
 """`(K, 4)` rows of onset and offset in seconds, MIDI pitch, velocity 1-127; sorted by onset, then pitch."""
 
@@ -157,8 +159,14 @@ class DataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        if workers < 0:
-            raise ValueError(f"workers is {workers}; it must be 0 or more")
+        if not 0 <= workers <= MOST_WORKERS:
+            raise ValueError(f"workers is {workers}; it must be 0 or more, and {MOST_WORKERS} at most")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if (needed := batch_size * spec.seconds * spec.sample_rate * 4) > memory:
+            raise ValueError(
+                f"batch_size is {batch_size} and seconds {spec.seconds:g}: the audio of a batch takes "
+                f"{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:.0f} GB of memory"
+            )
         self.spec, self.batch_size, self.workers = spec, batch_size, workers
         self.eval_batch_size = eval_batch_size or batch_size
         self.train_set: Stream
