@@ -261,7 +261,7 @@ def test_the_command_reads_its_arguments_as_compose_does(monkeypatch: pytest.Mon
     [
         ("+model._partial_=true", "model._partial_ .*no effect here"),
         ("+data._convert_=all", "data._convert_ .*no effect here"),
-        ("+logger.foo=1", "logger: it has no _target_"),
+        ("+logger.foo=1", "logger.foo .*no such key"),
         ("baseline=3", "baseline .*it has no _target_.* peaks"),
         ("seed=null", "seed=null: field 'seed' is not Optional$"),
         ("compile=maybe", "compile=maybe: Value 'maybe' is not a valid bool"),

@@ -486,9 +486,9 @@ def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Itera
     for key, what in (("save_every", "steps"), ("patience", "validations")):
         if isinstance(number := plain.get(key), int) and not 1 <= number <= trainer.MOST:
             yield f"{key} = {number}{where(key)}: it is a number of {what}, 1 or more"
-    for key in (*GROUPS[:6], "logger", "baseline"):
+    for key in (*GROUPS[:6], "baseline"):
         section = plain.get(key, ...)
-        if key in ("logger", "baseline") and section in (None, {}):
+        if key == "baseline" and section is None:
             continue
         if section is not ... and not (isinstance(section, dict) and "_target_" in section):
             yield (
