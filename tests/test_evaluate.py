@@ -116,6 +116,14 @@ def test_a_table_of_recordings_is_read_by_pandas_and_by_people(
     assert lines[5].split() == ["split", "all"]
 
 
+def test_recordings_without_notes_are_told(
+    checkpoint: str, folder: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_midi(tmp_path / "own" / "1.mid", np.zeros((0, 4)))
+    evaluate.main([checkpoint, *folder])
+    assert "1 of 3 recordings have no notes" in capsys.readouterr().err
+
+
 def test_columns_stay_apart_whatever_they_hold(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate._print_text([{"recording": "long.wav", "notes": 1321, "seconds": 1140.0, "loss": 12.28}], {})
     assert capsys.readouterr().out.splitlines()[1].split() == ["long.wav", "1321", "1140.000", "12.280"]

@@ -79,6 +79,12 @@ def main(arguments: list[str]) -> None:
     figures = task.summarize(observed, tune=False)
     if given.per_file:
         rows = [row | task.summarize([one], tune=False) for row, one in zip(rows, observed)]
+    if empty := sum(row.get("notes") == 0 for row in rows):
+        print(
+            f"wavespace: {empty} of {len(rows)} recordings have no notes; where none are found either, a metric is "
+            "undefined: it counts in no mean, and shows as 0",
+            file=sys.stderr,
+        )
     counted: Row = {key: sum(row[key] for row in rows) for key in ("notes", "seconds") if key in rows[0]}
     facts: Row = {"split": split, "recordings": len(rows)} | counted
     if given.json:
