@@ -240,7 +240,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     from pytorch_lightning.callbacks import LambdaCallback, Timer
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from wavespace.build import check_splits, make
+    from wavespace.build import make
     from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger, WholeFiles
     from wavespace.callbacks.divergence import Divergence
     from wavespace.callbacks.progress import TrainingProgress
@@ -270,7 +270,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
         "trainer",
         callbacks=[
             LambdaCallback(setup=lambda *_, **__: _check_read(data, folder)),
-            LambdaCallback(on_fit_start=lambda *_: check_splits(data, cfg.trainer.get("limit_val_batches"))),
+            LambdaCallback(on_fit_start=_check_splits),
             Divergence(),
             checkpoints,
         ]
@@ -320,6 +320,12 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     with shown("drawing samples"):
         save_samples(task, data, folder.path / "samples")
     log_samples(folder.path / "samples", loggers, trainer.global_step)
+
+
+def _check_splits(trainer: Any, task: Any) -> None:
+    from wavespace.build import check_splits
+
+    check_splits(trainer.datamodule, trainer.limit_val_batches)
 
 
 def _check_read(data: Any, folder: RunFolder) -> None:
