@@ -339,10 +339,10 @@ def test_training_returns_the_result_of_the_files_that_are_there(
     shutil.move(tmp_path / "root", tmp_path / "moved")
     said, returned = trained()
     assert returned
-    assert "there are no audio files" in said
+    assert "there is no such folder" in said
     assert "has read there what is there no more" in said
     cfg.data.folder = str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="nowhere: there are no audio files"):
+    with pytest.raises(UserError, match="nowhere: there is no such folder"):
         run(cfg)
     cfg.data.folder = str(tmp_path / "moved")
     assert trained()[1]

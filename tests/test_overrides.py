@@ -250,10 +250,16 @@ def test_a_folder_of_configuration_with_odd_characters_works(tmp_path: Path) -> 
 
 
 def test_the_command_reads_its_arguments_as_compose_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = ["wavespace train", "-m", "name=1e5", "--config-dir", "conf", f"model._target_={PEAKS}"]
+    given = ["wavespace train", "-m", "name=1e5", "--config-dir", str(config.conf_dir()), f"model._target_={PEAKS}"]
     monkeypatch.setattr(sys, "argv", given)
     train._arrange()
-    assert sys.argv[1:] == ["-m", "--config-dir=conf", "~model", "name='1e5'", f"++model._target_={PEAKS}"]
+    assert sys.argv[1:] == [
+        "-m",
+        f"--config-dir={config.conf_dir()}",
+        "~model",
+        "name='1e5'",
+        f"++model._target_={PEAKS}",
+    ]
 
 
 @pytest.mark.parametrize(

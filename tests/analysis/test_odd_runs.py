@@ -104,8 +104,8 @@ def test_thousands_of_figures_and_settings_take_seconds(study: Path, tmp_path: P
     write_study(read_runs([study]), tmp_path / "out")
     launch = tmp_path / "runs" / "launches" / "x"
     launch.mkdir(parents=True)
-    jobs = [[i, f"a{i}", [f"k{i}_{j}={j}" for j in range(10)]] for i in range(40)]
-    results = [{"index": i, "state": "finished", "figures": {"val/l1_db": i}} for i in range(40)]
+    jobs = [[i, f"a{i}", [f"k{i}_{j}={j}" for j in range(6)]] for i in range(12)]
+    results = [{"index": i, "state": "finished", "figures": {"val/l1_db": i}} for i in range(12)]
     (launch / "plan.json").write_text(json.dumps({"study": "s", "jobs": jobs}))
     (launch / "results.json").write_text(json.dumps(results))
     write_study(read_runs([launch]), tmp_path / "out")

@@ -427,7 +427,7 @@ def test_what_is_not_audio_is_a_sentence(name: str, content: bytes, tmp_path: Pa
 
 def test_a_missing_file_and_a_folder_are_a_sentence(tmp_path: Path) -> None:
     assert "there is no such file" in refusal(tmp_path / "nowhere.wav")
-    assert "there is no such file" in refusal(tmp_path)
+    assert "is a folder, no recording" in refusal(tmp_path)
     with pytest.raises(BadInput, match="no such file"):
         seconds_of(tmp_path / "nowhere.wav")
 
