@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -209,8 +210,16 @@ def test_what_can_not_be_trained_in_is_a_fault_of_the_configuration(word: str) -
 
 
 def test_the_largest_seeds_train(tmp_path: Path) -> None:
+    losses = []
     for seed in (2**63 - 1, -(2**63)):
-        run(compose([*RENDERED, *TRAINER, "trainer.max_steps=1", f"runs={tmp_path}", f"seed={seed}"]))
+        cfg = compose([*RENDERED, *TRAINER, "trainer.max_steps=1", f"runs={tmp_path}", f"seed={seed}"])
+        run(cfg)
+        folder = RunFolder.of(cfg)
+        assert folder.status()["state"] == "finished"
+        with (folder.path / "metrics.csv").open(newline="") as file:
+            losses.append(float(next(csv.DictReader(file))["train/loss"]))
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]  # each is a seed of its own
 
 
 def test_a_job_that_diverged_is_not_tried_again(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from wavespace import config
 from wavespace.build import make
 from wavespace.data import contents
 from wavespace.data.notes import write_midi
-from wavespace.inputs import code_of, inputs
+from wavespace.inputs import inputs
+from wavespace.own_code import code_of
 from wavespace.runfolder import RunFolder
 
 
@@ -44,12 +45,9 @@ def scores(root: Path) -> list[str]:
     return ["data=rendered", f"data.midi={root}"]
 
 
-def test_scores(root: Path) -> list[str]:
+def held_out_scores(root: Path) -> list[str]:
     scores(root.with_name("train"))
     return [*scores(root)[:1], f"data.midi={root.with_name('train')}", f"data.test_midi={root}"]
-
-
-test_scores.__test__ = False  # type: ignore[attr-defined]
 
 
 def soundfont(root: Path) -> list[str]:
@@ -77,7 +75,7 @@ def mixture(root: Path) -> list[str]:
 
 SOURCES: dict[str, Callable[[Path], list[str]]] = {
     function.__name__: function
-    for function in (recordings, performances, clips, scores, test_scores, soundfont, weights, mixture)
+    for function in (recordings, performances, clips, scores, held_out_scores, soundfont, weights, mixture)
 }
 FOLDERS = [name for name in SOURCES if name not in ("soundfont", "weights")]
 LABELLED = ["recordings", "performances", "mixture"]

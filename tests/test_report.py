@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training import RENDERED
+from parts import sound_of
+from training import RENDERED, TRAINER
 from wavespace import report, train
 from wavespace.config import compose
+from wavespace.data.notes import write_midi
 from wavespace.errors import BadInput, UserError
 from wavespace.report import figures_table, main, write_report
 from wavespace.runfolder import RunFolder
@@ -446,9 +448,21 @@ def test_a_command_that_was_refused_before_training_leaves_no_run(tmp_path: Path
     folder.update(state="preempted", step=7)
     refused()
     assert folder.status() == {"signature": folder.path.name, "state": "preempted", "step": 7}
-    (folder.path / "metrics.csv").touch()
+    (folder.path / "metrics.csv").write_text("step,train/loss\r\n1,2.0\r\n")
     refused()
     assert folder.status()["state"] == "failed"
+
+
+def test_recordings_that_training_refuses_leave_no_run(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for number in range(2):  # too few for three splits, which is known once their store is made
+        score = np.array([[0.5, 1.0 + number, 60.0, 90.0]])
+        soundfile.write(tmp_path / "own" / f"{number}.wav", sound_of(score, 22_050, 2.0), 22_050)
+        write_midi(tmp_path / "own" / f"{number}.mid", score)
+    own = ["data=audio_folder", f"data.folder={tmp_path / 'own'}", f"data.stores={tmp_path / 'stores'}"]
+    with pytest.raises(BadInput, match="it takes three for training, validation and test"):
+        train.run(compose([*own, "data.seconds=1", "data.batch_size=2", *TRAINER, f"runs={tmp_path / 'runs'}"]))
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_page_that_was_made_while_a_run_trained_is_renewed_when_it_ends(tmp_path: Path) -> None:

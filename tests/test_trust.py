@@ -24,7 +24,7 @@ from wavespace import evaluate, export, report, video
 from wavespace.analysis.notebook import open_run
 from wavespace.analysis.runs import read_run
 from wavespace.errors import BadCheckpoint, ConfigError, UserError
-from wavespace.trust import configuration, plain
+from wavespace.trust import configuration, safe_yaml
 
 MARK = "{mark}"
 """Stands for a file that a node would make."""
@@ -305,5 +305,5 @@ def test_what_omegaconf_writes_is_read_as_it_was(checkpoint: dict[str, Any]) -> 
 
     values = {"a": 1e-5, "b": "1e-5", "c": "12e4567", "d": "yes", "e": None, "f": 1e20, "g": "2024-01-01", "h": "~"}
     values |= {"i": [True, 0.1, -0.0], "j": "0o17", "k": "a: b # c", "l": "é 日", "m": "", "n": "00:00:10:00"}
-    assert plain(OmegaConf.to_yaml(OmegaConf.create(values))) == values
-    assert plain(checkpoint["config"]) == OmegaConf.to_container(OmegaConf.create(checkpoint["config"]))
+    assert safe_yaml(OmegaConf.to_yaml(OmegaConf.create(values))) == values
+    assert safe_yaml(checkpoint["config"]) == OmegaConf.to_container(OmegaConf.create(checkpoint["config"]))

@@ -19,7 +19,7 @@ from wavespace import config, trainer
 from wavespace.data.base import DataModule
 from wavespace.data.recordings import Recordings
 from wavespace.errors import BadInput, ConfigError, Incompatible, UserError, place_of
-from wavespace.inputs import code_of
+from wavespace.own_code import code_of
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
 

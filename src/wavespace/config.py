@@ -418,7 +418,7 @@ def _faults(
         if not any(reason.startswith(f"Interpolation key '{name}' not found") for name in ROOT if name not in plain):
             reasons.setdefault(reason, key)
     yield from (f"{key}{where(key)}: {reason}" for reason, key in reasons.items())
-    for key, node in _targets(plain, ""):
+    for key, node in targets(plain, ""):
         yield from _faults_of_node(key, node, where)
     if root:
         yield from _faults_of_root(plain, where)
@@ -499,10 +499,6 @@ def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Itera
     for key in logger if isinstance(logger, dict) and "_target_" not in logger else ():
         place = f"logger.{key}"
         yield f"{place}{where(place)}: there is no such key; only a logger that is chosen has keys, as logger=wandb"
-    section = plain.get("trainer")
-    precision = section.get("precision") if isinstance(section, dict) else None
-    if precision not in (None, ...) and str(precision) not in PRECISIONS:
-        yield f"trainer.precision = {precision}{where('trainer.precision')}: it is null, {', '.join(PRECISIONS[:3])}"
 
 
 def _unusable(folder: str) -> Iterator[str]:
@@ -579,16 +575,13 @@ BUILT = frozenset({"self", "in_spec", "out_spec", "frontend", "callbacks"})
 """Constructor arguments that the builder gives: sizes follow from the parts, so they never stand in YAML."""
 
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
-"""What a run can be trained in; front-ends and losses are in float32 in all of them."""
-
-
-def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each mapping with a `_target_` in plain data, at any depth, with its dotted key."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     if isinstance(node, dict) and "_target_" in node:
         yield key, node
     for name, child in children:
-        yield from _targets(child, f"{key}.{name}".lstrip("."))
+        yield from targets(child, f"{key}.{name}".lstrip("."))
 
 
 @cache

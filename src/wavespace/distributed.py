@@ -11,9 +11,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from socket import socket
 from threading import Event, Thread
 from typing import Any
@@ -26,37 +25,6 @@ from wavespace.terminal import SIGTERM_EXIT, STOPS, exit_at_once, guarded, on_st
 
 PATIENCE = 20.0
 """Seconds that a process of several waits for the others where one of them has failed."""
-
-
-def rank() -> int:
-    """Which of the processes of one run this is: 0, unless torchrun or `others` has started it.
-
-    Raises:
-        UserError: RANK is set, but not as torchrun sets it. As rank 1 of nothing, a run would train and keep nothing.
-    """
-    if "RANK" not in os.environ:
-        return 0
-    found = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    if all(value.isdecimal() for value in found.values()) and int(found["RANK"]) < int(found["WORLD_SIZE"]):
-        return int(found["RANK"])
-    given = ", ".join(f"{name}={value}" if value else f"no {name}" for name, value in found.items())
-    raise UserError(
-        f"the environment has {given}, which is not what torchrun sets; "
-        "unset RANK to train in one process, or start several with torchrun"
-    )
-
-
-def cluster_environment() -> Any:
-    """Lightning's view of the processes of a run: torchrun's, or those that this program starts, and no scheduler's.
-
-    Lightning takes a Slurm, LSF or Kubeflow job for its launcher wherever their variables are set. In an allocation,
-    whose tasks are runs of their own, it then refuses to start, or takes task 3 for rank 3 and logs nothing.
-    """
-    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
-
-    rank_zero_only.rank = rank()  # type: ignore[attr-defined]
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
 def check_devices(cfg: DictConfig, data: Any, trainer: Any) -> None:
@@ -113,7 +81,7 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    code = "import sys; from wavespace.distributed import follow; follow(sys.argv[1])"
+    code = "import sys; from wavespace.train import train_rank; train_rank(sys.argv[1])"
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # which they inherit: they are told nothing while they import
     processes = [
         subprocess.Popen(
@@ -167,23 +135,16 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def follow(path: str) -> None:
-    """Train beside the first process of the run in a folder, as its config.yaml says, until that process ends.
+def follow(work: Callable[[], None]) -> None:
+    """Do the work of another rank than 0, in the process that `others` has started, until the first process ends.
 
     What comes to all of them, such as Ctrl-C, is for the first to act upon.
     """
     on_stop(signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     Thread(target=_end_with_the_first, daemon=True).start()
-    from omegaconf import OmegaConf
-
-    folder = RunFolder(Path(path))
-    cfg: Any = OmegaConf.load(folder.path / "config.yaml")
-    from wavespace.build import build
-    from wavespace.train import fit
-
     try:
-        guarded(lambda: fit(cfg, build(cfg), folder))
+        guarded(work)
     except Exception:
         traceback.print_exc()
         exit_at_once(1)  # at once, so that the first, whose connection breaks, sees why

@@ -13,6 +13,8 @@ from wavespace.terminal import Arguments, printable
 from wavespace.trust import add_trust, configuration
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from wavespace.data.base import DataModule
     from wavespace.tasks.base import Task
 
@@ -26,46 +28,15 @@ Row = dict[str, Any]
 
 def main(arguments: list[str]) -> None:
     """Load, build the data, score, print."""
-    parser = Arguments(
-        prog="wavespace evaluate",
-        description="Score a checkpoint. Its front-end, model, settings and thresholds come from the checkpoint; "
-        "overrides change the data: data=rendered data.midi=scores/",
-    )
-    parser.add_argument("checkpoint", type=os.path.expanduser, help="a .ckpt file, a run folder, or a folder of runs")
-    parser.add_argument("overrides", nargs="*", default=[], help="Hydra overrides of its data")
-    parser.add_argument(
-        "--split",
-        choices=["val", "test", "all"],
-        help="default: test; all of a folder that the overrides name, unless the dataset has official splits",
-    )
-    parser.add_argument("--per-file", action="store_true", help="the figures of each recording, too")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print the figures as JSON")
-    shape.add_argument("--csv", action="store_true", help="print a table as CSV: its last row is the mean")
-    add_trust(parser)
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
 
     from wavespace import checkpoint
-    from wavespace.build import make
-    from wavespace.errors import Incompatible
     from wavespace.locate import locate
 
-    path = locate(given.checkpoint)
-    task = checkpoint.load(path, given.trust)
-    audio = task.frontend.in_spec
+    task = checkpoint.load(locate(given.checkpoint), given.trust)
     own = configuration(task.config_text, given.trust, ("data",))
-    cfg = config.amend(own, given.overrides, audio.sample_rate)
-    data = make(cfg.data, "data")
-    if data.spec.sample_rate != audio.sample_rate:
-        raise Incompatible(
-            f"the checkpoint hears {audio.sample_rate} Hz and the data gives {data.spec.sample_rate}; "
-            f"set data.sample_rate={audio.sample_rate}"
-        )
-    if missing := [label for label in task.needs if label not in data.spec.labels]:
-        raise Incompatible(
-            f"the checkpoint's task needs {' and '.join(missing)} labels, "
-            f"and this data has {' and '.join(data.spec.labels) or 'none'}"
-        )
+    cfg = config.amend(own, given.overrides, task.frontend.in_spec.sample_rate)
+    data = _data_for(task, cfg)
     named = any(override.partition("=")[0].lstrip("+") in PLACES for override in given.overrides)
     split = given.split or ("all" if named and not data.is_official() else "test")
     if split == "all" and (folder := _trained_on(own, cfg)):
@@ -93,6 +64,51 @@ def main(arguments: list[str]) -> None:
         _print_csv(rows if given.per_file else [], counted, figures)
     else:
         _print_text(rows if given.per_file else [], facts | figures)
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        prog="wavespace evaluate",
+        description="Score a checkpoint. Its front-end, model, settings and thresholds come from the checkpoint; "
+        "overrides change the data: data=rendered data.midi=scores/",
+    )
+    parser.add_argument("checkpoint", type=os.path.expanduser, help="a .ckpt file, a run folder, or a folder of runs")
+    parser.add_argument("overrides", nargs="*", default=[], help="Hydra overrides of its data")
+    parser.add_argument(
+        "--split",
+        choices=["val", "test", "all"],
+        help="default: test; all of a folder that the overrides name, unless the dataset has official splits",
+    )
+    parser.add_argument("--per-file", action="store_true", help="the figures of each recording, too")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print the figures as JSON")
+    shape.add_argument("--csv", action="store_true", help="print a table as CSV: its last row is the mean")
+    add_trust(parser)
+    return parser
+
+
+def _data_for(task: Task, cfg: DictConfig) -> DataModule:
+    """The data of a configuration, if a task can be scored on it.
+
+    Raises:
+        Incompatible: it has another rate, or lacks labels.
+    """
+    from wavespace.build import make
+    from wavespace.errors import Incompatible
+
+    audio = task.frontend.in_spec
+    data: DataModule = make(cfg.data, "data")
+    if data.spec.sample_rate != audio.sample_rate:
+        raise Incompatible(
+            f"the checkpoint expects {audio.sample_rate} Hz and the data gives {data.spec.sample_rate}; "
+            f"set data.sample_rate={audio.sample_rate}"
+        )
+    if missing := [label for label in task.needs if label not in data.spec.labels]:
+        raise Incompatible(
+            f"the checkpoint's task needs {' and '.join(missing)} labels, "
+            f"and this data has {' and '.join(data.spec.labels) or 'none'}"
+        )
+    return data
 
 
 def _trained_on(own: Any, cfg: Any) -> str | None:

@@ -17,7 +17,7 @@ from wavespace.locate import locate
 from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
 from wavespace.terminal import Arguments, folder_or_file
-from wavespace.trust import add_trust, configuration, plain
+from wavespace.trust import add_trust, configuration, safe_yaml
 
 if TYPE_CHECKING:
     from wavespace.tasks.base import Task
@@ -133,7 +133,7 @@ def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, An
         status: of the run; its `table` and `monitor` pick the figures that come first.
         trust: what loading the file takes, as of `wavespace.load`.
     """
-    cfg = plain(slim["config"])
+    cfg = safe_yaml(slim["config"])
     parts = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in ("data", "frontend", "model", "task")}
     features, audio = task.frontend.out_spec, task.frontend.in_spec
     figures = slim["metrics"]

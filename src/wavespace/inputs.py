@@ -7,27 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from wavespace.config import RUNTIME, is_own, resolved
-from wavespace.data.contents import Digests, digest, file_digest
+from wavespace.config import RUNTIME, is_own, resolved, targets
+from wavespace.data.contents import Digests, digest
 from wavespace.data.sources import PATHS, READERS
-
-VERSIONED = ("torch", "pytorch_lightning")
-"""Packages that every run uses; status.json has their versions."""
-
-IMPORTS = re.compile(r"^[ \t]*(?:from[ \t]+(\w+)[\w.]*[ \t]+import\b|import[ \t]+([\w., \t]+))", re.MULTILINE)
+from wavespace.own_code import code_of
 
 _known: dict[str, dict[str, str]] | None = None
 
@@ -82,20 +72,9 @@ def places(cfg: DictConfig) -> dict[str, str]:
 
 def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each constructor's settings, with its key, of all that can change a result."""
-
-    def within(key: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        if isinstance(value, dict):
-            if isinstance(value.get("_target_"), str):
-                yield key, value
-            for name, child in value.items():
-                yield from within(f"{key}.{name}", child)
-        elif isinstance(value, list):
-            for place, child in enumerate(value):
-                yield from within(f"{key}.{place}", child)
-
     for section, value in resolved(cfg).items():
         if section not in RUNTIME[""]:
-            yield from within(section, value)
+            yield from targets(value, section)
 
 
 def _read(node: Mapping[str, Any], digests: Digests, most: float, *, of_data: bool) -> dict[str, str]:
@@ -124,39 +103,3 @@ def _of_own_data(node: Mapping[str, Any]) -> dict[str, str]:
         return {}
     data: DataModule = make(OmegaConf.create(dict(node)), "data")
     return data.contents()
-
-
-@cache  # what was imported stays what it was
-def code_of(target: str) -> dict[str, str]:
-    """Digests of the Python files that define a target outside Wavespace, by their path from where it is imported.
-
-    They are all of its package, or its module; and all packages and modules beside it that these import. Of an
-    installed package, its version.
-    """
-    top = target.partition(".")[0]
-    if top in sys.stdlib_module_names or top in VERSIONED:
-        return {}
-    try:
-        spec = find_spec(top)  # which imports nothing
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
-        return {}
-    if spec.submodule_search_locations:
-        root = Path(next(iter(spec.submodule_search_locations))).parent
-    else:
-        root = Path(str(spec.origin)).parent
-    if any(root.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")):
-        with suppress(metadata.PackageNotFoundError):
-            return {top: metadata.version(top)}
-    todo, looked, found = [top], set[str](), dict[str, str]()
-    while todo:
-        name = todo.pop()
-        looked.add(name)
-        for path in [root / f"{name}.py", *sorted((root / name).rglob("*.py"))]:
-            if path.is_file():
-                found[path.relative_to(root).as_posix()] = file_digest(path)
-                names = re.findall(r"\w+", " ".join(map(" ".join, IMPORTS.findall(path.read_text("utf-8", "replace")))))
-                beside = {n for n in names if (root / f"{n}.py").is_file() or (root / n / "__init__.py").is_file()}
-                todo += beside - looked - set(todo) - {"wavespace"}
-    return found

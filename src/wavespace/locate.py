@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from wavespace.archive import fault
 from wavespace.errors import BadCheckpoint, UserError
 from wavespace.runfolder import newest_finished
 from wavespace.terminal import printable
@@ -27,6 +28,12 @@ FIRST_SECONDS, SLOWEST = 60.0, 20_000
 """A download may take so many seconds, and one more for so many bytes that have come."""
 
 MOST_REDIRECTS = 5
+
+
+def cache_folder() -> Path:
+    """Where what was downloaded is kept: `$WAVESPACE_CACHE`, or `wavespace/` in the user's cache folder."""
+    own = os.environ.get("WAVESPACE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavespace"
 
 
 def locate(source: str | Path) -> Path:
@@ -59,9 +66,6 @@ def locate(source: str | Path) -> Path:
 
 def _downloaded(url: str) -> Path:
     """The file of an address, which is kept once it has been found to be a checkpoint."""
-    from wavespace.analysis.sweeps import cache_folder
-    from wavespace.checkpoint import fault
-
     told = ("http", "https") if os.environ.get("WAVESPACE_ALLOW_HTTP") == "1" else ("https",)
     if urlsplit(url).scheme.lower() not in told:
         raise UserError(
@@ -162,8 +166,6 @@ def _too_large(url: str) -> UserError:
 
 def _artifact(name: str) -> Path:
     """The checkpoint of an artifact on W&B; of a run's, which has two, the best."""
-    from wavespace.analysis.sweeps import cache_folder
-
     try:
         import wandb
 

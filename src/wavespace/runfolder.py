@@ -218,7 +218,9 @@ class RunFolder:
             self.check_is_here()
         except UserError:
             return False
-        return not any((self.path / name).exists() for name in ("metrics.csv", "checkpoints"))
+        metrics = self.path / "metrics.csv"
+        has_rows = metrics.is_file() and metrics.read_bytes().count(b"\n") > 1
+        return not has_rows and not (self.path / "checkpoints").exists()
 
     def _take_back(self, before: dict[str, Any]) -> None:
         """Leave the folder as it was found, and none where none was found."""
@@ -226,7 +228,7 @@ class RunFolder:
             if before:
                 write_atomic(self.path / "status.json", json.dumps(before, indent=2) + "\n")
                 return
-            for name in ("status.json", "config.yaml", "report.html", ".lock"):
+            for name in ("status.json", "config.yaml", "inputs.json", "metrics.csv", "report.html", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
             self.path.parent.rmdir()

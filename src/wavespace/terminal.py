@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from wavespace.data.disk import FULL_OR_BROKEN, refusal
 from wavespace.errors import UserError
 
 T = TypeVar("T")
@@ -194,8 +195,13 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def guarded(function: Callable[[], T]) -> T:
-    """Run a verb; a user's error is a sentence on stderr and exit code 2, anything else keeps its traceback."""
+def guarded(function: Callable[[], T], explain: Callable[[Exception], str | None] = lambda error: None) -> T:
+    """Run a verb; a user's error is a sentence on stderr and exit code 2, anything else keeps its traceback.
+
+    Args:
+        function: the verb.
+        explain: the sentence for an error of another kind; None if it has none.
+    """
     try:
         return function()
     except KeyboardInterrupt:
@@ -214,24 +220,15 @@ def guarded(function: Callable[[], T]) -> T:
         print(f"wavespace: {plain(message)}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        said = _explained(error)
+        if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
+            said: str | None = str(refusal(error))
+        else:
+            said = explain(error)
         if said is None:
             raise
         _trace(error)
         print(f"wavespace: {plain(said)}", file=sys.stderr)
         sys.exit(2)
-
-
-def _explained(error: Exception) -> str | None:
-    """What a person can do about a disk that fails or overrides that don't compose; None of other errors."""
-    from wavespace import config
-    from wavespace.data.disk import FULL_OR_BROKEN, refusal
-
-    if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
-        return str(refusal(error))
-    if sys.argv[0] != "wavespace train":
-        return None
-    return config.explain(*hydra_arguments(sys.argv[1:]), many=bool({"-m", "--multirun"} & set(sys.argv)))
 
 
 def _trace(error: BaseException) -> None:

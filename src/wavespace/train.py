@@ -23,8 +23,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, open_dict, read_write
 
 from wavespace.claims import claims
-from wavespace.config import check, command_line, compose, compose_once, conf_dir, read, resolved
-from wavespace.distributed import check_devices, cluster_environment, others, rank
+from wavespace.config import check, command_line, compose, compose_once, conf_dir, explain, read, resolved
+from wavespace.distributed import check_devices, follow, others
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
 from wavespace.inputs import inputs, once
 from wavespace.runfolder import RunFolder, write_atomic
@@ -42,9 +42,11 @@ from wavespace.terminal import (
     on_stop,
     plain,
 )
-from wavespace.trainer import quiet
+from wavespace.trainer import cluster_environment, quiet, rank
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
     from wavespace.build import Parts
 
 CHANGED = "what this run reads has changed since the command began; repeat it"
@@ -63,9 +65,14 @@ def main() -> None:
         on_stop(signal.SIG_IGN)  # the first of several decides
     listen()
     hold()
-    guarded(_arrange)
+    guarded(_arrange, _explained)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
-    guarded(entry)
+    guarded(entry, _explained)
+
+
+def _explained(_: Exception) -> str | None:
+    """What is wrong with the overrides, if something is."""
+    return explain(*hydra_arguments(sys.argv[1:]), many=bool({"-m", "--multirun"} & set(sys.argv)))
 
 
 def _arrange() -> None:
@@ -215,7 +222,7 @@ def _to_go_on_from(cfg: DictConfig, folder: RunFolder) -> tuple[Path | None, int
         try:
             if ZipFile(path).testzip():  # torch reads over a checksum that is wrong
                 raise BadZipFile
-            step = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+            step = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         except FileNotFoundError:
             continue
         except Exception as error:  # whatever torch makes of a damaged file
@@ -236,14 +243,9 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     """Train from the last checkpoint, if there is one; then score the best on the test split, and keep samples."""
     import torch
     from omegaconf import OmegaConf
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.callbacks import LambdaCallback, Timer
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from wavespace.build import make
-    from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger, WholeFiles
-    from wavespace.callbacks.divergence import Divergence
-    from wavespace.callbacks.progress import TrainingProgress
+    from wavespace.callbacks.checkpoints import Checkpoints, CsvLogger
     from wavespace.tasks.base import versions
 
     data, task = parts
@@ -264,7 +266,37 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     environment = cluster_environment()  # before loggers: Lightning's write nothing on other ranks than 0
     loggers = [CsvLogger(folder.path / "metrics.csv", step), *_extra_logger(cfg, folder)] if rank() == 0 else []
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
-    measures = task.frontend.normalize == "dataset" and start is None  # a checkpoint holds what was measured
+    trainer = _trainer(cfg, parts, folder, checkpoints, loggers, environment, is_new=start is None)
+    check_devices(cfg, data, trainer)
+    try:
+        with others(folder, trainer.world_size):
+            trainer.fit(task, datamodule=data, ckpt_path=start and str(start), weights_only=True)
+    except SIGTERMException:  # the ranks have agreed; the first one was told
+        raise SystemExit(SIGTERM_EXIT) from None
+    finally:
+        checkpoints.release()
+    if trainer.is_global_zero:
+        _score(cfg, parts, folder, trainer, checkpoints, loggers)
+
+
+def _trainer(
+    cfg: DictConfig,
+    parts: Parts,
+    folder: RunFolder,
+    checkpoints: Any,
+    loggers: list[Any],
+    environment: Any,
+    is_new: bool,
+) -> Trainer:
+    """Lightning's trainer with what a run adds to it; in a new run, what is measured before the first step, too."""
+    from pytorch_lightning.callbacks import LambdaCallback, Timer
+
+    from wavespace.build import make
+    from wavespace.callbacks.checkpoints import WholeFiles
+    from wavespace.callbacks.divergence import Divergence
+    from wavespace.callbacks.progress import TrainingProgress
+
+    data, task = parts
     trainer: Trainer = make(
         _in_batches(_with_precision(cfg.trainer)),
         "trainer",
@@ -274,8 +306,8 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
             Divergence(),
             checkpoints,
         ]
-        + [LambdaCallback(on_fit_start=_measure)] * measures
-        + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and start is None)
+        + [LambdaCallback(on_fit_start=_measure)] * (task.frontend.normalize == "dataset" and is_new)
+        + [LambdaCallback(on_fit_start=_fit_model)] * (hasattr(task.model, "fit") and is_new)
         + [TrainingProgress(task.monitor)] * (rank() == 0),
         logger=loggers,
         plugins=[environment, WholeFiles()],
@@ -290,24 +322,22 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     )
     callbacks: list[Any] = vars(trainer)["callbacks"]
     callbacks.sort(key=lambda callback: not isinstance(callback, Timer))  # it says whether a step is the last
-    check_devices(cfg, data, trainer)
     # Lightning's own would speak to the other ranks at once, who are in the midst of something else.
     connector: Any = trainer._signal_connector
     connector._sigterm_notifier_fn = lambda *_: None
-    try:
-        with others(folder, trainer.world_size):
-            trainer.fit(task, datamodule=data, ckpt_path=start and str(start), weights_only=True)
-    except SIGTERMException:  # the ranks have agreed; the first one was told
-        raise SystemExit(SIGTERM_EXIT) from None
-    finally:
-        checkpoints.release()
+    return trainer
 
-    if not trainer.is_global_zero:
-        return
+
+def _score(
+    cfg: DictConfig, parts: Parts, folder: RunFolder, trainer: Trainer, checkpoints: Any, loggers: list[Any]
+) -> None:
+    """Score the best checkpoint, and the baseline, on the test split; draw samples."""
+    import torch
 
     from wavespace.callbacks.progress import shown
     from wavespace.callbacks.samples import log_samples, save_samples
 
+    data, task = parts
     best = folder.best if folder.best.is_file() else folder.last  # without validation there is no best
     task.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     task.to(trainer.strategy.root_device)  # Lightning has left it on the CPU
@@ -320,6 +350,21 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     with shown("drawing samples"):
         save_samples(task, data, folder.path / "samples")
     log_samples(folder.path / "samples", loggers, trainer.global_step)
+
+
+def train_rank(path: str) -> None:
+    """Train beside the first process of the run in a folder, as its config.yaml says, until that process ends."""
+
+    def work() -> None:
+        from omegaconf import OmegaConf
+
+        from wavespace.build import build
+
+        folder = RunFolder(Path(path))
+        cfg: Any = OmegaConf.load(folder.path / "config.yaml")
+        fit(cfg, build(cfg), folder)
+
+    follow(work)
 
 
 def _check_splits(trainer: Any, task: Any) -> None:

@@ -1,12 +1,15 @@
-"""What may be said of `trainer`: Lightning's own keys, without those that a run sets itself, within useful ranges."""
+"""What a run takes of Lightning's trainer: which keys within which ranges, and which of its processes this is."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from wavespace.errors import UserError
 
 OURS = {
     "max_epochs": "a run is bounded by trainer.max_steps and trainer.max_time",
@@ -34,6 +37,9 @@ OURS = {
     "enable_autolog_hparams": "config.yaml in the run's folder has every setting",
 }
 """Keys of Lightning that would be swallowed, and what does the same."""
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
+"""What a run can be trained in; front-ends and losses are in float32 in all of them."""
 
 CLOCK = re.compile(r"\d\d:[0-2]\d:[0-5]\d:[0-5]\d")
 MOST = 2**53
@@ -83,6 +89,10 @@ RULES: dict[str, Rule] = {
         ),
         "it is a number of devices, 1 or more, a list of their numbers, or auto",
     ),
+    "precision": (
+        lambda value: value is None or str(value) in PRECISIONS,
+        f"it is null, {', '.join(PRECISIONS[:3])}",
+    ),
     "num_nodes": (_count(1, 4096), "it is a number of machines, 1 or more"),
     "deterministic": (lambda value: value in (None, True, False, "warn"), "it is true, false or warn"),
 }
@@ -117,8 +127,6 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
     """What Lightning does not take on this machine, with the key that it is about; None if it takes all."""
     from pytorch_lightning import Trainer
 
-    from wavespace.distributed import cluster_environment
-
     quiet()
 
     def refused(**some: Any) -> str | None:
@@ -136,3 +144,34 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
             works = "; trainer.accelerator=auto takes what this machine has" if key == "accelerator" else ""
             return f"trainer.{key} = {value}: {said}{works}"
     return f"trainer refuses its settings: {whole}"
+
+
+def rank() -> int:
+    """Which of the processes of one run this is: 0, unless torchrun or `others` has started it.
+
+    Raises:
+        UserError: RANK is set, but not as torchrun sets it. As rank 1 of nothing, a run would train and keep nothing.
+    """
+    if "RANK" not in os.environ:
+        return 0
+    found = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    if all(value.isdecimal() for value in found.values()) and int(found["RANK"]) < int(found["WORLD_SIZE"]):
+        return int(found["RANK"])
+    given = ", ".join(f"{name}={value}" if value else f"no {name}" for name, value in found.items())
+    raise UserError(
+        f"the environment has {given}, which is not what torchrun sets; "
+        "unset RANK to train in one process, or start several with torchrun"
+    )
+
+
+def cluster_environment() -> Any:
+    """Lightning's view of the processes of a run: torchrun's, or those that this program starts, and no scheduler's.
+
+    Lightning takes a Slurm, LSF or Kubeflow job for its launcher wherever their variables are set. In an allocation,
+    whose tasks are runs of their own, it then refuses to start, or takes task 3 for rank 3 and logs nothing.
+    """
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()

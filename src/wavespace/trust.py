@@ -57,7 +57,7 @@ def configuration(text: Any, trust: Sequence[str] = (), sections: Sequence[str] 
     Raises:
         ConfigError: the text is no configuration, or names what is neither Wavespace's nor trusted.
     """
-    found = plain(text)
+    found = safe_yaml(text)
     packages = _packages(trust)
     for key, node in nodes(found):
         if problem := _fault(key, node, packages):
@@ -72,7 +72,7 @@ def configuration(text: Any, trust: Sequence[str] = (), sections: Sequence[str] 
     return OmegaConf.create(found)
 
 
-def plain(text: Any) -> dict[str, Any]:
+def safe_yaml(text: Any) -> dict[str, Any]:
     """What YAML says, as plain data; it is refused before it is built where it would not stay small.
 
     Raises:

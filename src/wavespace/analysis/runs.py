@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from wavespace.data.disk import named_file, read_regular
 from wavespace.errors import BadInput, UserError
-from wavespace.trust import is_shipped, plain
+from wavespace.trust import is_shipped, safe_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +142,7 @@ def as_figure(value: float) -> float:
 
 def parse_config(text: str) -> tuple[str, dict[str, Any]]:
     """The text of config.yaml, and what it says."""
-    return text, {str(key): value for key, value in plain(text).items()}
+    return text, {str(key): value for key, value in safe_yaml(text).items()}
 
 
 def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:

@@ -67,6 +67,26 @@ def write_study(
     Raises:
         UserError: the metric is not there, the folder can't be written, or a file in it may not be replaced.
     """
+    page, files = _page(runs, out, metric, title or str(out), coming)
+    target = out / "report.html"
+    if (out / "figures").is_symlink():  # in a stranger's folder it may lead anywhere
+        raise UserError(
+            f"{out / 'figures'} is a link, through which nothing is written; name another folder with --out"
+        )
+    refuse_foreign(target, list(files), overwrite=overwrite)
+    try:
+        write_atomic(target, marked(target, page.encode("utf-8", "replace"), files))
+        for file, content in files.items():
+            write_atomic(file, content)
+    except OSError as error:
+        raise UserError(f"{out}: can't be written ({error.strerror}); name another folder with --out") from None
+    return out / "report.html"
+
+
+def _page(
+    runs: list[Run], out: Path, metric: str | None, title: str, coming: Collection[Path]
+) -> tuple[str, dict[Path, bytes]]:
+    """The page of runs, and the tables and figures beside it."""
     rows = table(runs)
     found: list[Finding] = []
     drawings: list[Drawing] = []
@@ -85,7 +105,7 @@ def write_study(
         found, drawings, drawn = [Finding(f"No figures: {type(error).__name__}: {error}.", False)], [], []
     page = render(
         "study.html",
-        title=title or str(out),
+        title=title,
         count=len(rows),
         states=rows["state"].value_counts().items(),
         spent=_spent(rows),
@@ -108,19 +128,7 @@ def write_study(
     for drawing, svg in zip(drawings, drawn):
         files[out / "figures" / f"{drawing.name}.png"] = drawing.png()
         files[out / "figures" / f"{drawing.name}.svg"] = on_paper(svg).encode()
-    target = out / "report.html"
-    if (out / "figures").is_symlink():  # in a stranger's folder it may lead anywhere
-        raise UserError(
-            f"{out / 'figures'} is a link, through which nothing is written; name another folder with --out"
-        )
-    refuse_foreign(target, list(files), overwrite=overwrite)
-    try:
-        write_atomic(target, marked(target, page.encode("utf-8", "replace"), files))
-        for file, content in files.items():
-            write_atomic(file, content)
-    except OSError as error:
-        raise UserError(f"{out}: can't be written ({error.strerror}); name another folder with --out") from None
-    return out / "report.html"
+    return page, files
 
 
 # --- What the runs say --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import numpy as np
 from wavespace.analysis.runs import MOST_METRICS, Run, Series, as_figure, flat, read_run
 from wavespace.data.disk import read_regular
 from wavespace.errors import BadInput, UserError
+from wavespace.locate import cache_folder
 from wavespace.runfolder import write_atomic
 
 PAGE, AT_ONCE = 100, 8
@@ -45,12 +46,6 @@ def on_wandb(path: str) -> str | None:
     if len(parts) != 3 or not all(re.fullmatch(r"[\w.-]+", part) for part in parts):
         return None
     return None if Path(path).exists() or Path(parts[0]).exists() else "/".join(parts)
-
-
-def cache_folder() -> Path:
-    """Where histories are kept: `$WAVESPACE_CACHE`, or `wavespace/` in the user's cache folder."""
-    own = os.environ.get("WAVESPACE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavespace"
 
 
 def read_sweep(name: str) -> list[Run]:

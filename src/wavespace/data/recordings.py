@@ -24,6 +24,7 @@ from wavespace.data.sources import (
     content_in,
     content_of,
     content_of_store,
+    listed,
     say,
     see,
     unpacked,
@@ -181,7 +182,7 @@ class Recordings(DataModule):
             found = {seen.path: seen.digest for seen in digests}
             if changed := [s.path for r in self.recordings for s in r.seen if found[s.path] != s.digest]:
                 raise BadInput(
-                    f"{self.store.folder}: {_listed(changed)} changed since it was made, and the disk does not tell; "
+                    f"{self.store.folder}: {listed(changed)} changed since it was made, and the disk does not tell; "
                     "touch what has changed and repeat the command"
                 )
 
@@ -263,7 +264,7 @@ class Recordings(DataModule):
         for kind, name, what in self.store.manifest.get("remarks", []):
             found.setdefault(kind, []).append(f"{name} {what}")
         return [
-            f"{self.store.folder}: look at the {kind} of {len(said)} of {len(self.store)} recordings: {_listed(said)}"
+            f"{self.store.folder}: look at the {kind} of {len(said)} of {len(self.store)} recordings: {listed(said)}"
             for kind, said in found.items()
         ]
 
@@ -310,11 +311,7 @@ def _difference(store: Store, recordings: Sequence[Recording]) -> str:
         "new": [name for name in now if name not in then],
         "gone": [name for name in then if name not in now],
     }
-    return "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
-
-
-def _listed(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def leaking(store: Store, rows: Rows) -> Rows:

@@ -210,9 +210,12 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
 def say_left_out(place: Path, what: str, paths: Sequence[Path]) -> None:
     """Tell how many files of a folder are left out, why, and the first of them."""
     if paths:
-        names = [path.relative_to(place).as_posix() for path in paths]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        say(f"{place}: {len(names)} {what}: {', '.join(names[:3])}{more}")
+        say(f"{place}: {len(paths)} {what}: {listed([path.relative_to(place).as_posix() for path in paths])}")
+
+
+def listed(names: Sequence[object]) -> str:
+    """The first three of some names, and how many more there are."""
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _by_stem(place: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]], dict[str, list[Path]]]:

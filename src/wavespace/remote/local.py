@@ -22,7 +22,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from wavespace.config import command_line
 from wavespace.data.disk import is_locked
 from wavespace.errors import ConfigError
-from wavespace.inputs import code_of, once
+from wavespace.inputs import once
+from wavespace.own_code import code_of
 from wavespace.remote.fates import Board, Fate, is_number, table
 from wavespace.remote.launch import Member, interruptible, members, returns
 from wavespace.runfolder import RunFolder
