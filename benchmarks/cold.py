@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 from harness import Row
 
-from wavespace.data.sources import Recording
-from wavespace.data.store import Samples, Store, build_store
+from wavespace.data.files.discovery import Recording
+from wavespace.data.store.format import Samples, Store, build_store
 
 RATE, MINUTES, WINDOWS = 44_100, 10, 100
 SECONDS = 10

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wavespace import config
-from wavespace.claims import claims
+from wavespace.config.claims import claims
 from wavespace.runfolder import RunFolder
 
 

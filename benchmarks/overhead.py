@@ -16,7 +16,7 @@ from wavespace.config import compose
 from wavespace.data.base import DataModule
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.base import Task
-from wavespace.train import fit
+from wavespace.training.fit import fit
 
 OVERRIDES = [
     "experiment=demo",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from harness import Row
 
-from wavespace.data.rendered import Rendered
+from wavespace.data.synthesis.rendered import Rendered
 
 
 def rows(items: int = 60) -> Iterator[Row]:

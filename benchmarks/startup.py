@@ -12,7 +12,7 @@ from harness import Row, compare
 
 FIRST_STEP = """
 import os, sys
-import wavespace.train as train
+import wavespace.training.fit as train
 
 fit = train.fit
 

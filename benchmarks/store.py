@@ -18,8 +18,8 @@ import zstandard
 from harness import Row, compare
 
 from wavespace.data.base import Notes, collate
-from wavespace.data.sources import Recording
-from wavespace.data.store import INDEX, MANIFEST, Samples, Store, StoreWindows, build_store
+from wavespace.data.files.discovery import Recording
+from wavespace.data.store.format import INDEX, MANIFEST, Samples, Store, StoreWindows, build_store
 
 RATE, MINUTES, RECORDINGS = 44_100, 3, 3
 WINDOW = 10 * RATE

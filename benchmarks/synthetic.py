@@ -8,9 +8,9 @@ import numpy as np
 from harness import Row, compare
 from threadpoolctl import threadpool_limits
 
-from wavespace.data.augment import Audio
 from wavespace.data.base import rng_for
-from wavespace.data.synthetic import Synthetic, Tone, Windows, pitch_labels, render
+from wavespace.data.synthesis.augment import Audio
+from wavespace.data.synthesis.synthetic import Synthetic, Tone, Windows, pitch_labels, render
 
 RATE, SECONDS = 44_100, 2.0
 BINS = np.geomspace(50, 5000, 256).tolist()

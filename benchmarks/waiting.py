@@ -14,7 +14,7 @@ from harness import Row
 
 from wavespace.build import build
 from wavespace.config import compose
-from wavespace.data.medley_solos import METADATA
+from wavespace.data.sources.medley_solos import METADATA
 
 OVERRIDES = [
     "data=medley_solos",

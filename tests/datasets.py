@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from wavespace.data.notes import write_midi
+from wavespace.data.files.midi import write_midi
 
 RATE = 8_000
 PIECES = [

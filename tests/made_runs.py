@@ -15,7 +15,7 @@ def config_of(name: str, seed: int, lr: float, latent: int, model: str = "dense.
     return {
         "name": name,
         "seed": seed,
-        "data": {"_target_": "wavespace.data.synthetic.Synthetic", "seed": seed, "workers": seed % 2},
+        "data": {"_target_": "wavespace.data.synthesis.synthetic.Synthetic", "seed": seed, "workers": seed % 2},
         "frontend": {"_target_": "wavespace.frontends.cqt.CQT", "bins": 84},
         "model": {"_target_": f"wavespace.models.{model}", "latent": latent, "dilations": [[1, 1], [2, 1]]}
         | ({"hidden": 64} if model == "dense.Dense" else {}),

@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["wavespace.build", "wavespace.cli", "wavespace.train", "pytorch_lightning"])
+SERVER.set_forkserver_preload(["wavespace.build", "wavespace.cli", "wavespace.training.fit", "pytorch_lightning"])
 LIMIT = 300
 """Seconds after which a process is killed, on a machine that may be busy."""
 

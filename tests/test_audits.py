@@ -13,11 +13,11 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from test_samples import Data, Fake
-from wavespace.callbacks import audits as module
-from wavespace.callbacks.audits import COLOURS, UNLABELLED, audits, draw_channels, draw_codes, draw_kernels
-from wavespace.callbacks.samples import save_samples
 from wavespace.data.base import NO_NOTES, Item
 from wavespace.errors import Incompatible
+from wavespace.training.callbacks import audits as module
+from wavespace.training.callbacks.audits import COLOURS, UNLABELLED, audits, draw_channels, draw_codes, draw_kernels
+from wavespace.training.callbacks.samples import save_samples
 
 
 class Coder(nn.Module):

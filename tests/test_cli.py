@@ -16,7 +16,7 @@ import pytest
 
 from processes import LIMIT, command, forked
 from training import RENDERED, TRAINER, make_medley
-from wavespace import train
+from wavespace.training import fit as train
 
 COMMAND = Path(sys.executable).with_name("wavespace")
 REPOSITORY = Path(__file__).parents[1]
@@ -246,7 +246,7 @@ def test_torchrun_trains_one_model_on_two_processes(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with (tmp_path / "said").open("w") as said:  # no pipes, which the children of one that is killed would hold
         found = subprocess.run(
-            [*torchrun, "-m", "wavespace.train", *overrides],
+            [*torchrun, "-m", "wavespace.training.fit", *overrides],
             stdout=said,
             stderr=subprocess.STDOUT,
             check=False,

@@ -184,7 +184,7 @@ def test_members_that_share_their_parts_are_probed_once_and_none_is_let_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from wavespace import build
-    from wavespace.train import Sweep
+    from wavespace.training.fit import Sweep
 
     probed: list[int] = []
     whole = build.probe

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavespace.callbacks.checkpoints import CsvLogger
+from wavespace.training.callbacks.checkpoints import CsvLogger
 
 Rows = dict[int, dict[str, float]]
 

@@ -13,13 +13,15 @@ import torch
 from processes import command, forked
 from test_preemption import train_until_told
 from training import TRAINER, make_medley
-from wavespace import checkpoint, distributed, train
+from wavespace import checkpoint
 from wavespace.build import build
-from wavespace.callbacks import samples
+from wavespace.commands.evaluate import score
 from wavespace.config import compose
 from wavespace.errors import Incompatible
-from wavespace.evaluate import score
 from wavespace.runfolder import RunFolder
+from wavespace.training import distributed
+from wavespace.training import fit as train
+from wavespace.training.callbacks import samples
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 

@@ -16,16 +16,16 @@ from omegaconf import DictConfig
 
 from processes import forked
 from training import RENDERED, TRAINER
+from wavespace import files as disk
 from wavespace.config import compose
-from wavespace.data import disk
-from wavespace.data.disk import written_whole
-from wavespace.data.download import _Part
-from wavespace.data.store import _sole_builder
+from wavespace.data.files.download import _Part
+from wavespace.data.store.format import _sole_builder
 from wavespace.errors import UserError
-from wavespace.remote.ledger import Launch
-from wavespace.remote.local import _locked
+from wavespace.files import written_whole
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import guarded
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.local import _locked
 
 
 @pytest.fixture

@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from training import RENDERED, TRAINER
-from wavespace import train
-from wavespace.callbacks import divergence, samples
 from wavespace.config import compose, signature
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
-from wavespace.remote.fates import Board, fates
-from wavespace.remote.launch import Member
-from wavespace.remote.local import LocalJob
-from wavespace.remote.plan import Job
-from wavespace.remote.sweep import Run
 from wavespace.runfolder import RunFolder, write_atomic
 from wavespace.tasks.piano_roll import PianoRoll
-from wavespace.train import _to_go_on_from, run
+from wavespace.training import fit as train
+from wavespace.training.callbacks import divergence, samples
+from wavespace.training.fit import _to_go_on_from, run
+from wavespace_launcher.launch import Member
+from wavespace_launcher.local import LocalJob
+from wavespace_launcher.plan import Job
+from wavespace_launcher.status import Board, fates
+from wavespace_launcher.wandb_client import Run
 
 Bad = Callable[[dict[str, Any]], None]
 

@@ -14,8 +14,8 @@ from training import RENDERED, TRAINER
 from wavespace.build import build
 from wavespace.cli import main
 from wavespace.config import compose
+from wavespace.config.trainer import cluster_environment, rank
 from wavespace.errors import Incompatible, UserError
-from wavespace.trainer import cluster_environment, rank
 
 SLURM_TASK = {
     "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4", "SLURM_NODELIST": "n1",

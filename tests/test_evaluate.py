@@ -14,13 +14,13 @@ import soundfile
 
 from parts import save, small_task, sound_of
 from training import RENDERED, TRAINER, make_medley
-from wavespace import evaluate
+from wavespace.commands import evaluate
 from wavespace.config import compose
-from wavespace.data.notes import write_midi
-from wavespace.data.rendered import Rendered
+from wavespace.data.files.midi import write_midi
+from wavespace.data.synthesis.rendered import Rendered
 from wavespace.errors import BadInput, ConfigError, Incompatible
 from wavespace.runfolder import RunFolder
-from wavespace.train import run
+from wavespace.training.fit import run
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import Timer
 
 from processes import command
 from training import RENDERED, TRAINER
-from wavespace.callbacks.progress import TrainingProgress
 from wavespace.config import compose
+from wavespace.config.trainer import faults
 from wavespace.runfolder import RunFolder
-from wavespace.trainer import faults
+from wavespace.training.callbacks.progress import TrainingProgress
 
 SMALL = [*RENDERED, *TRAINER]
 

@@ -11,10 +11,10 @@ from tests.datasets import record
 from tests.training import TRAINER, make_medley
 
 from wavespace import config
-from wavespace.claims import claims
-from wavespace.data.notes import write_midi
+from wavespace.config.claims import claims
+from wavespace.data.files.midi import write_midi
 from wavespace.errors import ConfigError
-from wavespace.train import run
+from wavespace.training.fit import run
 
 STUDIES = sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.yaml"))
 

@@ -13,8 +13,8 @@ import torch
 import wavespace
 from parts import save, small_task
 from standins.files import serving
+from wavespace.commands.export import export, export_onnx, locate, main
 from wavespace.errors import BadInput, UserError
-from wavespace.export import export, export_onnx, locate, main
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ import yaml
 
 import wavespace
 from parts import save, small_task
-from wavespace import evaluate, export, video
 from wavespace.analysis.notebook import open_run
+from wavespace.commands import evaluate, export, video
 from wavespace.errors import UserError
 
 
@@ -169,7 +169,9 @@ def flipped(data: bytes, after: bytes) -> bytes:
 VERBS: dict[str, Callable[[Path], Any]] = {
     "load": wavespace.load,
     "export": lambda path: export.main([str(path), "--out", "out.ckpt"]),
-    "transcribe": lambda path: import_module("wavespace.transcribe").main(["x.wav", "--checkpoint", str(path)]),
+    "transcribe": lambda path: import_module("wavespace.commands.transcribe").main(
+        ["x.wav", "--checkpoint", str(path)]
+    ),
     "evaluate": lambda path: evaluate.main([str(path), "data=synthetic"]),
     "video": lambda path: video.write_video(Path("x.wav"), Path("x.mp4"), checkpoint=str(path)),
     "open_run": open_run,

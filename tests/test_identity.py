@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 from datasets import PIECES, RATE, maestro, record
 from training import make_medley
 from wavespace import config
+from wavespace import digests as contents
 from wavespace.build import make
-from wavespace.data import contents
-from wavespace.data.notes import write_midi
+from wavespace.config.own_code import code_of
+from wavespace.data.files.midi import write_midi
 from wavespace.inputs import inputs
-from wavespace.own_code import code_of
 from wavespace.runfolder import RunFolder
 
 
@@ -206,8 +206,8 @@ def store_of(cfg: DictConfig) -> str | None:
     data: Any = make(cfg.data, "data")
     if not hasattr(data, "found"):
         return None
-    from wavespace.data.sources import see
-    from wavespace.data.store import store_name
+    from wavespace.data.files.discovery import see
+    from wavespace.data.store.format import store_name
 
     return store_name(data.made_by(see(data.found(), contents.Digests(data.stores))))
 
@@ -247,8 +247,8 @@ def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypa
 
 
 def test_a_file_that_changes_while_a_store_is_made_of_it_is_refused(tmp_path: Path) -> None:
-    from wavespace.data.sources import see
-    from wavespace.data.store import Samples, build_store
+    from wavespace.data.files.discovery import see
+    from wavespace.data.store.format import Samples, build_store
     from wavespace.errors import BadInput
 
     cfg = composed(recordings(tmp_path / "root"), tmp_path)
@@ -318,7 +318,7 @@ def test_training_returns_the_result_of_the_files_that_are_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from wavespace.errors import UserError
-    from wavespace.train import run
+    from wavespace.training.fit import run
 
     cfg = composed([*recordings(tmp_path / "root"), *SMALL], tmp_path)
 
@@ -348,7 +348,7 @@ def test_training_returns_the_result_of_the_files_that_are_there(
 
 def test_what_changes_during_a_run_changes_nothing_in_it_or_ends_it(tmp_path: Path) -> None:
     from wavespace.errors import BadInput
-    from wavespace.train import CHANGED, _check_read
+    from wavespace.training.fit import CHANGED, _check_read
 
     cfg = composed([*recordings(tmp_path / "root"), *SMALL], tmp_path)
     folder, data = RunFolder.of(cfg), make(cfg.data, "data")
@@ -368,7 +368,7 @@ def test_what_changes_during_a_run_changes_nothing_in_it_or_ends_it(tmp_path: Pa
 @pytest.mark.parametrize("setting", ["midi", "soundfont"])
 def test_another_file_under_the_same_name_is_heard(setting: str, tmp_path: Path) -> None:
     """Within one process, as the members of a multirun are."""
-    from wavespace.data.soundfont import bundled_soundfont
+    from wavespace.data.synthesis.soundfont import bundled_soundfont
 
     overrides = scores(tmp_path / "root") if setting == "midi" else ["data=rendered"]
     font = tmp_path / "font.sf2"
@@ -396,7 +396,7 @@ def test_another_file_under_the_same_name_is_heard(setting: str, tmp_path: Path)
 
 
 def test_verify_tells_of_files_that_have_changed(tmp_path: Path) -> None:
-    from wavespace import check
+    from wavespace.commands import check
     from wavespace.errors import BadInput
 
     overrides = [*recordings(tmp_path / "root"), *SMALL, f"data.stores={tmp_path / 'stores'}"]

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from wavespace import config, train
+from wavespace import config
 from wavespace.errors import ConfigError
 from wavespace.runfolder import RunFolder
+from wavespace.training import fit as train
 
 NUMBERLIKE = [
     "2024_05_01",
@@ -137,12 +138,12 @@ def test_a_new_target_drops_what_was_chosen_before(others: list[str]) -> None:
 @pytest.mark.parametrize(
     ("section", "target"),
     [
-        ("data", "wavespace.data.synthetic.Synthetic"),
+        ("data", "wavespace.data.synthesis.synthetic.Synthetic"),
         ("frontend", "wavespace.frontends.mel.Mel"),
         ("task", "wavespace.tasks.reconstruction.Reconstruction"),
         ("optim", "wavespace.optim.AdamW"),
         ("baseline", PEAKS),
-        ("data.parts.rendered", "wavespace.data.synthetic.Synthetic"),
+        ("data.parts.rendered", "wavespace.data.synthesis.synthetic.Synthetic"),
     ],
 )
 def test_a_new_target_of_any_section_starts_from_its_constructors_defaults(section: str, target: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from parts import save, small_task
-from wavespace import export
 from wavespace.build import probe
+from wavespace.commands import export
 from wavespace.config import compose
 from wavespace.errors import UserError
 from wavespace.spec import AudioSpec

@@ -15,7 +15,7 @@ from wavespace.errors import ConfigError, Incompatible
 from wavespace.models.pca import PCA
 from wavespace.runfolder import RunFolder
 from wavespace.spec import FeatureSpec
-from wavespace.train import fit
+from wavespace.training.fit import fit
 
 SPEC = FeatureSpec(2, (100.0, 200.0, 400.0), 10.0, "dB", -80.0, 0.0)
 

@@ -17,13 +17,14 @@ import torch
 
 from processes import forked
 from training import RENDERED, TRAINER, make_medley
-from wavespace import build, evaluate
-from wavespace.callbacks import samples
+from wavespace import build
+from wavespace.commands import evaluate
 from wavespace.config import compose
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.base import Task
 from wavespace.terminal import STOPS
-from wavespace.train import run
+from wavespace.training.callbacks import samples
+from wavespace.training.fit import run
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "build": (build, "build"),
@@ -178,7 +179,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 def prepare_until_told(number: int, arguments: list[str]) -> None:
     """`wavespace prepare`, where a signal comes to all its processes while one of them writes a shard."""
     from wavespace.cli import main
-    from wavespace.data import store
+    from wavespace.data.store.format import format as store
 
     os.setsid()
     build_shard = store._build_shard

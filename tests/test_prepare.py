@@ -19,9 +19,9 @@ from datasets import PIECES, RATE, maestro
 from processes import SERVER, as_started_by_hand
 from standins.files import Fault, FileServer, serving
 from training import make_medley
-from wavespace import check, prepare
-from wavespace.data import medley_solos
-from wavespace.data.medley_solos import ARCHIVE, DIGESTS, METADATA
+from wavespace.commands import check, prepare
+from wavespace.data.files.discovery import medley_solos
+from wavespace.data.sources.medley_solos import ARCHIVE, DIGESTS, METADATA
 from wavespace.errors import BadInput, UserError
 
 ZIP = "maestro-v3.0.0.zip"

@@ -25,7 +25,7 @@ from wavespace.probe import balanced_accuracy, instrument_probe
 from wavespace.runfolder import RunFolder
 from wavespace.spec import FeatureSpec
 from wavespace.tasks.reconstruction import SCALES, Reconstruction, multi_scale_distance
-from wavespace.train import Sweep, fit
+from wavespace.training.fit import Sweep, fit
 
 SPEC = FeatureSpec(1, tuple(np.geomspace(50, 5000, 24).tolist()), 40.0, "dB", -80.0, 0.0)
 SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
@@ -34,7 +34,7 @@ SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 @pytest.fixture(autouse=True)
 def a_few_windows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """To fit a PCA and to teach a probe on data of three tones."""
-    monkeypatch.setattr("wavespace.train.MEASURED", 16)
+    monkeypatch.setattr("wavespace.training.fit.MEASURED", 16)
     monkeypatch.setattr("wavespace.probe.TAUGHT", 16)
 
 

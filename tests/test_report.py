@@ -18,12 +18,13 @@ from PIL import Image
 
 from parts import sound_of
 from training import RENDERED, TRAINER
-from wavespace import report, train
 from wavespace.config import compose
-from wavespace.data.notes import write_midi
+from wavespace.data.files.midi import write_midi
 from wavespace.errors import BadInput, UserError
-from wavespace.report import figures_table, main, write_report
+from wavespace.reports import run_page as report
+from wavespace.reports.run_page import figures_table, main, write_report
 from wavespace.runfolder import RunFolder
+from wavespace.training import fit as train
 
 VOID = {"meta", "img", "wbr", "br", "link", "input", "hr"}
 FILES = ("status.json", "config.yaml", "metrics.csv", "samples/samples.json")
@@ -47,7 +48,7 @@ STATUS = {
 }
 CONFIG = """\
 name: demo
-data: {_target_: wavespace.data.rendered.Rendered, batch_size: 4}
+data: {_target_: wavespace.data.synthesis.rendered.Rendered, batch_size: 4}
 model: {_target_: theirs.Net, note: "<b>&amp;</b>"}
 """
 RATE = 22050

@@ -12,11 +12,11 @@ import torch
 
 from processes import command, forked
 from training import RENDERED, TRAINER, make_medley
-from wavespace.callbacks import samples
 from wavespace.config import compose
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.base import Task
-from wavespace.train import run
+from wavespace.training.callbacks import samples
+from wavespace.training.fit import run
 
 
 @pytest.fixture(autouse=True)

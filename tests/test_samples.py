@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from processes import command
-from wavespace.callbacks import samples
-from wavespace.callbacks.pictures import draw
-from wavespace.callbacks.samples import save_samples
 from wavespace.data.base import NO_NOTES, Batch, DataModule, Item, Notes
-from wavespace.data.notes import read_midi
+from wavespace.data.files.midi import read_midi
 from wavespace.errors import UserError
 from wavespace.frontends.base import FrontEnd
+from wavespace.reports.figures import draw
 from wavespace.spec import AudioSpec, FeatureSpec, midi_to_hz
 from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.training.callbacks import samples
+from wavespace.training.callbacks.samples import save_samples
 
 RATE = 8000
 HOP = 100

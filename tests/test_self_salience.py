@@ -16,7 +16,7 @@ from parts import AUDIO
 from wavespace.build import build_task, probe
 from wavespace.config import compose
 from wavespace.data.base import NO_NOTES, Batch, Item, collate, rng_for
-from wavespace.data.tones import Tones
+from wavespace.data.synthesis.tones import Tones
 from wavespace.errors import Incompatible
 from wavespace.spec import midi_to_hz
 from wavespace.tasks.salience import log_bins

@@ -11,8 +11,9 @@ import pytest
 import wandb
 from omegaconf import OmegaConf
 
-from wavespace import config, trainer
+from wavespace import config
 from wavespace.build import check_trainer, make
+from wavespace.config import trainer
 from wavespace.errors import ConfigError
 
 KEYS = [key for key in OmegaConf.load(config.conf_dir() / "trainer" / "default.yaml") if key != "_target_"]

@@ -19,11 +19,11 @@ from rich.progress import Progress
 import wavespace
 from parts import save, small_task, sound_of
 from processes import forked
+from wavespace.commands.transcribe import main, transcribe
 from wavespace.data.base import Notes
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.piano_roll import PianoRoll
-from wavespace.transcribe import main, transcribe
 
 MELODY: Notes = np.array([[0.5 * i, 0.5 * i + 0.4, pitch, 90] for i, pitch in enumerate((72, 76, 79, 74), 1)])
 SECONDS = 3.0

@@ -20,11 +20,12 @@ import yaml
 import wavespace
 from made_runs import config_of, write_run
 from parts import save, small_task
-from wavespace import evaluate, export, report, video
 from wavespace.analysis.notebook import open_run
 from wavespace.analysis.runs import read_run
+from wavespace.commands import evaluate, export, video
+from wavespace.config.trust import configuration, safe_yaml
 from wavespace.errors import BadCheckpoint, ConfigError, UserError
-from wavespace.trust import configuration, safe_yaml
+from wavespace.reports import run_page as report
 
 MARK = "{mark}"
 """Stands for a file that a node would make."""
@@ -47,7 +48,7 @@ HOSTILE: dict[str, Any] = {
     "get_method": {"_target_": "hydra.utils.get_method", "path": "stranger.net"},
     "locate": {"_target_": "pydoc.locate", "path": "stranger.net"},
     "numpy": {"_target_": "numpy.load", "file": "evil.npy", "allow_pickle": True},
-    "download": {"_target_": "wavespace.data.download.fetch", "url": "file:///etc/hostname", "target": MARK},
+    "download": {"_target_": "wavespace.data.files.download.fetch", "url": "file:///etc/hostname", "target": MARK},
     "our function": {"_target_": "wavespace.runfolder.write_atomic", "path": MARK, "data": "x"},
     "our command": {"_target_": "wavespace.__main__.main"},
     "our import": {"_target_": "wavespace.models.blocks.torch.load", "f": "evil.pt"},
@@ -139,7 +140,9 @@ def test_a_hostile_node_is_refused_wherever_it_stands(place: str, checkpoint: di
 
 VERBS: dict[str, Callable[[Path], Any]] = {
     "load": wavespace.load,
-    "transcribe": lambda path: import_module("wavespace.transcribe").main(["x.wav", "--checkpoint", str(path)]),
+    "transcribe": lambda path: import_module("wavespace.commands.transcribe").main(
+        ["x.wav", "--checkpoint", str(path)]
+    ),
     "evaluate": lambda path: evaluate.main([str(path), "data=synthetic"]),
     "export": lambda path: export.main([str(path), "--out", "out.ckpt"]),
     "video": lambda path: video.write_video(Path("song.wav"), Path("song.mp4"), checkpoint=str(path)),

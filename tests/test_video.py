@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from wavespace.commands.video import HEIGHT, WIDTH, Still, folded, frames, main, write_video
 from wavespace.errors import BadInput, UserError
-from wavespace.video import HEIGHT, WIDTH, Still, folded, frames, main, write_video
 
 RATE = 22050
 

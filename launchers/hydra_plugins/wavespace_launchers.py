@@ -1,6 +1,6 @@
 """Hydra's launchers `runpod` and `local`, found by Hydra wherever Wavespace is installed.
 
-Hydra imports this file at every start, so it imports nothing: the work is in `wavespace.remote`.
+Hydra imports this file at every start, so it imports nothing: the work is in `wavespace_launcher`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 class RunpodLauncher(Launcher):
     """A multirun as W&B runs on rented GPUs: `hydra/launcher=runpod`."""
 
-    home = "wavespace.remote.launch"
+    home = "wavespace_launcher.launch"
 
     def __init__(self, **settings: Any) -> None:
         # They are read in `setup`, where an error keeps its sentence: Hydra wraps those of a constructor.
@@ -36,4 +36,4 @@ class RunpodLauncher(Launcher):
 class LocalLauncher(RunpodLauncher):
     """A multirun as processes on this machine: `hydra/launcher=local`."""
 
-    home = "wavespace.remote.local"
+    home = "wavespace_launcher.local"

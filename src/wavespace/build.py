@@ -15,11 +15,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wavespace import config, trainer
+from wavespace import config
+from wavespace.config import trainer
+from wavespace.config.own_code import code_of
 from wavespace.data.base import DataModule
-from wavespace.data.recordings import Recordings
+from wavespace.data.sources.recordings import Recordings
 from wavespace.errors import BadInput, ConfigError, Incompatible, UserError, place_of
-from wavespace.own_code import code_of
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
 

@@ -23,11 +23,11 @@ from torch.nn.modules.module import (
 import wavespace
 from wavespace.archive import fault
 from wavespace.build import build_task
+from wavespace.config.trust import BUILT, configuration, nodes
 from wavespace.errors import BadCheckpoint, ConfigError, UserError, place_of
 from wavespace.locate import locate
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
-from wavespace.trust import BUILT, configuration, nodes
 
 MOST_NUMBER = 2**20
 """Size of a number in the settings of a part."""

@@ -22,6 +22,8 @@ VERBS = {
     "video": "what a front-end hears of a recording, with a cursor that moves with the sound",
 }
 
+HOMES = {"train": "wavespace.training.fit", "report": "wavespace.reports.run_page"}
+
 OWN_CODE = {"train", "check", "prepare", "preloaded", "worker"}
 """Verbs over one's own configuration; the others may open a stranger's folder, whose modules are not imported."""
 
@@ -81,15 +83,15 @@ def main() -> None:
         _completion(arguments)
     elif verb == "train":
         sys.argv = ["wavespace train", *arguments]
-        guarded(lambda: import_module("wavespace.train").main())
+        guarded(lambda: import_module(HOMES[verb]).main())
     elif verb == "pod-entry":  # these three are started on pods
-        guarded(lambda: import_module("wavespace.remote.pod_entry").main(arguments))
+        guarded(lambda: import_module("wavespace_launcher.pod_entry").main(arguments))
     elif verb == "preloaded":
-        guarded(lambda: import_module("wavespace.remote.preloaded").main(arguments))
+        guarded(lambda: import_module("wavespace_launcher.preloaded").main(arguments))
     elif verb == "worker":
-        guarded(lambda: import_module("wavespace.remote.preloaded").worker(arguments))
+        guarded(lambda: import_module("wavespace_launcher.preloaded").worker(arguments))
     elif verb in VERBS:
-        guarded(lambda: import_module(f"wavespace.{verb}").main(arguments))
+        guarded(lambda: import_module(HOMES.get(verb, f"wavespace.commands.{verb}")).main(arguments))
     else:
         import difflib
 

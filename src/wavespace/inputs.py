@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from wavespace.config import RUNTIME, is_own, resolved, targets
-from wavespace.data.contents import Digests, digest
-from wavespace.data.sources import PATHS, READERS
-from wavespace.own_code import code_of
+from wavespace.config.own_code import code_of
+from wavespace.data.files.discovery import PATHS, READERS
+from wavespace.digests import Digests, digest
 
 _known: dict[str, dict[str, str]] | None = None
 

@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wavespace.config import signature
-from wavespace.data.contents import Unread, digest
-from wavespace.data.disk import explained, lock, read_regular, written_whole
+from wavespace.digests import Unread, digest
 from wavespace.errors import Diverged, UserError
+from wavespace.files import explained, lock, read_regular, written_whole
 from wavespace.inputs import inputs, places
 
 MOST_STATUS = 2**24

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from wavespace.data.disk import FULL_OR_BROKEN, refusal
 from wavespace.errors import UserError
+from wavespace.files import FULL_OR_BROKEN, refusal
 
 T = TypeVar("T")
 

@@ -21,12 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from made_runs import config_of, write_run
-from wavespace import report
 from wavespace.analysis.runs import read_run, read_runs, table
-from wavespace.analysis.study import write_study
 from wavespace.analysis.sweeps import read_launch
 from wavespace.errors import BadInput, UserError
-from wavespace.report import is_current, write_report
+from wavespace.reports import run_page as report
+from wavespace.reports.run_page import is_current, write_report
+from wavespace.reports.study_page import write_study
 from wavespace.runfolder import RunFolder
 
 HUGE = [1e308, -1e308, 10**400, float("nan"), float("inf"), 2**63, -(2**70), 5e-324]
@@ -220,7 +220,7 @@ def test_a_launch_of_odd_values_is_read_or_refused_in_a_sentence(
 
 
 def test_a_plan_as_it_is_written_can_be_reported(study: Path) -> None:
-    from wavespace.remote.plan import Job, Plan, Settings
+    from wavespace_launcher.plan import Job, Plan, Settings
 
     jobs = (Job(0, "0" * 12, ("optim.lr=0.001",)), Job(1, "f" * 12, ("optim.lr=7",)))
     plan = Plan(id="1", study="grid", jobs=jobs, settings=Settings(max_cost=1, image="a", gpus=("x",)))

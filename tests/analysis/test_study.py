@@ -16,10 +16,10 @@ from PIL import Image
 
 from made_runs import EXPONENT, OFFSET, OPTIMUM, SCALE, config_of, write_run, write_sweep
 from test_report import Page
-from wavespace import report
 from wavespace.analysis import read_runs, write_study
-from wavespace.analysis.plots import PAGE
 from wavespace.errors import UserError
+from wavespace.reports import run_page as report
+from wavespace.reports.plots import PAGE
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wavespace.data.audio import read_audio, read_blocks, remarks, seconds_of
+from wavespace.data.files.audio import read_audio, read_blocks, remarks, seconds_of
 from wavespace.errors import BadInput
 
 RATE = 22_050

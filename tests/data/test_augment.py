@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.signal import welch
 
-from wavespace.data.augment import LOUDEST, augment, equalise, gain, noise, reverb
 from wavespace.data.base import rng_for
+from wavespace.data.synthesis.augment import LOUDEST, augment, equalise, gain, noise, reverb
 
 RATE = 22_050
 Audio = NDArray[np.float32]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from wavespace.data.base import rng_for
-from wavespace.data.composer import compose
-from wavespace.data.notes import Performance, apply_pedal, clean
+from wavespace.data.files.midi import Performance, apply_pedal, clean
+from wavespace.data.synthesis.composer import compose
 
 SECONDS = 8.0
 

@@ -31,8 +31,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from standins.files import Fault, FileServer, Request, serving
-from wavespace.data import download as module
-from wavespace.data.download import RemoteZip, extract, fetch, verify
+from wavespace.data.files import download as module
+from wavespace.data.files.download import RemoteZip, extract, fetch, verify
 from wavespace.errors import BadInput, UserError
 
 SEGMENT = 1_000
@@ -192,7 +192,7 @@ def test_a_call_goes_on_where_the_one_before_stopped(
 CHILD = """
 import signal, sys
 from pathlib import Path
-from wavespace.data import download
+from wavespace.data.files import download
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which what a shell runs in the background ignores
 download.SEGMENT = 1_000
 download.fetch(sys.argv[1], Path(sys.argv[2]))

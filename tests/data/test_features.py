@@ -13,9 +13,9 @@ from encodec.modules import SEANetEncoder
 from training import TRAINER
 from wavespace import config
 from wavespace.build import build, make
-from wavespace.data import features as module
-from wavespace.data.audio_folder import AudioFolder
 from wavespace.data.base import collate
+from wavespace.data.sources.audio_folder import AudioFolder
+from wavespace.data.store import features as module
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
@@ -126,7 +126,7 @@ def test_a_task_reads_the_features_that_come_with_a_batch(folder: Path, weights:
 
 def test_training_on_kept_features_goes_through(folder: Path, weights: Path, tmp_path: Path) -> None:
     from wavespace.runfolder import RunFolder
-    from wavespace.train import fit
+    from wavespace.training.fit import fit
 
     cfg = config.compose(
         [*overrides(folder, "log_frequency", weights), *TRAINER, "cache=true", "data.splits=[0.5,0.25,0.25]"]

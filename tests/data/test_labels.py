@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavespace.data.labels import Kind, Roll, piano_roll, pitch_salience
-from wavespace.data.synthetic import FULL_LEVEL, Tone, Window, pitch_labels, render
+from wavespace.data.synthesis.synthetic import FULL_LEVEL, Tone, Window, pitch_labels, render
 from wavespace.spec import PIANO_PITCHES
 
 RATE = 22050 / 512

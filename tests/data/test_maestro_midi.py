@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavespace.data.base import Notes
+from wavespace.data.files.midi import SHORTEST, apply_pedal, read_midi
 from wavespace.data.labels import piano_roll
-from wavespace.data.notes import SHORTEST, apply_pedal, read_midi
 from wavespace.decode import decode
 from wavespace.spec import PIANO_PITCHES
 

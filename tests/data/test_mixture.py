@@ -12,7 +12,7 @@ from datasets import record
 from wavespace import config
 from wavespace.build import make
 from wavespace.data.base import Item
-from wavespace.data.mixture import Mixed, Mixture
+from wavespace.data.sources.mixture import Mixed, Mixture
 from wavespace.errors import BadInput, ConfigError
 
 OVERRIDES = [

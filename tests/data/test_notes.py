@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.notes import SHORTEST, Performance, apply_pedal, clean, read_midi, window, write_midi
+from wavespace.data.files.midi import SHORTEST, Performance, apply_pedal, clean, read_midi, window, write_midi
 from wavespace.errors import BadInput
 
 TICK = 0.5 / 480  # of the files made here: seconds, at 120 a minute

@@ -21,14 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets import PIECES, maestro, record
-from wavespace.data import download, sources
-from wavespace.data.contents import Digests
-from wavespace.data.disk import named_file, open_regular, read_regular
-from wavespace.data.download import extract
-from wavespace.data.manifest import read_arrays
-from wavespace.data.sources import Recording
-from wavespace.data.store import Samples, Store, StoreItems, build_store
+from wavespace.data.files import discovery as sources
+from wavespace.data.files import download
+from wavespace.data.files.discovery import Recording
+from wavespace.data.files.download import extract
+from wavespace.data.store.format import Samples, Store, StoreItems, build_store
+from wavespace.data.store.manifest import read_arrays
+from wavespace.digests import Digests
 from wavespace.errors import BadInput, UserError
+from wavespace.files import named_file, open_regular, read_regular
 
 ODD = st.sampled_from(
     [

@@ -12,13 +12,13 @@ import pytest
 import soundfile
 
 from datasets import PIECES, RATE, maestro, record
-from wavespace.data.audio import seconds_of
-from wavespace.data.audio_folder import AudioFolder
 from wavespace.data.base import NO_NOTES
-from wavespace.data.maestro import Maestro
-from wavespace.data.notes import write_midi
-from wavespace.data.sources import audio_folder, midi_files
-from wavespace.data.sources import maestro_metadata as metadata
+from wavespace.data.files.audio import seconds_of
+from wavespace.data.files.discovery import audio_folder, midi_files
+from wavespace.data.files.discovery import maestro_metadata as metadata
+from wavespace.data.files.midi import write_midi
+from wavespace.data.sources.audio_folder import AudioFolder
+from wavespace.data.sources.maestro import Maestro
 from wavespace.errors import BadInput, Incompatible
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wavespace.data import sources
 from wavespace.data.base import Item, collate, rng_for
-from wavespace.data.notes import apply_pedal, clean, read_midi, window, write_midi
-from wavespace.data.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, skyline, vary
-from wavespace.data.soundfont import Sampler, Voice
+from wavespace.data.files import discovery as sources
+from wavespace.data.files.midi import apply_pedal, clean, read_midi, window, write_midi
+from wavespace.data.synthesis.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, skyline, vary
+from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.errors import BadInput
 from wavespace.spec import midi_to_hz
 

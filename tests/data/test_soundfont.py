@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wavespace.data.base import Notes
-from wavespace.data.soundfont import LOUDNESS, Sampler, Voice, bundled_soundfont
+from wavespace.data.synthesis.soundfont import LOUDNESS, Sampler, Voice, bundled_soundfont
 from wavespace.errors import BadInput, UserError
 from wavespace.spec import midi_to_hz
 

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from processes import SERVER
-from wavespace.data import store as module
-from wavespace.data.audio import Audio, read_audio, read_blocks
 from wavespace.data.base import Item, Notes, collate
-from wavespace.data.sources import Recording
-from wavespace.data.store import Samples, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.data.files.audio import Audio, read_audio, read_blocks
+from wavespace.data.files.discovery import Recording
+from wavespace.data.store import format as module
+from wavespace.data.store.format import Samples, Store, StoreItems, StoreWindows, build_store, store_name
 from wavespace.errors import BadInput, UserError
 
 RATE = 8_000

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 
 from wavespace.build import make
 from wavespace.config import compose
-from wavespace.data.augment import LOUDEST
 from wavespace.data.base import collate
 from wavespace.data.labels import piano_roll
-from wavespace.data.synthetic import POWER_SPAN, Synthetic, Tone, Window, pitch_labels, render, room
+from wavespace.data.synthesis.augment import LOUDEST
+from wavespace.data.synthesis.synthetic import POWER_SPAN, Synthetic, Tone, Window, pitch_labels, render, room
 from wavespace.spec import PIANO_PITCHES
 
 RATE = 44_100

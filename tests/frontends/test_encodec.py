@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wavespace.build import build_task, make, probe
 from wavespace.config import compose
-from wavespace.data.sources import ENCODEC as OFFICIAL
+from wavespace.data.files.discovery import ENCODEC as OFFICIAL
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends import encodec
 from wavespace.frontends.encodec import HOP, EnCodec

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from wavespace import checkpoint, train
+from wavespace import checkpoint
 from wavespace.build import build, make, probe
 from wavespace.config import compose
 from wavespace.data.base import Batch, DataModule, collate
@@ -33,6 +33,7 @@ from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 from wavespace.tasks.base import Task
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.tasks.reconstruction import Reconstruction
+from wavespace.training import fit as train
 
 AUDIO = AudioSpec(sample_rate=8000, seconds=1.0)
 SMALL: dict[type[FrontEnd], dict[str, Any]] = {
@@ -321,7 +322,7 @@ def first_windows(cfg: Any, count: int) -> Tensor:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training that measures 16 windows, and draws nothing."""
     monkeypatch.setattr(train, "MEASURED", 16)
-    monkeypatch.setattr("wavespace.callbacks.samples.save_samples", lambda *_: None)
+    monkeypatch.setattr("wavespace.training.callbacks.samples.save_samples", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else threads follow from the number of workers
 
 
@@ -364,7 +365,7 @@ def test_a_run_is_measured_once_on_its_first_windows_whoever_loads_them(
 
 
 def test_a_baseline_hears_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wavespace.evaluate.score", lambda *args, **kwargs: {})
+    monkeypatch.setattr("wavespace.commands.evaluate.score", lambda *args, **kwargs: {})
     cfg = compose(RUN)
     cfg.baseline = cfg.model
     parts = build(cfg)

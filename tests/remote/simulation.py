@@ -1,6 +1,6 @@
 """A launch in virtual time: the controller and its clients are real, over HTTP; pods, agents and jobs are simulated.
 
-What a pod does here is what `wavespace.remote.pod_entry` and `worker` do, and `wandb agent` between them; tests with
+What a pod does here is what `wavespace_launcher.pod_entry` and `worker` do, and `wandb agent` between them; tests with
 real processes hold those. An hour of a launch takes a second or two.
 """
 
@@ -17,12 +17,12 @@ import pytest
 
 from standins.runpod_server import GpuType, Pod, RunpodCore, RunpodServer
 from standins.wandb_server import WandbCore, WandbServer
-from wavespace.remote.controller import Controller
-from wavespace.remote.fates import Fate
-from wavespace.remote.ledger import Launch
-from wavespace.remote.plan import Job, Plan, Settings
-from wavespace.remote.pods import Runpod
-from wavespace.remote.sweep import DUPLICATE, REFUSED, Run, Wandb, rival_of
+from wavespace_launcher.controller import Controller
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.plan import Job, Plan, Settings
+from wavespace_launcher.runpod_client import Runpod
+from wavespace_launcher.status import Fate
+from wavespace_launcher.wandb_client import DUPLICATE, REFUSED, Run, Wandb, rival_of
 
 STEP = 5.0
 """Virtual seconds between the moves of the simulated world."""

@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 
 from remote.simulation import SimulatedCloud, finish, simulated
 from wavespace import cli
-from wavespace import pods as verb
+from wavespace.commands import pods as verb
 from wavespace.errors import UserError
-from wavespace.remote.launch import Session, preflight
-from wavespace.remote.ledger import Launch
-from wavespace.remote.plan import Job
+from wavespace_launcher.launch import Session, preflight
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.plan import Job
 
 FONTS = str(Path.home() / ".cache" / "matplotlib")
 """Where matplotlib keeps what takes it seconds to find, whatever HOME says later."""

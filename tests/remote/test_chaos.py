@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from remote.simulation import Chances, Killed, SimulatedCloud, finish, simulated
-from wavespace.remote.fates import Fate
-from wavespace.remote.ledger import Launch
-from wavespace.remote.sweep import Unknown
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.status import Fate
+from wavespace_launcher.wandb_client import Unknown
 
 SEEDS = range(int(os.environ.get("WAVESPACE_CHAOS_SEEDS", "50")))
 

@@ -19,9 +19,9 @@ import pytest
 from remote.cloud import Cloud, cloud
 from remote.test_launch import start, steps_of, until
 from training import RENDERED, TRAINER
-from wavespace.remote.fates import load
-from wavespace.remote.ledger import Launch
-from wavespace.remote.sweep import DUPLICATE
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.status import load
+from wavespace_launcher.wandb_client import DUPLICATE
 
 JOBS = int(os.environ.get("WAVESPACE_CHAOS_JOBS", "0"))
 PODS = int(os.environ.get("WAVESPACE_CHAOS_PODS", "8"))

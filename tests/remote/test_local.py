@@ -20,10 +20,10 @@ from processes import command, forked
 from remote.pretend import HOLD, MARK, in_place_of_python
 from training import RENDERED, TRAINER
 from wavespace.config import compose
-from wavespace.remote import fates
-from wavespace.remote.fates import Board, Fate
 from wavespace.runfolder import RunFolder
-from wavespace.train import run
+from wavespace.training.fit import run
+from wavespace_launcher import status as fates
+from wavespace_launcher.status import Board, Fate
 
 LOCAL = ["hydra/launcher=local", "hydra.launcher.processes=2"]
 
@@ -150,7 +150,7 @@ def test_a_search_of_wandb_s_is_refused_without_pods(tmp_path: Path) -> None:
 
 def test_the_launcher_imports_no_service_s_client() -> None:
     code = (
-        "import sys, hydra_plugins.wavespace_launchers, wavespace.remote.local; "
+        "import sys, hydra_plugins.wavespace_launchers, wavespace_launcher.local; "
         "print(*({'wandb', 'runpod', 'torch'} & {*sys.modules}))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

@@ -24,15 +24,15 @@ import pytest
 from remote.simulation import STEP, Killed, SimulatedCloud, SimulatedPod, finish, simulated
 from standins import runpod_server
 from standins.wandb_server import KEY
-from wavespace import pods as verb
-from wavespace.remote import pod_entry
-from wavespace.remote.controller import GRACE, Controller
-from wavespace.remote.launch import Session, interruptible
-from wavespace.remote.ledger import Launch
-from wavespace.remote.pod_entry import PodEntry
-from wavespace.remote.pods import Runpod, Unknown
-from wavespace.remote.preloaded import OTHER_VERSION
-from wavespace.remote.sweep import Sweep, Wandb
+from wavespace.commands import pods as verb
+from wavespace_launcher import pod_entry
+from wavespace_launcher.controller import GRACE, Controller
+from wavespace_launcher.launch import Session, interruptible
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.pod_entry import PodEntry
+from wavespace_launcher.preloaded import OTHER_VERSION
+from wavespace_launcher.runpod_client import Runpod, Unknown
+from wavespace_launcher.wandb_client import Sweep, Wandb
 
 RENT = "podFindAndDeployOnDemand"
 Lives = Callable[[SimulatedPod], None]

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wavespace.commands.pods import main
 from wavespace.errors import BadInput, UserError
-from wavespace.pods import main
-from wavespace.remote.fates import Fate, load, table
-from wavespace.remote.ledger import Launch
-from wavespace.remote.plan import Job, Plan, Settings
-from wavespace.remote.state import State
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.plan import Job, Plan, Settings
+from wavespace_launcher.state import State
+from wavespace_launcher.status import Fate, load, table
 
 ODD = st.sampled_from(
     [None, True, -1, 2**70, 10**400, 0.5, float("nan"), 1e308, "", "x", "../x", "\x1b[2J", [], [[1]], {}, {"a": [None]}]

@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from standins.runpod_server import _SCHEMA
 from wavespace.config import conf_dir
 from wavespace.errors import BadInput, ConfigError
-from wavespace.remote.controller import affordable, command, environment, with_jobs
-from wavespace.remote.fates import Fate, fates, load, save, searched
-from wavespace.remote.ledger import Launch, redacted
-from wavespace.remote.plan import (
+from wavespace_launcher.controller import affordable, command, environment, with_jobs
+from wavespace_launcher.ledger import Launch, redacted
+from wavespace_launcher.plan import (
     Candidate,
     Job,
     Plan,
@@ -35,9 +34,10 @@ from wavespace.remote.plan import (
     pod_name,
     sweep_config,
 )
-from wavespace.remote.pods import Offer, creation
-from wavespace.remote.state import State
-from wavespace.remote.sweep import SILENCE, Run, rival_of
+from wavespace_launcher.runpod_client import Offer, creation
+from wavespace_launcher.state import State
+from wavespace_launcher.status import Fate, fates, load, save, searched
+from wavespace_launcher.wandb_client import SILENCE, Run, rival_of
 
 BASIS: dict[str, Any] = {"max_cost": 5, "image": "us/image:1", "gpus": ["A"]}
 # What a command line can carry: no NUL, and no halves of characters.

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from wavespace.remote.pod_entry import PodEntry
+from wavespace_launcher.pod_entry import PodEntry
 
 SERVER = """
 import sys, types
-from wavespace.remote import preloaded
+from wavespace_launcher import preloaded
 preloaded.MODULES = ()
-job = sys.modules["wavespace.remote.worker"] = types.ModuleType("worker")
+job = sys.modules["wavespace_launcher.worker"] = types.ModuleType("worker")
 job.main = lambda arguments: exec(arguments[0], {})
 preloaded.main([])
 """

@@ -22,16 +22,16 @@ from processes import forked
 from remote.pretend import in_place_of_python
 from remote.simulation import Killed, SimulatedCloud, simulated
 from training import RENDERED, TRAINER
-from wavespace import train
 from wavespace.build import make, probe
 from wavespace.config import choices, compose
 from wavespace.errors import ConfigError
-from wavespace.remote import launch, worker
-from wavespace.remote.controller import Controller
-from wavespace.remote.launch import Member, search_of
-from wavespace.remote.ledger import Launch
-from wavespace.remote.plan import Job
-from wavespace.train import Sweep
+from wavespace.training import fit as train
+from wavespace.training.fit import Sweep
+from wavespace_launcher import launch, worker
+from wavespace_launcher.controller import Controller
+from wavespace_launcher.launch import Member, search_of
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.plan import Job
 
 
 def without_optuna() -> str:

@@ -13,11 +13,11 @@ import wandb
 from omegaconf import ListConfig
 
 from wavespace.config import compose, signature
-from wavespace.remote import worker
-from wavespace.remote.plan import Job
-from wavespace.remote.preloaded import FOLDER, OTHER_VERSION
 from wavespace.runfolder import RunFolder, write_atomic
 from wavespace.terminal import listening
+from wavespace_launcher import worker
+from wavespace_launcher.plan import Job
+from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION
 
 
 class Training:

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from wavespace.analysis.fits import CantFit, effects, parabola, power_law
     from wavespace.analysis.listening import draw_errors, draw_response, errors, response, shares
     from wavespace.analysis.notebook import facts, listen, look, open_data, open_run, sample, show
-    from wavespace.analysis.plots import against, curves, draw_effects, draw_tradeoff
     from wavespace.analysis.runs import objective, read_runs, spread, swept, table
-    from wavespace.analysis.study import write_study
+    from wavespace.reports.plots import against, curves, draw_effects, draw_tradeoff
+    from wavespace.reports.study_page import write_study
 
 _HOMES = {
-    "fits": ("CantFit", "effects", "parabola", "power_law"),
-    "listening": ("draw_errors", "draw_response", "errors", "response", "shares"),
-    "notebook": ("facts", "listen", "look", "open_data", "open_run", "sample", "show"),
-    "plots": ("against", "curves", "draw_effects", "draw_tradeoff"),
-    "study": ("write_study",),
-    "runs": ("objective", "read_runs", "spread", "swept", "table"),
-    "fidelity": ("CONTROL", "control", "pareto", "tradeoff"),
+    "analysis.fits": ("CantFit", "effects", "parabola", "power_law"),
+    "analysis.listening": ("draw_errors", "draw_response", "errors", "response", "shares"),
+    "analysis.notebook": ("facts", "listen", "look", "open_data", "open_run", "sample", "show"),
+    "reports.plots": ("against", "curves", "draw_effects", "draw_tradeoff"),
+    "reports.study_page": ("write_study",),
+    "analysis.runs": ("objective", "read_runs", "spread", "swept", "table"),
+    "analysis.fidelity": ("CONTROL", "control", "pareto", "tradeoff"),
 }
 
 __all__ = [
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
     for home, names in _HOMES.items():
         if name in names:
-            value = getattr(import_module(f"wavespace.analysis.{home}"), name)
+            value = getattr(import_module(f"wavespace.{home}"), name)
             globals()[name] = value
             return value
     raise AttributeError(f"module 'wavespace.analysis' has no attribute '{name}'")

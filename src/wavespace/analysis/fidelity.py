@@ -93,7 +93,7 @@ class Heard(NamedTuple):
 @cache
 def tones(sample_rate: int, seed: int = 0) -> list[tuple[NDArray[np.float32], int, int]]:
     """Single tones `(N,)` with their MIDI pitch and timbre: every other semitone of four octaves in nine timbres."""
-    from wavespace.data.tones import PARTIALS, draw_timbre
+    from wavespace.data.synthesis.tones import PARTIALS, draw_timbre
 
     rng = np.random.default_rng(seed)
     time = np.arange(round(NOTE * sample_rate)) / sample_rate  # (N,)

@@ -14,14 +14,14 @@ from matplotlib import rc_context
 from numpy.typing import NDArray
 
 from wavespace.analysis.fidelity import tones
-from wavespace.callbacks.audits import Audit, _panel
-from wavespace.callbacks.pictures import DARKEST, EXTRA, FAINT, FOUND, STYLE
 from wavespace.data.base import DataModule, Notes
 from wavespace.errors import Incompatible
+from wavespace.reports.figures import DARKEST, EXTRA, FAINT, FOUND, STYLE
 from wavespace.spec import midi_to_hz
 from wavespace.tasks.base import Task
 from wavespace.tasks.piano_roll import PianoRoll, notes_of
 from wavespace.tasks.salience import PitchMap
+from wavespace.training.callbacks.audits import Audit, _panel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,7 +216,7 @@ def draw_errors(found: pd.DataFrame) -> Audit:
     """What was missed by pitch (half octaves), velocity, polyphony and instrument: a panel for each that varies."""
     from matplotlib.figure import Figure
 
-    from wavespace.callbacks.pictures import PANEL
+    from wavespace.reports.figures import PANEL
 
     panels = [("pitch", 6), ("velocity", 16), ("polyphony", 1), ("instrument", 1)]
     panels = [(by, width) for by, width in panels if found[by].nunique() > 1]

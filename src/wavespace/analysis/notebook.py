@@ -13,12 +13,12 @@ from matplotlib import rc_context
 
 from wavespace import checkpoint, config
 from wavespace.build import make
-from wavespace.callbacks.pictures import STYLE, draw
+from wavespace.config.trust import configuration
 from wavespace.data.base import DataModule, Item, collate
-from wavespace.data.notes import window
+from wavespace.data.files.midi import window
 from wavespace.frontends.base import scaled
+from wavespace.reports.figures import STYLE, draw
 from wavespace.tasks.base import Picture, Sample, Task
-from wavespace.trust import configuration
 
 if TYPE_CHECKING:
     from IPython.display import Audio, Image

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wavespace.data.disk import named_file, read_regular
+from wavespace.config.trust import is_shipped, safe_yaml
 from wavespace.errors import BadInput, UserError
-from wavespace.trust import is_shipped, safe_yaml
+from wavespace.files import named_file, read_regular
 
 if TYPE_CHECKING:
     import pandas as pd

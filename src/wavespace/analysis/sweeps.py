@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from wavespace.analysis.runs import MOST_METRICS, Run, Series, as_figure, flat, read_run
-from wavespace.data.disk import read_regular
 from wavespace.errors import BadInput, UserError
+from wavespace.files import read_regular
 from wavespace.locate import cache_folder
 from wavespace.runfolder import write_atomic
 

@@ -104,7 +104,7 @@ def pitch_salience(
     largest where notes meet. Its value is
 
     - "activation": the share of the frame, `(t +- 1/2) / frame_rate` seconds, that it covers, as in
-      `wavespace.data.synthetic.pitch_labels`;
+      `wavespace.data.synthesis.synthetic.pitch_labels`;
     - "power": that share, times the note's level as power relative to that of velocity 127. By General MIDI a
       velocity stands for a level of `40 log10(velocity / 127)` dB, so this is `(velocity / 127)**4`. It is what the
       player asked for and the same as long as the note lasts; batches do not carry the signal, whose envelope

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavespace.data.sources import ENCODEC, encodec_weights
+from wavespace.data.files.discovery import ENCODEC, encodec_weights
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wavespace.data.base import Batch, collate, rng_for
 from wavespace.data.labels import pitch_salience
-from wavespace.data.tones import Tones
+from wavespace.data.synthesis.tones import Tones
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average

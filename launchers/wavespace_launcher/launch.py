@@ -1,0 +1,370 @@
+"""From Hydra's override-sets to a launch, and from the launch's fates to what Hydra's sweeper expects."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from wavespace.config import check, command_line, compose, resolved, signature
+from wavespace.errors import ConfigError, UserError
+from wavespace.terminal import held, leave_terminal, on_stop
+from wavespace_launcher.controller import Controller, affordable, command, deleted, environment, with_jobs
+from wavespace_launcher.ledger import Launch, redacted, secrets_here, without_secrets
+from wavespace_launcher.plan import Candidate, Job, Plan, Settings, digest, launch_id, sweep_config
+from wavespace_launcher.runpod_client import Offer, Refused, Runpod, Unknown, creation
+from wavespace_launcher.state import State
+from wavespace_launcher.status import Board, Fate, save, table, terminal
+from wavespace_launcher.wandb_client import Wandb
+from wavespace_launcher.worker import override
+
+
+class Member(NamedTuple):
+    """An override-set, composed: `config` is the job's, `whole` has Hydra's section too."""
+
+    job: Job
+    config: DictConfig
+    whole: DictConfig
+
+
+def members(context: HydraContext, config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Member]:
+    """Compose every override-set and hold it against the code, before anything is started.
+
+    Raises:
+        ConfigError: every fault of the first override-set that has one.
+    """
+    setup_globals()
+    found, swept = [], str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+    for index, chosen in enumerate(overrides, first):
+        with held():
+            whole = context.config_loader.load_sweep_config(config, list(chosen))
+            with read_write(whole), open_dict(whole):
+                whole.hydra.job.id, whole.hydra.job.num = str(index), index
+            own = pickle.loads(pickle.dumps(whole))  # in a third of deepcopy's time
+            with read_write(own), open_dict(own):
+                del own["hydra"]
+            if not swept:  # else wavespace.training.fit.Sweep has checked them all
+                check(own, list(chosen), command_line(config.hydra)[1])
+        found.append(Member(Job(index, signature(own), tuple(chosen)), own, whole))
+    return found
+
+
+def returns(found: Sequence[Fate], of: Sequence[Member], raise_on_failure: bool) -> list[JobReturn]:
+    """What Hydra's sweeper expects: a value for each job, or the exception that it ended with."""
+    by_index = {fate.index: fate for fate in found}
+    answers = []
+    for member in of:
+        fate = by_index[member.job.index]
+        answer = JobReturn(
+            overrides=list(member.job.overrides),
+            cfg=member.config,
+            hydra_cfg=OmegaConf.masked_copy(member.whole, ["hydra"]),
+            working_dir=os.getcwd(),
+            task_name=str(member.whole.hydra.job.name),
+        )
+        failed = fate.state != "finished"
+        answer.status = JobStatus.FAILED if failed and raise_on_failure else JobStatus.COMPLETED
+        text = f"job {fate.index} ({' '.join(fate.overrides)}) is {fate.state}"
+        where = f", on pod {fate.pod}" if fate.pod else ""
+        why = f": {fate.reason}" if fate.reason else ""
+        error = UserError(f"{text}{why}{where}{f'; {fate.url}' if fate.url else ''}")
+        answer.return_value = error if answer.status is JobStatus.FAILED else fate.value
+        answers.append(answer)
+    return answers
+
+
+class Session:
+    """`hydra/launcher=runpod` within one command: a launch, to which a sweeper that decides as it goes adds jobs."""
+
+    def __init__(self, context: HydraContext, config: DictConfig) -> None:
+        self.context, self.config = context, config
+        given: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+        self.settings = Settings.of(given)
+        if folder := command_line(config.hydra)[1]:
+            raise UserError(
+                f"--config-dir {folder} is not on a pod; build an image with its files in conf/, and launch without it"
+            )
+        self.stay = not str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+        self.controller: Controller | None = None
+        self.held = ExitStack()
+
+    def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """Run a batch of override-sets to their ends."""
+        of = members(self.context, self.config, overrides, first)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
+        search = search_of(of[0]) if of[0].config.get("search") else None
+        if search is not None and len(of) > 1:
+            raise UserError("W&B draws a search's values: sweep nothing else on the command line")
+        if self.controller is None:
+            self._open([member.job for member in of], search, of[0].config)
+        else:
+            with_jobs(self.controller.launch, [member.job for member in of])
+            self.controller.plan = self.controller.launch.plan
+        assert self.controller is not None
+        planned = {job.index: job.text for job in self.controller.plan.jobs}
+        if other := [member.job for member in of if planned[member.job.index] != member.job.text]:
+            raise UserError(
+                f"job {other[0].index} is '{' '.join(other[0].overrides)}', and was another when launch "
+                f"{self.controller.launch.id} began: its sweeper draws anew each time; change `name` to begin anew, "
+                "and let hydra.sweeper.sampler have a seed"
+            )
+        board, controller = Board(controller_title(self.controller)), self.controller
+        controller.show = board
+        with interruptible():
+            try:
+                if self.settings.detach:
+                    controller.rent_and_leave()
+                    board.close()
+                    _leave(controller)
+                found = controller.run()
+            finally:
+                board.close()
+                conclude(controller)
+        if search is not None:
+            return _of_search(found, of[0], search)
+        return returns(found, of, self.settings.raise_on_failure)
+
+    def _open(self, jobs: Sequence[Job], search: Mapping[str, Any] | None, config: DictConfig) -> None:
+        """A new launch, or the one that the same command began; nothing is rented yet."""
+        settings, runs, study = self.settings, Path(str(config.runs)), str(config.name)
+        what = digest(settings, study, jobs, search)
+        same = [launch for launch in Launch.all(runs) if launch.id.rsplit("-", 1)[1] == what]
+        if any(job.overrides.count("fresh=true") for job in jobs):  # a settled launch of it is no answer
+            same = [launch for launch in same if not State.of(launch.events()).settled]
+        id = same[-1].id if same else launch_id(what)
+        plan = Plan(id=id, study=study, jobs=tuple(jobs), settings=settings, search=search, stay=self.stay)
+        if settings.dry_run:
+            dry_run(plan)
+            raise SystemExit(0)
+        runpod, wandb = preflight(settings)
+        launch = same[-1] if same else Launch.create(runs, plan)
+        if same:
+            planned = {job.index for job in jobs}
+            kept = tuple(job for job in launch.plan.jobs if job.index not in planned)
+            launch.save(Plan(**vars(plan) | {"jobs": (*jobs, *kept)}))
+            _all_there(launch, wandb)
+            print(f"going on with launch {id}")
+        self.held.enter_context(launch.leading())
+        self.controller = Controller(launch, runpod, wandb)
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        """M7: whatever ends this process ends the pods, unless they were left on purpose."""
+        controller = self.controller
+        if controller is not None and not (controller.state.settled or controller.gave_up or self.settings.detach):
+            try:
+                with interruptible():
+                    controller.settle("the command ended")
+            except (KeyboardInterrupt, UserError) as error:  # nobody would catch it
+                print(f"wavespace: {error or 'gave up'}", file=sys.stderr)
+            finally:
+                if isinstance(controller.show, Board):  # of the last batch; what it drew has begun anew
+                    controller.show.close()
+            conclude(controller)
+        self.held.close()
+
+
+def controller_title(controller: Controller) -> str:
+    """What the progress line begins with."""
+    return f"{controller.plan.study} on Runpod ({controller.launch.id})"
+
+
+def conclude(controller: Controller) -> None:
+    """Save and print the table of every override-set's fate: a sweeper stops at the first that failed."""
+    now = controller.clock.time()
+    spent, why = controller.state.spent(now), redacted(controller.state.draining or "")
+    found = [
+        fate if fate.ended or not controller.state.settled else _unfinished(fate, why) for fate in controller.fates
+    ]
+    controller.fates = found
+    folder = controller.launch.folder
+    save(folder / "results.json", found, launch=controller.launch.id, spent=round(spent, 4), why=why)
+    console = terminal()
+    console.print(table(found, controller.settings.metric))
+    console.print(f"${spent:.2f} spent, at most; {folder / 'results.json'}", highlight=False)
+    if why and not all(fate.state == "finished" for fate in found):
+        console.print(f"ended: {why}", highlight=False, markup=False)
+
+
+def _unfinished(fate: Fate, why: str) -> Fate:
+    return replace(fate, reason=f"the launch ended before it was done ({why})")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP are Ctrl-C here: all end what costs money."""
+
+    def interrupt(number: int, _: object) -> None:
+        leave_terminal(number)
+        raise KeyboardInterrupt
+
+    before = on_stop(interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- Before anything is rented -------------------------------------------------------------------------------
+
+
+def preflight(settings: Settings) -> tuple[Runpod, Wandb]:
+    """The two accounts, after a check of what can be known beforehand.
+
+    Raises:
+        UserError: no key, no such GPU, too little money, a secret that would be sent in plain text.
+    """
+    if "WANDB_API_KEY" not in {*settings.secrets, *settings.env}:
+        raise UserError(
+            "hydra.launcher.secrets: pods need WANDB_API_KEY; make a Runpod secret of that name (its console, Secrets)"
+        )
+    plain = secrets_here()
+    if shown := [name for name, value in settings.env.items() if any(secret in value for secret in plain)]:
+        raise ConfigError(
+            f"hydra.launcher.env.{shown[0]} would send a secret in plain text; make a Runpod secret of it, "
+            "and name that in hydra.launcher.secrets"
+        )
+    runpod = Runpod()
+    prices = {candidate: price for candidate in settings.candidates if (price := _asked(runpod, candidate, settings))}
+    if not prices:
+        raise UserError(
+            f"hydra.launcher.gpus: {' and '.join(settings.gpus)} are not offered in "
+            f"{' or '.join(settings.clouds)} cloud"
+        )
+    if not any(affordable(settings, 0.0, price, alone=True) for price in prices.values()):
+        candidate = min(prices, key=lambda candidate: prices[candidate])
+        raise UserError(
+            f"hydra.launcher.max_cost={settings.max_cost:g} is less than an hour of the cheapest pod: "
+            f"{candidate} costs ${prices[candidate]:g} an hour"
+        )
+    return runpod, Wandb(settings.entity, settings.project)
+
+
+def _asked(runpod: Runpod, candidate: Candidate, settings: Settings) -> float | None:
+    for attempt in range(4):
+        try:
+            return runpod.price(candidate, settings.spot)
+        except Refused as error:
+            raise UserError(str(error)) from None
+        except Unknown as error:
+            if attempt == 3:
+                raise UserError(f"{error}; try again later") from None
+            time.sleep(1)
+    return None
+
+
+def _all_there(launch: Launch, wandb: Wandb) -> None:
+    """The sweeps that a launch has made are what it goes on from."""
+    state = State.of(launch.events())
+    if not state.ids:
+        return
+    try:
+        there = {sweep.name for sweep in wandb.sweeps(launch.id)}
+    except Unknown as error:
+        raise UserError(f"{error}; try again later") from None
+    if gone := [name for name in state.ids if name not in there]:
+        raise UserError(deleted(gone[0], launch.id))
+
+
+def search_of(member: Member) -> dict[str, Any]:
+    """The W&B search of a configuration, held against it.
+
+    Raises:
+        ConfigError: it lacks something, or a parameter is no key of the configuration.
+    """
+    search = dict(resolved(member.config)["search"])
+    known = ("method", "metric", "parameters", "run_cap", "early_terminate")
+    if faults := [key for key in search if key not in known] or [key for key in known[:4] if not search.get(key)]:
+        raise ConfigError(f"search.{faults[0]} is missing or not known; a search has {', '.join(known)}")
+    for values in itertools.zip_longest(*(_probes(key, space) for key, space in search["parameters"].items())):
+        compose([*member.job.overrides, *(probe for probe in values if probe is not None)])
+    return search
+
+
+def _probes(key: str, space: Mapping[str, Any]) -> list[str]:
+    """Overrides that a parameter may become: each of its values, or the ends of its range."""
+    found = space.get("values") or [space[name] for name in ("value", "min", "max", "mu") if name in space]
+    if not found:
+        raise ConfigError(f"search.parameters.{key} has neither value, values, min and max, nor mu")
+    if str(space.get("distribution")).removeprefix("q_") in ("log_uniform", "log_normal"):
+        found = [math.exp(exponent) for exponent in found]
+    return [override(key, value) for value in found]
+
+
+def dry_run(plan: Plan) -> None:
+    """Print what would be done, and what it could cost; only prices are asked for."""
+    import json
+
+    settings = plan.settings
+    jobs = len(plan.jobs) if plan.search is None else int(plan.search["run_cap"])
+    print(f"launch {plan.id}: {jobs} jobs, at most {settings.max_pods} pods, ${settings.max_cost:g}\n")
+    for job in plan.jobs:
+        print(f"  {job.index:>4}  {job.signature}  {redacted(' '.join(job.overrides))}")
+    sweep = sweep_config(plan, f"{plan.id}-1", plan.jobs)
+    print("\nsweep at W&B:\n" + json.dumps(without_secrets(sweep), indent=2))
+    prices: dict[Candidate, float | None] = {}
+    try:
+        runpod = Runpod()
+        prices = {candidate: _asked(runpod, candidate, settings) for candidate in settings.candidates}
+    except UserError as error:
+        print(f"\nprices are not known: {error}")
+    for candidate, price in prices.items():
+        print(f"\n{candidate}: " + ("not offered" if price is None else f"${price:g} an hour"), end="")
+    ceiling = min(
+        settings.max_cost,
+        min(settings.max_pods, jobs) * settings.max_hours * max((p or 0 for p in prices.values()), default=1e9),
+    )
+    print(f"\nprice ceiling: ${ceiling:.2f} (pods x hours x price, never more than max_cost)")
+    name = "…-0-1"
+    until = time.time() + settings.max_hours * 3600
+    entity = settings.entity or "<your default entity>"
+    env = without_secrets(environment(settings, 0.0))
+    offer = Offer(
+        name,
+        settings.candidates[0],
+        0.0,
+        until,
+        command(plan, f"{entity}/{settings.project}", name, until),
+        env,
+        settings,
+    )
+    print("request to Runpod:\n" + redacted(creation(offer)))
+
+
+def _leave(controller: Controller) -> None:
+    """M3: the ends that pods have without us, and how to come back."""
+    state, id = controller.state, controller.launch.id
+    print(
+        f"\nleft {len(state.live)} pods of launch {id} alone, ${state.committed(time.time()):.2f} at most. Each ends\n"
+        f"  - when no job is left for {controller.settings.idle_timeout:g} minutes, by its own entry;\n"
+        f"  - after {controller.settings.max_hours:g} hours, by Runpod's terminateAfter;\n"
+        f"  - with `wavespace pods stop {id}`.\n"
+        f"`wavespace pods attach {id}` goes on: it tries lost jobs again and gives the results."
+    )
+    raise SystemExit(0)
+
+
+def _of_search(found: Sequence[Fate], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
+    """The best run's figure stands for the whole search."""
+    name, sign = search["metric"]["name"], -1 if search["metric"].get("goal") == "minimize" else 1
+    done = [fate for fate in found if fate.state == "finished" and name in (fate.figures or {})]
+    value = max((sign * fate.figures[name] for fate in done if fate.figures), default=None)
+    fate = Fate(of.job.index, of.job.overrides, "finished", value=None if value is None else sign * value)
+    if value is None:
+        fate = replace(fate, state="failed", reason=f"no run has finished with {name}")
+    return returns([fate], [of], raise_on_failure=True)

@@ -1,0 +1,204 @@
+"""A launch on disk: its plan, and an append-only ledger of what was asked of others and what they answered.
+
+Before each act in the outside world its intent is on disk; after it, the answer. Whoever reads the ledger from its
+beginning knows all that the launch knows, so a controller may be killed between any two lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wavespace.errors import BadInput, ConfigError, UserError
+from wavespace.files import is_locked, lock, read_regular
+from wavespace.runfolder import write_atomic
+from wavespace_launcher.plan import Plan
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """Text without the values of this process's secrets: variables whose names say so, and the Runpod key."""
+    for value in sorted(secrets_here(), key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
+
+
+def without_secrets(value: Any) -> Any:
+    """The same for each text of plain data: numbers and JSON's own signs stay as they are."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return value
+
+
+def secrets_here() -> set[str]:
+    """The values of this process's secrets."""
+    values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
+    if key := getattr(sys.modules.get("runpod"), "api_key", None):
+        values.add(str(key))
+    return values
+
+
+MOST_BYTES = 2**28
+"""Of a launch's files that are read."""
+
+NUMBERS, LISTS = ("t", "price", "until", "slot", "attempt"), ("jobs", "candidate")
+"""Facts of events that are counted with, and those that are lists."""
+
+
+def _is_event(event: Any) -> bool:
+    """Whether a line of a ledger says what happened, when, in values of the kinds that `State` counts with."""
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str) or "t" not in event:
+        return False
+    if not isinstance(event.get("name", ""), str):
+        return False
+    if not all(isinstance(event[key], list) for key in LISTS if key in event):
+        return False
+    numbers = [event[key] for key in NUMBERS if key in event]
+    return all(isinstance(number, int | float) and abs(number) < 1e15 for number in numbers)
+
+
+class Launch:
+    """The folder `<runs>/launches/<id>/`: `plan.json ledger.jsonl results.json lock`, each line and file whole."""
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        self.folder, self.now = folder, now
+
+    @classmethod
+    def create(cls, runs: Path, plan: Plan, now: Callable[[], float] = time.time) -> Launch:
+        """Write a new launch's plan."""
+        launch = cls(runs / "launches" / plan.id, now)
+        launch.save(plan)
+        return launch
+
+    @classmethod
+    def all(cls, runs: Path) -> list[Launch]:
+        """Every launch of a folder of runs, oldest first."""
+        return [cls(path.parent) for path in sorted((runs / "launches").glob("*/plan.json"))]
+
+    @classmethod
+    def named(cls, runs: Path, name: str) -> Launch:
+        """The launch with this id, or the only one whose id contains `name`; "" is the newest.
+
+        Raises:
+            BadInput: there is none, or more than one.
+        """
+        found = [launch for launch in cls.all(runs) if name in launch.folder.name]
+        exact = [launch for launch in found if launch.folder.name == name] or (found[-1:] if not name else found)
+        if len(exact) == 1:
+            return exact[0]
+        known = ", ".join(launch.folder.name for launch in found or cls.all(runs)) or "none"
+        raise BadInput(f"{'more than one' if found else 'no'} launch in {runs / 'launches'} is named '{name}': {known}")
+
+    @property
+    def id(self) -> str:
+        """The launch's name, everywhere."""
+        return self.folder.name
+
+    @property
+    def plan(self) -> Plan:
+        """What is to be done.
+
+        Raises:
+            BadInput: plan.json can't be read.
+        """
+        path = self.folder / "plan.json"
+        try:
+            return Plan.from_json(read_regular(path, MOST_BYTES).decode())
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path}: is not a launch's plan ({error})") from None
+
+    def save(self, plan: Plan) -> None:
+        """Set what is to be done.
+
+        Raises:
+            ConfigError: it holds a secret's value, which W&B, Runpod and the disk would then show.
+        """
+        text = plan.to_json()
+        if without_secrets(json.loads(text)) != json.loads(text):
+            raise ConfigError(
+                "an override or a setting holds the value of a variable that is named as a secret (KEY, TOKEN, SECRET, "
+                "PASSWORD, CREDENTIAL), and would be shown at W&B; give it to pods by hydra.launcher.secrets"
+            )
+        write_atomic(self.folder / "plan.json", text)
+
+    def write(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """Append an event, on the disk when this returns; secrets' values never reach it."""
+        line = json.dumps({"t": round(self.now(), 3), "kind": kind} | without_secrets(facts)) + "\n"
+        with (self.folder / "ledger.jsonl").open("ab") as file:
+            if file.tell() and not self._ends_whole():  # a kill cut the last line off
+                line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        return json.loads(line)
+
+    def _ends_whole(self) -> bool:
+        with (self.folder / "ledger.jsonl").open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Every event in order; a line that a kill cut off never happened.
+
+        Raises:
+            BadInput: a whole line is no event: what the launch has cost would not be known.
+        """
+        path = self.folder / "ledger.jsonl"
+        try:
+            lines = read_regular(path, MOST_BYTES).splitlines()
+        except FileNotFoundError:
+            return
+        for number, line in enumerate(lines, 1):
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if not _is_event(event):
+                raise BadInput(f"{path}: line {number} is no event of a launch; mend it, or delete the launch's folder")
+            yield event
+
+    def tell_to_end(self, end: bool = True) -> None:
+        """Tell the launch's controller, which may be another process, to end it; or take that back."""
+        path = self.folder / "end"
+        path.touch() if end else path.unlink(missing_ok=True)
+
+    def told_to_end(self) -> bool:
+        """Whether somebody has."""
+        return (self.folder / "end").exists()
+
+    def only_read(self) -> Launch:
+        """The same launch, of which nothing is written down: for who looks on while another leads."""
+        looked_at = Launch(self.folder, self.now)
+        looked_at.write = lambda kind, **facts: {"t": self.now(), "kind": kind} | facts  # type: ignore[method-assign]
+        return looked_at
+
+    @property
+    def led(self) -> bool:
+        """Whether a controller lives."""
+        return is_locked(self.folder / "lock", of_process=False)
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Be the launch's only controller.
+
+        Raises:
+            UserError: there is one; or the file system has no locks, and a second one would spend as much again.
+        """
+        with (self.folder / "lock").open("a") as file:
+            if not lock(file, of_process=False):
+                raise UserError(
+                    f"launch {self.id} is led by another process; `wavespace pods status {self.id}` shows it"
+                )
+            yield

@@ -1,0 +1,248 @@
+"""What a pod runs: a self-test, `wandb agent` on the launch's sweeps, timers, and the pod's own end.
+
+A start command that ends is started again, and billed (runpodctl #149): so this one ends the pod, and never itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from wavespace.terminal import Arguments
+from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION, SELF_TEST, SOCKET
+from wavespace_launcher.runpod_client import Refused, Runpod, Unknown
+from wavespace_launcher.wandb_client import Sweep, Wandb
+
+SAVING = 60
+"""Seconds that training has to save itself before its pod ends."""
+
+LOOK = 5.0
+"""Seconds between looks at the agent."""
+
+HUNG = 300.0
+"""Seconds that a step of the GPU's self-test may take."""
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Work until there is nothing left to do, then end the pod."""
+    parser = Arguments(prog="wavespace pod-entry", description="The start command of a launch's pod.")
+    parser.add_argument("launch")
+    parser.add_argument("--name", required=True, help="the pod's name")
+    parser.add_argument("--path", required=True, help="entity/project at W&B")
+    parser.add_argument("--until", type=float, required=True, help="when Runpod ends the pod, in seconds since 1970")
+    parser.add_argument("--idle", type=float, required=True, help="minutes without a job after which the pod ends")
+    parser.add_argument("--stay", action="store_true", help="more sweeps may come when all is done")
+    given = parser.parse_args(arguments)
+    pod = PodEntry(given.launch, given.name, given.path, given.until, given.idle * 60, given.stay)
+    signal.signal(signal.SIGTERM, pod.stop)
+    pod.run()
+
+
+class PodEntry:
+    """One pod's life.
+
+    Args:
+        launch: whose sweeps it works on, oldest first.
+        name: the pod's.
+        path: `entity/project` at W&B.
+        until: when Runpod ends it; it ends itself a little earlier, with its training saved.
+        idle: seconds without a job after which it ends.
+        stay: whether it waits for more sweeps when all are done.
+    """
+
+    def __init__(self, launch: str, name: str, path: str, until: float, idle: float, stay: bool) -> None:
+        self.launch, self.name, self.path, self.until, self.idle, self.stay = launch, name, path, until, idle, stay
+        self.id = os.environ.get("RUNPOD_POD_ID", "")
+        self.folder = Path(tempfile.gettempdir()) / f"wavespace-{self.id or name}"
+        self.done = self.folder / "done"
+        self.agent: subprocess.Popen[bytes] | None = None
+        self.preloaded: subprocess.Popen[bytes] | None = None
+        self.sweeps: list[Sweep] = []
+        self.stopped = False
+        self.last_work = time.time()
+
+    def run(self) -> NoReturn:
+        """Work, then end."""
+        if not self.done.exists():  # else the container was started again after its end
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reason: str | None = "the pod's entry failed"
+            try:
+                reason = self._work()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            finally:
+                self._end_agent()
+                self._end_preloaded()
+                self.done.write_text(reason or "")
+            if reason:
+                print(f"ending: {reason}", flush=True)
+                self._report(reason)
+        self.terminate()
+
+    def stop(self, *_: object) -> None:
+        """On SIGTERM: training saves itself, then the pod ends."""
+        self.stopped = True
+
+    # --- Work ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> str | None:
+        """Run agents until there is nothing to do; returns what was wrong, if anything was."""
+        (self.folder / SOCKET).unlink(missing_ok=True)  # of a container that was started before
+        self.preloaded = self._start("wavespace.cli", "preloaded")
+        if self._self_test() and (fault := self._self_test(alone=True)):
+            return f"the GPU does not work: {fault}"
+        wandb = Wandb(*self.path.split("/"))
+        failures = 0
+        while (why := self._over()) is None:
+            if (refused := self.folder / OTHER_VERSION).exists():
+                return refused.read_text()
+            try:
+                sweep = self._open_sweep(wandb)
+                if sweep is None and not self.stay and self._all_done(wandb):
+                    return None
+            except Unknown as error:
+                print(error, flush=True)
+                sweep = None
+            if sweep is None:
+                time.sleep(3 * LOOK)
+            elif not self._run_agent(sweep):
+                failures = 0
+            elif (failures := failures + 1) == 3:
+                return "three agents in a row failed"
+            else:
+                time.sleep(LOOK)
+        print(f"ending: {why}", flush=True)
+        return None
+
+    def _open_sweep(self, wandb: Wandb) -> Sweep | None:
+        """The launch's oldest open sweep. Known ones first: the client's list asks for each sweep of a project."""
+        for known in self.sweeps:
+            if (found := wandb.sweep(known.id)) and found.open:
+                return found
+        self.sweeps = wandb.sweeps(self.launch)
+        return next((sweep for sweep in self.sweeps if sweep.open), None)
+
+    def _all_done(self, wandb: Wandb) -> bool:
+        """Whether no follow-up is to be expected: every run of every sweep has finished."""
+        runs = [run for sweep in self.sweeps for run in wandb.runs(sweep.id)]
+        return bool(runs) and all(run.stored or run.duplicate for run in runs)
+
+    def _run_agent(self, sweep: Sweep) -> bool:
+        """An agent on a sweep until it ends; True where it failed."""
+        options = ["--forward-signals", "--term-timeout", str(SAVING), "--max-consecutive-failed-runs", "3"]
+        self.agent = self._start("wandb", "agent", *options, f"{self.path}/{sweep.id}")
+        refused = self.folder / OTHER_VERSION
+        while self.agent.poll() is None and self._over() is None and not refused.exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.agent.wait(LOOK)
+        self._end_agent()
+        code, self.agent = self.agent.returncode, None
+        return code not in (0, -signal.SIGTERM)
+
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
+        """A module of Python's, with what jobs are to find in their environment."""
+        words = [sys.executable, "-m", *command]
+        with (self.folder / "agent.log").open("ab") as log:
+            return subprocess.Popen(words, env=self._environment(), stdout=log, stderr=subprocess.STDOUT)
+
+    def _environment(self) -> dict[str, str]:
+        # The sweep's `${interpreter}` is the python of PATH: let it be ours.
+        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return os.environ | {FOLDER: str(self.folder), "WAVESPACE_POD_NAME": self.name, "PATH": search}
+
+    def _self_test(self, alone: bool = False) -> str | None:
+        """What is wrong with the GPU that this container was given; None where it computes, or where none is seen.
+
+        A driver older than the image's CUDA shows itself here, at once, and not in 500 failed runs (wandb #5088). It is
+        done as a job is, in a fork of the preloaded process, unless `alone`: then that process is ended for good.
+        """
+        visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("void", "none", "")
+        if not visible and not Path("/dev/nvidiactl").exists():
+            return None
+        if alone:
+            self._end_preloaded()
+        until = time.monotonic() + HUNG
+        while self.preloaded and self.preloaded.poll() is None and not (self.folder / SOCKET).exists():
+            if time.monotonic() > until:
+                return f"what training needs is not imported in {HUNG / 60:g} minutes"
+            time.sleep(0.1)
+        words = [sys.executable, "-m", "wavespace.cli", "worker", SELF_TEST]
+        try:
+            done = subprocess.run(words, env=self._environment(), capture_output=True, text=True, timeout=HUNG)
+        except subprocess.TimeoutExpired:
+            return f"a small product took more than {HUNG / 60:g} minutes"
+        return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+
+    def _over(self) -> str | None:
+        """Why the pod's time is over, if it is."""
+        now = time.time()
+        if self._busy():
+            self.last_work = now
+        if self.stopped:
+            return "told to stop"
+        if now > self.until - min(2 * SAVING, 0.1 * self.idle + SAVING):
+            return "its time is over"
+        if now - self.last_work > self.idle:
+            return f"no job for {self.idle / 60:g} minutes"
+        return None
+
+    def _busy(self) -> bool:
+        """Whether a worker lives."""
+        try:
+            os.kill(int((self.folder / "busy").read_text()), 0)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _end_agent(self) -> None:
+        """SIGTERM, which the agent hands on to its worker, and time for that to save itself."""
+        if self.agent is None or self.agent.poll() is not None:
+            return
+        self.agent.terminate()
+        try:
+            self.agent.wait(SAVING + 5)
+        except subprocess.TimeoutExpired:
+            self.agent.kill()
+
+    def _end_preloaded(self) -> None:
+        """Jobs, if there are more, then each import for themselves."""
+        if self.preloaded is not None:
+            self.preloaded.kill()
+            self.preloaded.wait()
+
+    # --- End -------------------------------------------------------------------------------------------------
+
+    def _report(self, reason: str) -> None:
+        """Leave the reason and the agent's last lines at W&B, where the launch finds them."""
+        with contextlib.suppress(Exception):
+            import wandb
+
+            entity, project = self.path.split("/")
+            about = {"launch": self.launch, "pod": self.id, "pod_name": self.name}
+            run = wandb.init(entity=entity, project=project, job_type="pod", name=self.name, config=about)
+            run.summary["reason"] = reason
+            log = self.folder / "agent.log"
+            if log.is_file():
+                print("\n".join(log.read_text(errors="replace").splitlines()[-50:]))
+            run.finish(exit_code=1)
+
+    def terminate(self) -> NoReturn:
+        """End the pod, as often as it takes."""
+        wait = 1.0
+        while True:
+            try:
+                if self.id:
+                    Runpod().terminate(self.id)
+                    print("asked Runpod to end this pod", flush=True)
+            except (Unknown, Refused, ValueError) as error:
+                print(f"can't end this pod yet: {error}", flush=True)
+            time.sleep(wait)
+            wait = min(2 * wait, 60.0)

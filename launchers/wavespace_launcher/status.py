@@ -1,0 +1,242 @@
+"""What became of each override-set: derived from its runs at W&B, never from an exit code or a pod."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from pydantic import TypeAdapter
+
+from wavespace.files import read_regular
+from wavespace.runfolder import write_atomic
+from wavespace.terminal import plain
+from wavespace_launcher.ledger import MOST_BYTES
+from wavespace_launcher.plan import Job
+from wavespace_launcher.wandb_client import Run
+
+ENDED = ("finished", "failed", "diverged")
+
+
+@dataclass(frozen=True)
+class Fate:
+    """An override-set and where it stands.
+
+    Attributes:
+        state: `queued`, `starting` (an agent has it), `running`, `preempted` (another agent goes on with it), `retry`,
+            `finished`, `failed`, `diverged` (it would again, so it is not tried again).
+        run: id of the run that counts: the first that finished, else the newest.
+        pod: where that run is or was.
+        attempts: runs that ended without a result, but for those that another version has refused.
+        dollars: of all its runs.
+        mode: which way `value` is better, min or max; None where its run has not told.
+        figures: the run's metrics, flat.
+    """
+
+    index: int
+    overrides: tuple[str, ...]
+    state: str = "queued"
+    run: str | None = None
+    url: str | None = None
+    pod: str | None = None
+    attempts: int = 0
+    minutes: float = 0.0
+    dollars: float = 0.0
+    value: float | None = None
+    mode: str | None = None
+    reason: str | None = None
+    figures: Mapping[str, float] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ENDED
+
+
+def fates(jobs: Iterable[Job], runs: Iterable[Run], retries: int, now: float, metric: str | None) -> list[Fate]:
+    """Each job's fate, in the order of the jobs, from every run of the launch."""
+    by_job: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.created, run.id)):
+        if run.job is not None and not run.duplicate:
+            by_job.setdefault(run.job, []).append(run)
+    return [_fate(job, by_job.get(job.text, []), retries, now, metric) for job in jobs]
+
+
+def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str | None) -> Fate:
+    fate = Fate(job.index, job.overrides)
+    if not runs:
+        return fate
+    done = [run for run in runs if run.stored]
+    alive = [run for run in runs if run.alive(now)]
+    waiting = [run for run in runs if run.state in ("preempted", "preempting", "pending")]
+    lost = [run for run in runs if run not in done + alive + waiting and not run.refused]
+    if done:
+        run, state = min(done, key=lambda run: run.created + run.seconds), "finished"
+    elif alive:
+        run, state = alive[0], "running"
+    elif waiting:
+        run = waiting[-1]
+        state = "starting" if run.state == "pending" else "preempted"
+    else:
+        run, state = runs[-1], "failed" if len(lost) > retries else "retry"
+    if not (done or alive) and (diverged := [run for run in runs if run.diverged]):
+        run, state = diverged[-1], "diverged"
+    figures = {key: float(value) for key, value in run.summary.items() if is_number(value)}
+    return replace(
+        fate,
+        state=state,
+        run=run.id,
+        url=run.url,
+        pod=run.summary.get("pod_name") or run.pod,
+        attempts=len(lost),
+        minutes=round(sum(run.seconds for run in runs) / 60, 3),
+        dollars=round(sum(_dollars(run) for run in runs), 4),
+        value=figures.get(metric or str(run.summary.get("monitor"))),
+        mode=_mode(run, metric),
+        reason=_reason(run) if state in ("failed", "diverged") else None,
+        figures=figures,
+    )
+
+
+def _mode(run: Run, metric: str | None) -> str | None:
+    """Of the task's own metric on any split; nobody knows it of others."""
+    monitor = str(run.summary.get("monitor"))
+    same = metric is None or metric.partition("/")[2] == monitor.partition("/")[2]
+    return run.summary.get("mode") if same else None
+
+
+def _reason(run: Run) -> str:
+    said = run.summary.get("reason")
+    return str(said) if said else "ended without a result" if run.state == "finished" else run.state
+
+
+def _dollars(run: Run) -> float:
+    price = run.drawn.get("pod_price")
+    return run.seconds / 3600 * price if is_number(price) else 0.0
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """A finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def searched(runs: Iterable[Run], parameters: Iterable[str], now: float, metric: str | None) -> list[Fate]:
+    """The fates of what W&B itself has drawn: a job a run, none of them tried again."""
+    found = []
+    names = list(parameters)
+    for index, run in enumerate(sorted(runs, key=lambda run: (run.created, run.id))):
+        drawn = tuple(f"{name}={run.drawn[name]}" for name in names if name in run.drawn)
+        job = Job(index, "", drawn)
+        found.append(_fate(job, [replace(run, job=job.text)], 0, now, metric))
+    return found
+
+
+def save(path: Path, found: Sequence[Fate], **facts: Any) -> None:
+    """Write results.json: the whole table, and facts of the launch."""
+    write_atomic(path, json.dumps(facts | {"jobs": [asdict(fate) for fate in found]}, indent=1) + "\n")
+
+
+def load(path: Path) -> list[Fate]:
+    """From `save`; empty where there is none, or it is damaged: a controller writes it anew."""
+    try:
+        jobs = json.loads(read_regular(path, MOST_BYTES))["jobs"]
+        return TypeAdapter(list[Fate]).validate_python(jobs)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+# --- What the terminal shows ---------------------------------------------------------------------------------
+
+
+def terminal() -> Any:
+    """Where a launch tells of itself; in a file or a pipe a table's rows are whole lines."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+
+
+def table(found: Sequence[Fate], metric: str | None) -> Any:
+    """A row a job; what all jobs have in common stays out."""
+    from rich.table import Table
+
+    common = set.intersection(*(set(fate.overrides) for fate in found)) if len(found) > 1 else set()
+    money = any(fate.dollars for fate in found)
+    rows = Table("#", "overrides", "state", metric or "metric", "minutes", *(["$"] if money else []), "run", box=None)
+    for fate in found:
+        overrides = plain(" ".join(text for text in fate.overrides if text not in common)) or "-"
+        value = "-" if fate.value is None else f"{fate.value:.4g}"
+        state = plain(f"{fate.state}: {fate.reason}" if fate.reason else fate.state)
+        cost = [f"{fate.dollars:.2f}"] if money else []
+        rows.add_row(
+            str(fate.index), overrides, state, value, f"{fate.minutes:.1f}", *cost, plain(fate.url or fate.run or "-")
+        )
+    return rows
+
+
+def best_of(found: Iterable[Fate]) -> float | None:
+    """The best value of those that have finished; None where they do not agree on which way is better."""
+    done = [(fate.value, fate.mode) for fate in found if fate.state == "finished" and fate.value is not None]
+    better = {"min": min, "max": max}.get(str(done[0][1])) if len({mode for _, mode in done}) == 1 else None
+    return better(value for value, _ in done) if better else None
+
+
+class Board:
+    """How a whole sweep is going: a line on a terminal that is redrawn, elsewhere a line at each change.
+
+    Args:
+        title: of the sweep.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.console = terminal()
+        self.began = time.monotonic()
+        self.done_at_start: int | None = None
+        self.last = ""
+        self.status: Any = None
+
+    def __call__(self, found: Sequence[Fate], note: str = "") -> None:
+        """Show fates as they are now."""
+        line = f"{self.title}: {self._line(found)}" + (f" | {note}" if note else "")
+        if self.console.is_terminal:
+            if self.status is None:
+                self.status = self.console.status(line)
+                self.status.start()
+            self.status.update(f"{line}{self._left(found)}")
+        elif line != self.last:
+            self.console.print(line, highlight=False, markup=False)
+        self.last = line
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.status is not None:
+            self.status.stop()
+            self.status = None
+
+    def _line(self, found: Sequence[Fate]) -> str:
+        count = {state: sum(fate.state == state for fate in found) for state in ("finished", "running")}
+        count["failed"] = sum(fate.ended for fate in found) - count["finished"]
+        waits = len(found) - sum(count.values())
+        best = f", best {value:.4g}" if (value := best_of(found)) is not None else ""
+        return (
+            f"{count['finished']}/{len(found)} done, {count['running']} running, {waits} waiting, "
+            f"{count['failed']} failed{best}"
+        )
+
+    def _left(self, found: Sequence[Fate]) -> str:
+        ended = sum(fate.ended for fate in found)
+        if self.done_at_start is None:
+            self.done_at_start = ended
+        if ended == self.done_at_start or ended == len(found):
+            return ""
+        seconds = (time.monotonic() - self.began) / (ended - self.done_at_start) * (len(found) - ended)
+        return f", about {seconds / 60:.0f} min left" if seconds >= 60 else ", less than a minute left"

@@ -1,0 +1,59 @@
+"""`wavespace prepare … hydra/launcher=runpod`: a dataset onto a network volume, by a launch with that one job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from wavespace.config import compose, conf_dir
+from wavespace.errors import ConfigError, UserError
+from wavespace_launcher.controller import Controller
+from wavespace_launcher.launch import conclude, dry_run, interruptible, preflight
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.plan import PREPARE, Job, Plan, Settings, digest, launch_id
+from wavespace_launcher.status import Board
+
+OWN = "hydra.launcher."
+
+
+def prepare_on_pod(arguments: Sequence[str]) -> None:
+    """Rent a pod that has the volume, and have it prepare a dataset there.
+
+    Raises:
+        UserError: nothing was rented, or the job failed.
+    """
+    own = [word.removeprefix(OWN) for word in arguments if word.startswith(OWN)]
+    overrides = [word for word in arguments if not word.startswith(("hydra.", "hydra/"))]
+    cfg = compose(overrides)
+    try:
+        given: Any = OmegaConf.merge(
+            OmegaConf.load(conf_dir() / "hydra" / "launcher" / "runpod.yaml"), OmegaConf.from_dotlist(own)
+        )
+    except Exception as error:  # OmegaConf has no exception of its own for what can't be merged
+        raise ConfigError(f"{' '.join(own)}: {error}") from None
+    plain: Any = OmegaConf.to_container(given, resolve=True)
+    settings = Settings.of(plain)
+    if not settings.volume:
+        raise UserError(
+            "a pod's own disk goes with the pod: name a network volume, as in hydra.launcher.volume=<its id at Runpod>"
+        )
+    jobs = (Job(0, PREPARE, tuple(overrides)),)
+    plan = Plan(id=launch_id(digest(settings, PREPARE, jobs, None)), study=PREPARE, jobs=jobs, settings=settings)
+    if settings.dry_run:
+        dry_run(plan)
+        return
+    runpod, wandb = preflight(settings)
+    launch = Launch.create(Path(str(cfg.runs)), plan)
+    board = Board(f"{' '.join(overrides)} onto volume {settings.volume} ({launch.id})")
+    with launch.leading(), interruptible():
+        controller = Controller(launch, runpod, wandb, show=board)
+        try:
+            (fate,) = controller.run()
+        finally:
+            board.close()
+            conclude(controller)
+    if fate.state != "finished":
+        raise UserError(f"the volume is not ready: the job is {fate.state}{f', {fate.reason}' if fate.reason else ''}")

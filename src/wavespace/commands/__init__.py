@@ -1,0 +1,1 @@
+"""A verb each; only the command line imports them."""

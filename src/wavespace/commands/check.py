@@ -1,0 +1,136 @@
+"""`wavespace check [overrides]`: what would run, what it costs, and whether it fits together; nothing is trained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wavespace import config
+from wavespace.digests import Unread
+from wavespace.errors import BadInput
+from wavespace.terminal import composing
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from wavespace.data.base import DataModule
+
+ABOUT = """\
+Hold a configuration against the code, as `wavespace train` does before it starts: every key, every type, and the shapes
+from audio to output. Prints the parts, parameters, FLOPs, and the folder of the run; and what is in each split, where
+the data is prepared.
+
+  wavespace check experiment=demo
+  wavespace check data=medley_solos model=unet task=reconstruction model.depth=3
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Compose, check, build on the meta device, and print."""
+    parser = composing("wavespace check", ABOUT)
+    parser.add_argument("--data", action="store_true", help="prepare the data first, whatever it takes")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every byte of its store, and hold it against the hashes of when it was made",
+    )
+    given = parser.parse_args(arguments)
+    cfg = config.compose(given.overrides, given.config_dir)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from wavespace.build import check_splits, check_trainer, make, probe
+    from wavespace.inputs import places
+
+    check_trainer(cfg)
+    data = make(cfg.data, "data")
+    task = probe(cfg, data.spec)
+    frames = task.frontend.out_spec.frames(data.spec.samples, data.spec.sample_rate)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows: list[tuple[str, str]] = [
+        (
+            "data",
+            f"{data.spec.seconds:g} s at {data.spec.sample_rate} Hz, labels: {', '.join(data.spec.labels) or 'none'}",
+        ),
+        ("frontend", f"{task.frontend.out_spec}, {frames} frames a window"),
+        ("model", f"{task.parameter_count:,} parameters, {_flops(task, data.spec.seconds)}"),
+        ("task", f"{type(task).__name__}: {task.out_spec}, best by {task.monitor}"),
+        ("run", _run(cfg)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)
+    ready = False
+    try:
+        if ready := given.data or data.is_prepared():
+            data.prepare_data()
+            data.setup()
+            print()
+            show(data)
+        elif given.verify:
+            raise BadInput(f"{data.unprepared()}: wavespace prepare makes a store, and so does training")
+        else:
+            print(f"\n{data.unprepared()}: wavespace prepare makes a store, and so does training.")
+    except BadInput as reason:
+        if given.data or given.verify or any(_holds_files(Path(place)) for place in places(cfg).values()):
+            raise  # as training would
+        print(f"\nThe data is not there: {reason}.")
+        return
+    if ready:
+        check_splits(data, cfg.trainer.get("limit_val_batches"))
+    if given.verify:
+        data.verify()
+        print("every byte is as it was written")
+
+
+def _holds_files(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def show(data: DataModule) -> None:
+    """Print what is in each split, and the other facts of a datamodule after `setup`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = data.describe()
+    splits = {name: counts for name, counts in facts.items() if isinstance(counts, dict)}
+    if splits:
+        columns = list(dict.fromkeys(column for counts in splits.values() for column in counts))
+        table = Table("", *splits, box=None, pad_edge=False)
+        for column in columns:
+            table.add_row(column, *(f"{counts.get(column, 0):,}" for counts in splits.values()))
+        Console(soft_wrap=True).print(table)
+    for name, fact in facts.items():
+        if name not in splits:
+            print(f"{name}: {fact}")
+
+
+def _run(cfg: DictConfig) -> str:
+    """The run folder, where what the data holds is known or soon read."""
+    from wavespace.data.sources.recordings import LOOKED
+    from wavespace.runfolder import RunFolder
+
+    try:
+        folder = RunFolder.of(cfg, LOOKED)
+    except Unread as reason:
+        return f"{Path(cfg.runs) / cfg.name / config.signature(cfg)}-… ({reason})"
+    if folder.missing and not folder.status():
+        return f"{folder.path.parent / config.signature(cfg)}-…, once the data is there"
+    return str(folder.path)
+
+
+def _flops(task: Any, seconds: float) -> str:
+    """FLOPs of the model's forward pass for a second of audio, counted on the meta device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    in_spec = task.frontend.in_spec
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        task.apply_model(task.frontend(torch.empty(1, 1, in_spec.samples)))
+    return f"{counter.get_total_flops() / seconds / 1e9:.2f} GFLOP a second of audio"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

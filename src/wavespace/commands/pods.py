@@ -1,0 +1,201 @@
+"""`wavespace pods status|attach|stop|reap|cost`: launches on rented GPUs, seen and ended from anywhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from wavespace.errors import BadInput, UserError
+from wavespace.terminal import Arguments, folder_or_file, plain
+
+if TYPE_CHECKING:
+    from wavespace_launcher.controller import Controller
+    from wavespace_launcher.ledger import Launch
+
+DEEDS = {
+    "status": "what each launch is doing; of one launch, every job and pod",
+    "attach": "go on with a launch: watch it, try lost jobs again, end its pods when all is done",
+    "stop": "end a launch: training is saved, pods are ended, its sweeps are closed",
+    "reap": "end the pods of launches that nobody leads, as after a crash of this machine; detached ones by name",
+    "cost": "dollars spent, at most, by launch and pod",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do one of the deeds."""
+    parser = Arguments(
+        prog="wavespace pods",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Launches on rented GPUs (docs/runpod.md).\n\n"
+        + "\n".join(f"  {deed:<8}{text}" for deed, text in DEEDS.items()),
+    )
+    parser.add_argument("deed", choices=DEEDS)
+    parser.add_argument("launch", nargs="?", help="a launch's id, or a part of it; without one: all, or the newest")
+    parser.add_argument("--runs", type=folder_or_file, default=os.environ.get("WAVESPACE_RUNS", "runs"))
+    given = parser.parse_args(arguments)
+
+    from wavespace_launcher.ledger import Launch
+
+    launches = [Launch.named(given.runs, given.launch)] if given.launch is not None else Launch.all(given.runs)
+    if not launches:
+        raise UserError(f"there is no launch in {given.runs / 'launches'}; --runs names another folder of runs")
+    if given.deed == "reap":
+        return reap(launches, named=given.launch is not None)
+    deed = {"status": status, "attach": attach, "stop": stop, "cost": cost}[given.deed]
+    if given.deed in ("attach", "stop"):
+        launches = launches[-1:]
+    deed(launches)
+
+
+def status(launches: Sequence[Launch]) -> None:
+    """By the ledger and results.json alone for many launches; of one, W&B is asked. Nothing is changed."""
+    from rich.table import Table
+
+    from wavespace_launcher.state import State
+    from wavespace_launcher.status import load, table, terminal
+
+    console = terminal()
+    rows = Table("launch", "state", "jobs", "done", "failed", "pods", "$", "of $", box=None)
+    for launch in launches:
+        try:
+            plan, state = launch.plan, State.of(launch.events())
+        except BadInput as error:
+            if len(launches) == 1:
+                raise
+            rows.add_row(plain(launch.id), plain(str(error)), *["-"] * 6)
+            continue
+        found, trouble = load(launch.folder / "results.json"), ""
+        if len(launches) == 1 and not state.settled:
+            controller = _controller(launch.only_read())
+            controller.look_at_jobs()
+            found, trouble = controller.fates, controller.trouble
+        word = "settled" if state.settled else "led" if launch.led else "left alone" if state.live else "interrupted"
+        done = sum(fate.state == "finished" for fate in found)
+        failed = sum(fate.ended for fate in found) - done
+        money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
+        jobs = "search" if plan.search else str(len(plan.jobs))
+        rows.add_row(plain(launch.id), word, jobs, str(done), str(failed), str(len(state.live)), *money)
+    console.print(rows)
+    if len(launches) > 1:
+        return
+    if trouble:
+        console.print(trouble, highlight=False, markup=False)
+    console.print(table(found, launch.plan.settings.metric))
+    pods = Table("pod", "id", "machine", "state", "$ an hour", box=None)
+    for pod in State.of(launch.events()).pods.values():
+        word = pod.refused or ("gone" if pod.gone else pod.ending or ("up" if pod.ready else "starting"))
+        about = map(plain, (pod.name, str(pod.id or "-"), str(pod.candidate), str(word)))
+        pods.add_row(*about, f"{pod.price:g}")
+    console.print(pods)
+
+
+def attach(launches: Sequence[Launch]) -> None:
+    """Be the launch's controller until it is settled."""
+    from wavespace_launcher.launch import conclude, controller_title, interruptible
+    from wavespace_launcher.status import Board
+
+    (launch,) = launches
+    with launch.leading(), interruptible():
+        controller = _controller(launch)
+        board = Board(controller_title(controller))
+        controller.show = board
+        try:
+            controller.run()
+        finally:
+            board.close()
+            conclude(controller)
+
+
+def stop(launches: Sequence[Launch]) -> None:
+    """End it all. A controller that leads the launch is told to, else this is its controller."""
+    from wavespace_launcher.launch import conclude, interruptible
+
+    (launch,) = launches
+    if launch.led:
+        print(f"launch {launch.id} is led by another process on this machine, which is told to end it")
+        launch.tell_to_end()
+        while launch.led:
+            time.sleep(1)
+        return
+    with launch.leading(), interruptible():
+        controller = _controller(launch)
+        controller.settle("`wavespace pods stop`")
+        conclude(controller)
+
+
+def reap(launches: Sequence[Launch], named: bool = False) -> None:
+    """End pods by the names of launches that are here and that nobody leads; others with our prefix are only told.
+
+    A detached launch's pods end by themselves: unless it is `named`, those that run and are not past their date stay.
+    """
+    from wavespace_launcher.plan import launch_of
+    from wavespace_launcher.runpod_client import Refused, Runpod, Unknown
+    from wavespace_launcher.state import State
+
+    known = {launch.id: launch for launch in launches}
+    runpod = Runpod()
+    try:
+        pods = [pod for pod in runpod.list() if (of := launch_of(pod.name)) and (of in known or not named)]
+    except (Unknown, Refused) as error:
+        raise UserError(f"{error}; nothing was ended, try again") from None
+    states = {launch.id: State.of(launch.events()) for launch in launches if not named}
+    detached = {id: state.pods for id, state in states.items() if state.detached and not state.draining}
+    now, alone = time.time(), Counter[str]()
+    for pod in pods:
+        launch = known.get(str(launch_of(pod.name)))
+        if launch is None:
+            print(f"{pod.name} ({pod.id}) is of a launch that is not in this folder of runs; left alone")
+        elif launch.led:
+            print(f"{pod.name} ({pod.id}) is of a launch that is being led; left alone")
+        elif (own := detached.get(launch.id, {}).get(pod.name)) and now < own.until and not pod.exited:
+            alone[launch.id] += 1
+        else:
+            launch.write("pod.ending", name=pod.name, why="reaped")
+            try:
+                runpod.terminate(pod.id)
+            except (Unknown, Refused) as error:
+                print(f"{pod.name} ({pod.id}) could not be ended: {error}; run this again")
+            else:
+                print(f"{pod.name} ({pod.id}) ended")
+    for id, count in alone.items():
+        last = datetime.fromtimestamp(max(pod.until for pod in detached[id].values()))
+        print(
+            f"launch {id} is detached: its pods, {count} now, end by themselves, by {last:%Y-%m-%d %H:%M}; "
+            f"`wavespace pods reap {id}` ends them now"
+        )
+    if not pods:
+        print("there are no pods of ours")
+
+
+def cost(launches: Sequence[Launch]) -> None:
+    """From the ledgers: from asking for a pod to the listing that missed it, so never too little."""
+    from rich.table import Table
+
+    from wavespace_launcher.state import State
+    from wavespace_launcher.status import terminal
+
+    rows = Table("launch", "pod", "machine", "hours", "$", box=None)
+    total, now = 0.0, time.time()
+    for launch in launches:
+        state = State.of(launch.events())
+        total += state.spent(now)
+        for pod in state.pods.values():
+            if spent := pod.cost(now):
+                hours = spent / pod.price if pod.price else 0.0
+                rows.add_row(launch.id, pod.name, str(pod.candidate), f"{hours:.2f}", f"{spent:.2f}")
+    rows.add_row("total", "", "", "", f"{total:.2f}")
+    terminal().print(rows)
+
+
+def _controller(launch: Launch) -> Controller:
+    from wavespace_launcher.controller import Controller
+    from wavespace_launcher.runpod_client import Runpod
+    from wavespace_launcher.wandb_client import Wandb
+
+    settings = launch.plan.settings
+    return Controller(launch, Runpod(), Wandb(settings.entity, settings.project))

@@ -1,0 +1,62 @@
+"""`wavespace prepare data=…`: get a dataset, check it and build its store, so that training starts at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wavespace import config
+from wavespace.errors import BadInput
+from wavespace.terminal import composing, if_stopped
+
+if TYPE_CHECKING:
+    from wavespace.data.base import DataModule
+
+ABOUT = """\
+Read recordings and notes once into a store of a few large files, from which any window is one read. A dataset that is
+not there is downloaded; an archive in its folder is unpacked; a folder that has it is read as it is. Stop it anywhere
+and repeat the command: it goes on. `wavespace train` builds the store, too, but downloads nothing.
+
+  wavespace prepare data=maestro data.root=/disk/maestro-v3.0.0 data.stores=/disk/stores
+  wavespace prepare data=maestro data.only=[test]                # a part of it: 13 GB instead of 108
+  wavespace prepare data=medley_solos
+  wavespace prepare data=audio_folder data.folder=recordings
+  wavespace prepare data=medley_solos hydra/launcher=runpod hydra.launcher.volume=ID hydra.launcher.max_cost=1
+  wavespace prepare data=maestro data.sample_rate=24000 frontend=encodec cache=true    # features, too
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Prepare, and print what is there."""
+    parser = composing("wavespace prepare", ABOUT)
+    parser.add_argument(
+        "--verify", action="store_true", help="hash archives before they are unpacked, and read back the store"
+    )
+    given = parser.parse_args(arguments or ["--help"])
+    if "hydra/launcher=runpod" in given.overrides:
+        from wavespace_launcher.volume import prepare_on_pod
+
+        prepare_on_pod(given.overrides)
+        return
+    cfg = config.compose(given.overrides, given.config_dir)
+
+    from wavespace.build import build, make
+    from wavespace.commands.check import show
+
+    data = build(cfg).data if cfg.cache else make(cfg.data, "data")
+    try:
+        fresh = not data.is_prepared()
+    except BadInput:  # it is not there
+        fresh = True
+    with if_stopped(lambda: "stopped; what is done is kept, and the same command goes on"):
+        _prepare(data, given.verify, fresh)
+    show(data)
+
+
+def _prepare(data: DataModule, verify: bool, fresh: bool) -> None:
+    if fresh and (terms := data.terms()):
+        print(terms)
+    data.download(verify)
+    data.prepare_data()
+    data.setup()
+    if verify:
+        data.verify()

@@ -1,0 +1,19 @@
+"""Names that earlier versions used, for one sentence about an old configuration or checkpoint."""
+
+from __future__ import annotations
+
+_NEW_HOMES = {
+    "wavespace.data.": {
+        "sources": ("audio_folder", "maestro", "medley_solos", "mixture"),
+        "synthesis": ("rendered", "synthetic"),
+    },
+}
+
+
+def moved(target: str) -> str | None:
+    """Return the sentence about a `_target_` that an earlier version had elsewhere; None for any other."""
+    for prefix, homes in _NEW_HOMES.items():
+        for home, modules in homes.items():
+            if target.startswith(prefix) and (rest := target.removeprefix(prefix)).partition(".")[0] in modules:
+                return f"is of an earlier version of Wavespace, and is {prefix}{home}.{rest} now"
+    return None

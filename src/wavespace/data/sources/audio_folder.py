@@ -1,0 +1,102 @@
+"""Anybody's recordings, with the notes of a MIDI file of the same stem beside each."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+
+from wavespace.data.files.discovery import Recording, audio_folder
+from wavespace.data.sources.recordings import SPLITS, Recordings, Rows
+from wavespace.errors import BadInput
+from wavespace.spec import AudioSpec
+
+
+class AudioFolder(Recordings):
+    """A folder of audio files, at any depth.
+
+    Args:
+        folder: of the files; or a store that was made of them.
+        notes: take recordings that have a MIDI file alone, with its notes as labels; false: all audio, without labels.
+        splits: shares of recordings for training, validation and test.
+        split_seed: which goes where, with the recordings' names.
+        sample_rate: in Hz; other rates are resampled.
+        seconds: length of a training window.
+        balance: of training windows: "time" or "recording".
+        val_windows: windows to validate on; None: whole recordings.
+        leaks: "drop" or "keep" training recordings whose audio is also held out.
+        batch_size: windows a batch.
+        workers: loader processes; a store is fastest with none.
+        seed: of the training windows.
+        stores: folder in which stores are kept.
+
+    Raises:
+        ValueError: the shares are not shares, or a setting is out of range.
+    """
+
+    kind = "audio_folder"
+    setting = "folder"
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        notes: bool = True,
+        splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+        sample_rate: int = 22_050,
+        seconds: float = 3.7,
+        balance: Literal["time", "recording"] = "time",
+        val_windows: int | None = None,
+        leaks: Literal["drop", "keep"] = "drop",
+        batch_size: int = 6,
+        workers: int = 0,
+        seed: int = 0,
+        stores: str = "data/stores",
+    ) -> None:
+        if min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
+            raise ValueError(
+                f"splits is {list(splits)}; it takes three shares, of training, validation and test, that sum to 1"
+            )
+        super().__init__(
+            AudioSpec(sample_rate, seconds, ("notes",) if notes else ()),
+            place=folder,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            stores=stores,
+            balance=balance,
+            leaks=leaks,
+            val_windows=val_windows,
+        )
+        self.notes, self.splits, self.split_seed = notes, splits, split_seed
+
+    def found(self) -> list[Recording]:
+        return audio_folder(self.place, self.notes)
+
+    def is_official(self) -> bool:
+        return False
+
+    def rows(self) -> Rows:
+        """Shares of the recordings in an order of their names' hashes, so that a new one moves few others.
+
+        Where there are recordings enough, each split that has a share has one.
+        """
+        names = self.store.names
+        keys = [hashlib.sha256(f"{self.split_seed} {name}".encode()).digest() for name in names]
+        order = np.array(sorted(range(len(names)), key=keys.__getitem__))
+        sizes = np.diff(np.rint(np.cumsum([0, *self.splits]) * len(names)).astype(int))
+        for split in np.flatnonzero((sizes == 0) & (np.array(self.splits) > 0)):
+            if sizes.max() > 1:
+                sizes[sizes.argmax()] -= 1
+                sizes[split] = 1
+        return {split: np.sort(rows) for split, rows in zip(SPLITS, np.split(order, np.cumsum(sizes)[:2]))}
+
+    def _need(self, split: str) -> None:
+        if len(self.store) < 3 and not hasattr(self, f"{split}_set") and self.splits[SPLITS.index(split)] > 0:
+            raise BadInput(
+                f"{self.store.folder}: its {split} split has no recordings, of {len(self.store)} in all; it takes "
+                "three for training, validation and test: add some, or cut a long one, and its MIDI file, into pieces"
+            )
+        super()._need(split)

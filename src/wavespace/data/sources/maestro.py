@@ -1,0 +1,142 @@
+"""MAESTRO, any version: piano recordings with the notes that a Disklavier wrote (Hawthorne et al., ICLR 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from wavespace.data.files.discovery import TABLE, Recording, Row, existing, maestro, maestro_rows
+from wavespace.data.files.download import RemoteZip, extract
+from wavespace.data.files.download import verify as hold_against
+from wavespace.data.sources.recordings import Recordings
+from wavespace.data.store.manifest import MANIFEST
+from wavespace.spec import AudioSpec
+
+DIGESTS = {
+    "maestro-v1.0.0.zip": "sha256:97471232457147d5bffa72db8c4897166ba52afd4a64197004b806c2ec85ad27",
+    "maestro-v2.0.0.zip": "sha256:572c6054e8d2c7219aa4df9a29357da0f9789524c11fa38cef7d4bd8542c93f0",
+    "maestro-v3.0.0.zip": "sha256:6680fea5be2339ea15091a249fbd70e49551246ddbd5ca50f1b2352c08c95291",
+}
+
+
+class Maestro(Recordings):
+    """MAESTRO with its official splits; notes are as long as they are heard (sustain pedal resolved).
+
+    Five pieces are in two of the official splits (in version 2 and 3): they leave training, or validation where the
+    other split is test, unless `leaks` is "keep".
+
+    Args:
+        root: folder of `maestro-v*.csv` and the years' folders; or their zip archive; or a store made of them.
+        only: splits to have, in its own words: "train", "validation", "test".
+        share: of each of these splits, by a hash of the names; a smaller share is a part of a larger one.
+        url: of the zip archive, from which `wavespace prepare` fetches what is wanted and nothing else.
+        sample_rate: in Hz; the files have 44,100 or 48,000.
+        seconds: length of a training window.
+        balance: of training windows: "time" or "recording".
+        val_windows: windows to validate on; None: whole recordings.
+        leaks: "drop" or "keep" what is on both sides of a split.
+        batch_size: windows a batch.
+        workers: loader processes; a store is fastest with none.
+        seed: of the training windows.
+        stores: folder in which stores are kept.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    kind = "maestro"
+    licence = "CC BY-NC-SA 4.0, Google LLC"
+    citation = (
+        "Hawthorne et al., Enabling factorized piano music modeling and generation with the MAESTRO dataset, ICLR 2019"
+    )
+
+    def __init__(
+        self,
+        *,
+        root: str = "data/maestro-v3.0.0",
+        only: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test"),
+        share: float = 1.0,
+        url: str = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip",
+        sample_rate: int = 22_050,
+        seconds: float = 3.7,
+        balance: Literal["time", "recording"] = "time",
+        val_windows: int | None = None,
+        leaks: Literal["drop", "keep"] = "drop",
+        batch_size: int = 6,
+        workers: int = 0,
+        seed: int = 0,
+        stores: str = "data/stores",
+    ) -> None:
+        if not only or not 0 < share <= 1:
+            raise ValueError(f"only is {list(only)} and share {share}; one split at least, and a share in (0, 1]")
+        super().__init__(
+            AudioSpec(sample_rate, seconds, ("notes",)),
+            place=root,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            stores=stores,
+            balance=balance,
+            leaks=leaks,
+            val_windows=val_windows,
+        )
+        self.only, self.share, self.url = only, share, url
+
+    def download(self, verify: bool = False) -> None:
+        """Take what is wanted and not there out of the zip that is at hand, or fetch it from inside the remote one."""
+        archives = self.archives()
+        if (self.place / MANIFEST).is_file() or (any(self.place.glob(TABLE)) and not self.missing()):
+            return
+        if not archives and not self.is_ours():
+            return
+        remote = None if archives else RemoteZip(self.url)
+        for archive in archives if verify else ():
+            if digest := DIGESTS.get(archive.name):
+                hold_against(archive, digest)
+
+        def take(wanted: Callable[[str], bool]) -> None:
+            """Members by their names without the archive's own folder."""
+
+            def target(name: str) -> Path | None:
+                inner = name.partition("/")[2] or name
+                return Path(inner) if wanted(inner) else None
+
+            for archive in archives:
+                extract(archive, self.place, target)
+            if remote:
+                targets = {name: path for name in remote.members if (path := target(name))}
+                remote.fetch(targets, self.place)
+
+        take(lambda name: name in ("LICENSE", "README") or fnmatch(name, TABLE))
+        take(self.missing().__contains__)
+
+    def missing(self) -> set[str]:
+        """Files of the wanted rows that are not there."""
+        names = {name for row in self.wanted() for name in (row.midi, row.audio)}
+        return {name for name in names if not existing(self.place / name).is_file()}
+
+    def found(self) -> list[Recording]:
+        rows = self.wanted()
+        recordings = maestro(self.place, rows)
+        self.absent = len(rows) - len(recordings)
+        self.stated = {row.audio: row.seconds for row in rows}
+        return recordings
+
+    def describe(self) -> dict[str, Any]:
+        """Also what the metadata names and the folder lacks, and what is shorter than the metadata says."""
+        facts = super().describe()
+        if hasattr(self, "absent"):  # the store was made, or found, by the files
+            facts["rows of the metadata without their files"] = self.absent
+            seconds = self.store.frames / self.store.sample_rate
+            stated = np.array([self.stated[name] for name in self.store.names])
+            if short := [name for name, cut in zip(self.store.names, seconds < stated - 10) if cut]:
+                facts["shorter by more than 10 s than the metadata says"] = f"{len(short)} ({', '.join(short[:3])})"
+        return facts
+
+    def wanted(self) -> list[Row]:
+        """The rows of the metadata that `only` and `share` choose."""
+        return maestro_rows(self.place, self.only, self.share)

@@ -1,0 +1,173 @@
+"""Medley-solos-DB: 21,571 clips of 3 s, 8 instruments (Lostanlen & Cella, ISMIR 2016).
+
+Zenodo record 3464194, version 1.2, CC BY 4.0.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wavespace.data.base import rng_for
+from wavespace.data.files.discovery import (
+    CLIP_BYTES,
+    INSTRUMENTS,
+    METADATA,
+    Recording,
+    files,
+    medley_clips,
+    medley_solos,
+)
+from wavespace.data.files.download import extract, fetch
+from wavespace.data.files.download import verify as hold_against
+from wavespace.data.sources.recordings import SPLITS, Recordings, Rows
+from wavespace.data.store.format import StoreItems
+from wavespace.data.store.manifest import MANIFEST
+from wavespace.errors import BadInput
+from wavespace.spec import AudioSpec
+
+CLIP_SECONDS = 131_072 / 44_100
+ARCHIVE = "Medley-solos-DB.tar.gz"
+DIGESTS = {METADATA: "md5:fda6a589c56785f2195c9227809c521a", ARCHIVE: "md5:f5facf398793ef5c1f80c013afdf3e5f"}
+
+
+class MedleySolos(Recordings):
+    """Single instruments, one a clip; a training window lies anywhere in its clip, the others in the middle.
+
+    Args:
+        root: folder that holds, at any depth, the metadata CSV and the clips (`annotation/` and `audio/`, or flat) or
+            their tar.gz; or a store made of them.
+        url: of the folder from which `wavespace prepare` fetches both.
+        sample_rate: in Hz; the files' own is 44,100.
+        seconds: length of a window, at most 2.97.
+        splits: "official" (training and validation from MedleyDB, test from solosDB: another domain), or "songs":
+            the clips at hand by song, 60/20/20, for folders that hold a part of the data.
+        balance: of training windows: "recording" (each clip once an epoch), or "instrument" (each class as often;
+            piano and violin are three quarters of the clips).
+        leaks: "drop" or "keep" what is on both sides of a split.
+        batch_size: windows a batch.
+        workers: loader processes; a store is fastest with none.
+        seed: of the order and the windows; the split by songs is the same whatever the seed.
+        stores: folder in which stores are kept.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    kind = "medley_solos"
+    instruments = INSTRUMENTS
+    """Names of the classes that the label "instrument" counts."""
+    licence = "CC BY 4.0"
+    citation = (
+        "Lostanlen and Cella, Deep convolutional networks on the pitch spiral for music instrument recognition, "
+        "ISMIR 2016"
+    )
+
+    def __init__(
+        self,
+        *,
+        root: str = "data/medley-solos-db",
+        url: str = "https://zenodo.org/record/3464194/files",
+        sample_rate: int = 44_100,
+        seconds: float = 2.0,
+        splits: Literal["official", "songs"] = "official",
+        balance: Literal["recording", "instrument"] = "recording",
+        leaks: Literal["drop", "keep"] = "drop",
+        batch_size: int = 16,
+        workers: int = 0,
+        seed: int = 0,
+        stores: str = "data/stores",
+    ) -> None:
+        if not 0 < seconds <= CLIP_SECONDS:
+            raise ValueError(f"seconds is {seconds}; the clips are {CLIP_SECONDS:.2f} s long")
+        super().__init__(
+            AudioSpec(sample_rate, seconds, ("instrument",)),
+            place=root,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            stores=stores,
+            balance=balance,
+            leaks=leaks,
+        )
+        self.eval_batch_size = batch_size
+        self.url, self.splits = url, splits
+
+    def download(self, verify: bool = False) -> None:
+        """Take the clips out of the tar.gz that is at hand; or fetch it, and the metadata."""
+        archives = self.archives()
+        if (self.place / MANIFEST).is_file() or not (archives or self.is_ours()):
+            return
+        if not any(path.name == METADATA for path in files(self.place)):
+            self._fetch(METADATA, "annotation")
+        there = {path.with_suffix(path.suffix.lower()).name for path in files(self.place)}
+        if all(f"{clip}.wav" in there for clip, _, _ in medley_clips(self.place)):
+            return
+        for archive in archives if verify else ():
+            if digest := DIGESTS.get(archive.name):
+                hold_against(archive, digest)
+
+        def target(name: str) -> Path | None:
+            name = name.rpartition("/")[2]
+            return Path("audio", name) if fnmatch(name, "Medley-solos-DB_*.wav") and name not in there else None
+
+        for archive in archives or [self._fetch(ARCHIVE, ".")]:
+            extract(archive, self.place, target, limit=21_571 * CLIP_BYTES)
+            if archive.parent == self.place and self.is_ours():
+                archive.unlink()
+
+    def _fetch(self, name: str, folder: str) -> Path:
+        target = self.place / folder / name
+        fetch(f"{self.url}/{name}?download=1", target, digest=DIGESTS[name])
+        return target
+
+    def found(self) -> list[Recording]:
+        recordings, self.absent = medley_solos(self.place)
+        return recordings
+
+    def rows(self) -> Rows:
+        if self.splits == "official":
+            return super().rows()
+        # Within each instrument songs go 60/20/20 to the splits; an instrument of one or two songs trains alone.
+        instruments, songs = self.store.labels["instrument"], self.store.labels["song"]
+        part = np.zeros(len(self.store), np.int64)  # of SPLITS
+        for instrument in range(len(INSTRUMENTS)):
+            own = np.unique(songs[instruments == instrument])
+            held = max(1, round(0.2 * len(own))) if len(own) > 2 else 0
+            order = rng_for("songs", instrument).permutation(len(own))
+            for number, chosen in ((1, order[:held]), (2, order[held : 2 * held])):
+                part[np.isin(songs, own[chosen]) & (instruments == instrument)] = number
+        return {split: np.flatnonzero(part == number) for number, split in enumerate(SPLITS)}
+
+    def is_official(self) -> bool:
+        return self.splits == "official"
+
+    def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        return self.test_items(rows)
+
+    def test_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        return StoreItems.middle(self.store, rows, self.spec.samples)
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        for split, rows in self.in_split.items():
+            if len(rows) == 0:
+                raise BadInput(
+                    f"{self.place}: there are no clips for the {split} split, of {len(self.store)} in all; a folder "
+                    "that holds a part of the data needs data.splits=songs, which needs three songs of an instrument"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Also songs and clips of each instrument by split; metadata rows whose file is absent."""
+        facts = super().describe()
+        for split, rows in self.in_split.items():
+            instruments, songs = self.store.labels["instrument"][rows], self.store.labels["song"][rows]
+            counts = np.bincount(instruments, minlength=len(INSTRUMENTS)).tolist()
+            facts[split] |= {"songs": len(np.unique(songs))} | {n: c for n, c in zip(INSTRUMENTS, counts) if c}
+        if hasattr(self, "absent"):  # the store was made, or found, by the files
+            facts["rows of the metadata without their file"] = self.absent
+        return facts

@@ -1,0 +1,329 @@
+"""Recordings on disk, through a store: what all datasets of audio files share."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from wavespace.data.base import Batch, DataModule
+from wavespace.data.files.discovery import (
+    ARCHIVES,
+    Recording,
+    content_in,
+    content_of,
+    content_of_store,
+    listed,
+    say,
+    see,
+    unpacked,
+)
+from wavespace.data.store.features import FeatureCache
+from wavespace.data.store.format import Samples, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.data.store.manifest import MANIFEST
+from wavespace.digests import Digests, Unread
+from wavespace.errors import BadInput, Incompatible, UserError
+from wavespace.frontends.base import FrontEnd
+from wavespace.spec import AudioSpec
+
+SPLITS = ("train", "val", "test")
+FETCHED = ".fetched"
+"""Lies in a folder that `wavespace prepare` made: what is missing there is fetched, and elsewhere it is not."""
+READER = 3
+"""Raised when other samples or notes are read from the same files: part of the key of every store."""
+LOOKED = 2**30
+"""Bytes that are read at most to see whether there is a store."""
+Rows = dict[str, NDArray[np.int64]]
+"""Recordings of a store by split."""
+
+
+class Recordings(DataModule):
+    """Recordings that are read once into a store, and from there at any place.
+
+    A subclass gives `kind` and `found`, `rows` where splits are not the store's own, `download` where there is
+    something to download, and the licence and citation that are kept in the store's manifest.
+
+    Args:
+        place: folder of the dataset; or its archive; or a store of it, which is then all that is needed.
+        seed: of the training windows.
+        stores: folder in which stores are kept.
+        balance: "time": every second of music is as likely as any other in training; "recording": every recording as
+            likely; or the name of a label: every class of it as likely.
+        leaks: "drop": a training recording of a piece that is also held out, or with the same audio, is left out, and
+            a validation recording of what is in test; "keep": splits stay as they are.
+        val_windows: windows at equal distances that are validated on; None: whole recordings, as in test.
+    """
+
+    kind: str
+    """Names the dataset in manifests."""
+    setting = "root"
+    """What `place` is called among the settings."""
+    licence = ""
+    citation = ""
+
+    def __init__(
+        self,
+        spec: AudioSpec,
+        *,
+        place: str,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        stores: str,
+        balance: str = "time",
+        leaks: Literal["drop", "keep"] = "drop",
+        val_windows: int | None = None,
+    ) -> None:
+        super().__init__(spec, batch_size, workers, eval_batch_size=1)
+        if val_windows is not None and val_windows < 1:
+            raise ValueError(f"val_windows is {val_windows}; it must be at least 1, or null for whole recordings")
+        if balance not in ("time", "recording", *spec.labels) or balance == "notes":
+            classes = [label for label in spec.labels if label != "notes"]
+            raise ValueError(f"balance is {balance}; it can be {', '.join(['time', 'recording', *classes])}")
+        self.place, self.archive = unpacked(place)
+        self.stores, self.seed = Path(stores).expanduser(), seed
+        self.balance, self.leaks, self.val_windows = balance, leaks, val_windows
+        self.cache: FeatureCache | None = None
+
+    # --- A subclass's own ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def found(self) -> list[Recording]:
+        """The recordings that are there, each with its split."""
+
+    def rows(self) -> Rows:
+        """Which recordings of the store are in which split."""
+        return {split: self.store.split(split) for split in SPLITS}
+
+    def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        """What is validated on."""
+        if self.val_windows is None:
+            return self.test_items(rows)
+        return StoreItems.spread(self.store, rows, self.spec.samples, self.val_windows)
+
+    def test_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        """What is tested on: whole recordings."""
+        return StoreItems.whole(self.store, rows)
+
+    def whole(self) -> StoreItems:
+        return self.test_items(np.arange(len(self.store)))
+
+    # --- Shared -------------------------------------------------------------------------------------------
+
+    def use_features(self, frontend: FrontEnd, settings: dict[str, Any]) -> None:
+        """Read features of a frozen front-end from a store of them, which `prepare_data` makes; and audio beside.
+
+        Args:
+            frontend: gives the features.
+            settings: from which it was built; they name the store.
+        """
+        self.cache = FeatureCache(frontend, settings)
+
+    def archives(self) -> list[Path]:
+        """The archive that was given, or those that lie in the folder."""
+        inside = self.place.iterdir() if self.place.is_dir() else ()
+        return [self.archive] if self.archive else sorted(path for path in inside if path.name.endswith(ARCHIVES))
+
+    def is_ours(self) -> bool:
+        """Whether what is missing in the folder is to be fetched: it is one that `wavespace prepare` made, or makes."""
+        if not self.place.is_dir() or not any(self.place.iterdir()):
+            self.place.mkdir(parents=True, exist_ok=True)
+            (self.place / FETCHED).touch()
+        return (self.place / FETCHED).is_file()
+
+    def terms(self) -> str:
+        """Licence and citation; a store's manifest keeps them."""
+        return f"Licence: {self.licence}\nPlease cite: {self.citation}" if self.licence else ""
+
+    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
+        """All that decides what a store of recordings holds, of which the digests are known."""
+        rate = self.spec.sample_rate
+        return {"data": self.kind, "sample_rate": rate, "reader": READER, "content": content_of(recordings)}
+
+    def contents(self) -> dict[str, str]:
+        """The digest of the recordings: of the store that is open, else of those that are there."""
+        if hasattr(self, "store"):
+            return {self.setting: content_of_store(self.store.manifest)}
+        return {self.setting: content_in(self.place, self.found, Digests(self.stores))}
+
+    def is_prepared(self) -> bool:
+        """Whether there is a store; files of more than `LOOKED` bytes that were never read have none."""
+        if (self.place / MANIFEST).is_file():
+            return True
+        try:
+            recordings = see(self.found(), Digests(self.stores), LOOKED)
+        except Unread:
+            return False
+        return (self.stores / store_name(self.made_by(recordings))).exists()
+
+    def unprepared(self) -> str:
+        """What there is in place of a store of the files as they are."""
+        recordings = self.found()
+        for store in self._earlier(recordings):
+            what = _difference(store, see(recordings, Digests(self.stores)))
+            return f"{store.folder} was made of other files than there are in {self.place} now ({what})"
+        return super().unprepared()
+
+    def verify(self) -> None:
+        """Read every byte of the store, of the store of features, and of the files that it was made of."""
+        self.store.verify()
+        if self.store.features is not None:
+            self.store.features.verify()
+        if self.recordings:
+            digests = Digests(self.stores).of([seen.path for r in self.recordings for seen in r.seen], anew=True)
+            found = {seen.path: seen.digest for seen in digests}
+            if changed := [s.path for r in self.recordings for s in r.seen if found[s.path] != s.digest]:
+                raise BadInput(
+                    f"{self.store.folder}: {listed(changed)} changed since it was made, and the disk does not tell; "
+                    "touch what has changed and repeat the command"
+                )
+
+    def prepare_data(self) -> None:
+        """Build the store, or find it built; the same for features. What was opened once stays."""
+        if hasattr(self, "store"):
+            return
+        self.recordings: list[Recording] = []
+        if (self.place / MANIFEST).is_file():
+            store = self._checked(Store.open(self.place))
+        else:
+            self.recordings = see(self.found(), Digests(self.stores))
+            made_by = self.made_by(self.recordings)
+            store = build_store(
+                self.stores / store_name(made_by),
+                self.recordings,
+                Samples(self.spec.sample_rate),
+                made_by,
+                licence=self.licence,
+                citation=self.citation,
+                made_from={"place": os.path.abspath(self.place), "files": _files(self.recordings)},
+            )
+        if self.cache is not None:
+            store.with_features(self.cache.store_for(store, self.stores))
+        self.store = store
+        for line in self.remarks():
+            say(line)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that have recordings."""
+        if not hasattr(self, "store"):
+            self.prepare_data()
+        self.in_split = self.rows()
+        self.leaking = leaking(self.store, self.in_split)
+        if self.leaks == "drop":
+            self.in_split = {split: np.setdiff1d(rows, self.leaking[split]) for split, rows in self.in_split.items()}
+        train, val, test = (self.in_split[split] for split in SPLITS)
+        if len(train):
+            balance: Any = self.store.labels[self.balance][train] if self.balance in self.store.labels else self.balance
+            self.train_set = StoreWindows(self.store, train, self.spec.samples, self.seed, balance)
+        if len(val):
+            self.val_set = self.val_items(val)
+        if len(test):
+            self.test_set = self.test_items(test)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        self._need("train")
+        return super().train_dataloader()
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        self._need("val")
+        return super().val_dataloader()
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        self._need("test")
+        return super().test_dataloader()
+
+    def describe(self) -> dict[str, Any]:
+        """Recordings, hours and notes by split; what leaks; samples that were clipped; where the store is."""
+        facts: dict[str, Any] = {}
+        for split, rows in self.in_split.items():
+            hours = int(self.store.frames[rows].sum()) / self.store.sample_rate / 3600
+            facts[split] = {"recordings": len(rows), "hours": round(hours, 4)}
+            if "notes" in self.spec.labels:
+                facts[split]["notes"] = self.store.notes_in(rows)
+        verb = "left out" if self.leaks == "drop" else "kept"
+        for split, rows in self.leaking.items():
+            if len(rows):
+                names = ", ".join(self.store.names[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+                facts[f"{split} recordings {verb}, whose piece or audio is also held out"] = f"{len(rows)} ({names})"
+        facts |= {"clipped samples": self.store.manifest["clipped"], "store": str(self.store.folder)}
+        if earlier := [str(store.folder) for store in self._earlier(self.recordings)]:
+            facts["stores of what these files held before"] = ", ".join(earlier)
+        return facts
+
+    def remarks(self) -> list[str]:
+        """What is odd of the audio or of the labels of recordings, a line each kind."""
+        found: dict[str, list[str]] = {}
+        for kind, name, what in self.store.manifest.get("remarks", []):
+            found.setdefault(kind, []).append(f"{name} {what}")
+        return [
+            f"{self.store.folder}: look at the {kind} of {len(said)} of {len(self.store)} recordings: {listed(said)}"
+            for kind, said in found.items()
+        ]
+
+    def _earlier(self, recordings: Sequence[Recording]) -> list[Store]:
+        """Stores of the same folder at the same rate, made when it held something else; newest first."""
+        found = []
+        place, files = os.path.abspath(self.place), [self.kind, self.spec.sample_rate]
+        for manifest in self.stores.glob(f"*/{MANIFEST}") if recordings else ():
+            with suppress(UserError):
+                store = Store.open(manifest.parent)
+                made_by, made_from = store.manifest["made_by"], store.manifest.get("made_from") or {}
+                own = [made_by.get("data"), made_by.get("sample_rate")] == files and made_from.get("place") == place
+                if own and manifest.parent.name != getattr(getattr(self, "store", None), "folder", Path()).name:
+                    found.append((manifest.stat().st_mtime, store))
+        return [store for _, store in sorted(found, key=lambda pair: -pair[0])]
+
+    def _need(self, split: str) -> None:
+        if not hasattr(self, f"{split}_set"):
+            raise BadInput(f"{self.store.folder}: its {split} split has no recordings; it holds {self.describe()}")
+
+    def _checked(self, store: Store) -> Store:
+        """A store that somebody made elsewhere, if it is of this dataset and rate."""
+        held = store.manifest["made_by"]
+        if held.get("data") != self.kind:
+            raise BadInput(f"{store.folder}: is a store of data={held.get('data')}, not of data={self.kind}")
+        if store.sample_rate != self.spec.sample_rate:
+            raise Incompatible(
+                f"{store.folder}: is a store at {store.sample_rate} Hz, and data.sample_rate is "
+                f"{self.spec.sample_rate}; set data.sample_rate={store.sample_rate}"
+            )
+        return store
+
+
+def _files(recordings: Sequence[Recording]) -> dict[str, list[Any]]:
+    """What is known of each recording, by name."""
+    return {recording.name: recording.content[1:] for recording in recordings}
+
+
+def _difference(store: Store, recordings: Sequence[Recording]) -> str:
+    """How recordings differ from those that a store was made of, by name."""
+    then, now = store.manifest["made_from"]["files"], _files(recordings)
+    kinds = {
+        "changed": [name for name in now if name in then and json.loads(json.dumps(now[name])) != then[name]],
+        "new": [name for name in now if name not in then],
+        "gone": [name for name in then if name not in now],
+    }
+    return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
+
+
+def leaking(store: Store, rows: Rows) -> Rows:
+    """Recordings of each split that are also, as a piece or as identical audio, in a split that is held out from it.
+
+    Validation is held out from training, and test from both.
+    """
+    audio = store.digests.view("V16")[:, 0]  # (R,)
+    found = {"test": rows["test"][:0]}
+    for split, held_out in (("val", ["test"]), ("train", ["val", "test"])):
+        held = np.concatenate([rows[other] for other in held_out])
+        own = rows[split]
+        same_piece = (store.pieces[own] >= 0) & np.isin(store.pieces[own], store.pieces[held])
+        found[split] = own[same_piece | np.isin(audio[own], audio[held])]
+    return found

@@ -1,0 +1,1 @@
+"""Recordings and features as rows on disk."""

@@ -1,0 +1,110 @@
+"""Features of a frozen front-end, computed once for a whole store of audio and kept in a store of their own.
+
+Worth it where a front-end costs more than reading what it makes: an EnCodec encoder on a CPU, six harmonics of a CQT. A
+spectrogram is quicker made than read. Values are kept as float16: latents to 0.05 %, levels of -80 dB to 0.03 dB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wavespace.data.files.discovery import Recording
+from wavespace.data.store.format import Rows, Store, build_store, store_name
+from wavespace.digests import digest
+
+if TYPE_CHECKING:
+    from wavespace.frontends.base import FrontEnd
+
+BLOCK = 4096
+"""Frames to compute at once."""
+
+
+class FeatureCache:
+    """Which front-end to read features of, and how its store is named.
+
+    Args:
+        frontend: frozen.
+        settings: from which it was built, without those that can't change what it gives.
+    """
+
+    def __init__(self, frontend: FrontEnd, settings: dict[str, Any]) -> None:
+        self.frontend, self.settings = frontend, settings
+
+    def store_for(self, audio: Store, stores: Path) -> Store:
+        """Features of every recording of a store of audio, from `stores` if they are there; made on the GPU, if any."""
+        rows = digest([audio.sample_rate, audio.names, audio.digests.tobytes().hex()])
+        made_by = {"features of": rows, "frontend": self.settings, "tables": _digest(self.frontend)}
+        recordings = [Recording(name, audio.folder, "") for name in audio.names]
+        device = next(self.frontend.buffers()).device
+        self.frontend.to("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return build_store(
+                stores / store_name(made_by),
+                recordings,
+                Frames(audio, self.frontend),
+                made_by,
+                licence=audio.manifest["licence"],
+                citation=audio.manifest["citation"],
+                processes=0,
+            )
+        finally:
+            self.frontend.to(device)
+
+
+class Frames:
+    """Features of a store's recordings, `(T, C * F)` float16 each: what a store of features is made of."""
+
+    dtype = np.dtype("<f2")
+
+    def __init__(self, audio: Store, frontend: FrontEnd) -> None:
+        self.audio, self.frontend = audio, frontend
+        self.number = {name: row for row, name in enumerate(audio.names)}
+        self.rate = frontend.out_spec.frame_rate
+        self.width = frontend.out_spec.channels * frontend.out_spec.bins
+        self.hop = round(audio.sample_rate / self.rate)
+
+    @cached_property
+    def outside(self) -> NDArray[np.float16]:
+        """What the front-end makes of silence."""
+        silence = self.compute(np.zeros(2 * self.audio.sample_rate, np.int16))
+        return silence[len(silence) // 2]
+
+    def count(self, recording: Recording) -> int:
+        return 1 + int(self.audio.frames[self.number[recording.name]]) // self.hop
+
+    def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
+        number, count = self.number[recording.name], self.count(recording)
+        samples = int(self.audio.frames[number])
+        # What hears all that came before is not divided.
+        block, context = (count, 0) if self.frontend.unbounded else (BLOCK, self.frontend.context)
+        for first in range(0, count, block):
+            before = min(first, context)
+            begin = (first - before) * self.hop
+            end = min(samples, (first + block + context) * self.hop)
+            frames = self.compute(self.audio.window(number, begin, end - begin))
+            yield frames[before : before + block], 0
+
+    @torch.inference_mode()
+    def compute(self, audio: NDArray[np.int16]) -> NDArray[np.float16]:
+        """Frames `(T, C * F)` of samples `(N,)`."""
+        device = next(self.frontend.buffers()).device
+        features: Tensor = self.frontend.plain_features(torch.from_numpy(audio).to(device)[None, None])
+        return features[0].flatten(0, 1).T.half().cpu().numpy()  # (T, C * F)
+
+
+def _digest(frontend: FrontEnd) -> str:
+    """Of all tables and frozen weights: other weights, or a front-end that was mended, give another store."""
+    hasher = hashlib.sha256()
+    for name, table in (*frontend.named_parameters(), *frontend.named_buffers()):
+        if name not in ("mean", "std"):  # what is kept is not normalised
+            hasher.update(name.encode() + table.detach().cpu().numpy().tobytes())
+    return hasher.hexdigest()[:16]

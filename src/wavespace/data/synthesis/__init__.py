@@ -1,0 +1,1 @@
+"""Audio that is made: composed scores, rendered sounds, tones."""

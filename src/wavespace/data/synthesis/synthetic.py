@@ -1,0 +1,415 @@
+"""Synthetic polyphony for the study of pitch: voices at free pitches, with exact labels of each.
+
+A voice is a sum of partials, low-pass filtered, shaped by an envelope and driven; a room is around all of them. Nothing
+is made at or above the Nyquist frequency, where it would fold back to where no label is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Subset
+
+from wavespace.data.base import DataModule, Item, Notes, rng_for
+from wavespace.data.synthesis.augment import LOUDEST, Audio
+from wavespace.spec import AudioSpec
+
+FULL_LEVEL = 0.1
+"""RMS amplitude of the partials of a voice at 0 dB: ten such voices seldom reach full scale."""
+
+SHORTEST_RAMP = 0.005
+"""Seconds that attack and release last at least; a sixth of the note at most."""
+
+POWER_SPAN = 0.04
+"""Seconds about a frame over which power is averaged: two periods of the lowest pitch."""
+
+BLOCK = 256
+"""Samples from one exact phase to the next in `render`."""
+
+Float = NDArray[np.float64]
+
+
+class Synthetic(DataModule):
+    """Windows of overlapping notes at free pitches, rendered on the fly; their `notes` have fractional MIDI pitches.
+
+    An effect comes to a voice (reverb: to a window) with probability `odds`, its strength drawn from its range; None
+    leaves it out. Pitch, inharmonicity, cutoff and reverberation are drawn log-uniformly, the rest uniformly.
+
+    Args:
+        sample_rate: in Hz.
+        seconds: length of a window, in every split.
+        voices: fewest and most notes in a window.
+        pitch: frequency in Hz of the lowest partial.
+        partials: fewest and most partials of a voice; those that reach the Nyquist frequency are left out.
+        duration: seconds that a note lasts, within the window; cut to the window's length.
+        level: of a note in dB, at most 0, which is velocity 127.
+        inharmonicity: B of a stiff string, whose partials are at `n * f0 * sqrt(1 + B * n**2)` [Fletcher, "Normal
+            vibration frequencies of a stiff piano string", JASA 36, 1964].
+        detune: standard deviation in cents of the partials about their places; the lowest stays in its own.
+        lowpass: cutoff in Hz of a fourth-order Butterworth filter.
+        drive: strength of a cubic soft clipper, 0..1.
+        reverb: seconds in which a room's reverberation falls by 60 dB.
+        odds: probability of each effect.
+        batch_size: windows a batch.
+        workers: loader processes.
+        seed: of everything.
+        val_items: windows in the validation split.
+        test_items: windows in the test split.
+
+    Raises:
+        ValueError: a range descends or leaves its bounds, or a split is empty.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int = 44_100,
+        seconds: float = 2.0,
+        voices: tuple[int, int] = (1, 10),
+        pitch: tuple[float, float] = (50.0, 5000.0),
+        partials: tuple[int, int] = (5, 24),
+        duration: tuple[float, float] = (0.12, 2.0),
+        level: tuple[float, float] = (-24.0, 0.0),
+        inharmonicity: tuple[float, float] | None = (1e-5, 1e-3),
+        detune: tuple[float, float] | None = (0.0, 8.0),
+        lowpass: tuple[float, float] | None = (1500.0, 12_000.0),
+        drive: tuple[float, float] | None = (0.2, 1.0),
+        reverb: tuple[float, float] | None = (0.15, 0.8),
+        odds: float = 0.5,
+        batch_size: int = 16,
+        workers: int = 1,
+        seed: int = 0,
+        val_items: int = 64,
+        test_items: int = 128,
+    ) -> None:
+        super().__init__(AudioSpec(sample_rate, seconds, ("notes",)), batch_size, workers)
+        if min(val_items, test_items) < 1:
+            raise ValueError(f"val_items is {val_items} and test_items {test_items}; both must be at least 1")
+        self.seed, self.items = seed, {"val": val_items, "test": test_items}
+        duration = duration[0], min(duration[1], seconds)
+        self.synthesizer = Synthesizer(
+            self.spec, voices, pitch, partials, duration, level, inharmonicity, detune, lowpass, drive, reverb, odds
+        )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing is rendered before it is asked for."""
+        self.train_set = Windows(self.synthesizer, self.seed, "train")
+        self.val_set, self.test_set = (
+            Subset(Windows(self.synthesizer, self.seed, split), range(count)) for split, count in self.items.items()
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Windows that are scored."""
+        return {f"{split} windows of {self.spec.seconds:g} s": count for split, count in self.items.items()}
+
+
+class Tone(NamedTuple):
+    """One note as it will be rendered; K partials, the lowest first.
+
+    Attributes:
+        onset: first sample, in the window.
+        length: in samples.
+        level: in dB.
+        frequencies: `(K,)` Hz.
+        amplitudes: `(K,)`, after the filter.
+        phases: `(K,)` radians at the onset.
+        knots: `(7,)` ascending samples from the onset, the first 0 and the last `length`.
+        envelope: `(7,)` gain at the knots, linear between them; 0 at both ends, 1 at the most.
+        drive: strength of the clipper, 0 for none.
+    """
+
+    onset: int
+    length: int
+    level: float
+    frequencies: Float
+    amplitudes: Float
+    phases: Float
+    knots: NDArray[np.int64]
+    envelope: Float
+    drive: float
+
+
+class Window(NamedTuple):
+    """A window and what is in it.
+
+    Attributes:
+        audio: `(N,)` float32.
+        notes: `(K, 4)` as in `Item`, with fractional pitches.
+        voices: the signal of each note alone, from its onset, without the room; float32, as loud as it is in `audio`.
+        onsets: `(K,)` first sample of each.
+        sample_rate: in Hz.
+    """
+
+    audio: Audio
+    notes: Notes
+    voices: list[Audio]
+    onsets: list[int]
+    sample_rate: int
+
+
+class Windows(Dataset[Item]):
+    """A window for each position: a pure function of seed, split and position."""
+
+    def __init__(self, synthesizer: Synthesizer, seed: int, split: str) -> None:
+        self.synthesizer, self.seed, self.split = synthesizer, seed, split
+
+    def __getitem__(self, position: int) -> Item:
+        window = self.window(position)
+        audio = np.rint(window.audio * 32767).astype(np.int16)
+        return Item(audio, f"{self.split}-{position}", window.notes)
+
+    def window(self, position: int) -> Window:
+        """The window with each note's own signal, which `pitch_labels` needs."""
+        return self.synthesizer.window(rng_for(self.seed, self.split, position))
+
+
+@dataclass(frozen=True)
+class Synthesizer:
+    """Draws notes and renders them; small enough to be sent to workers. Attributes are as in `Synthetic`."""
+
+    spec: AudioSpec
+    voices: tuple[int, int]
+    pitch: tuple[float, float]
+    partials: tuple[int, int]
+    duration: tuple[float, float]
+    level: tuple[float, float]
+    inharmonicity: tuple[float, float] | None
+    detune: tuple[float, float] | None
+    lowpass: tuple[float, float] | None
+    drive: tuple[float, float] | None
+    reverb: tuple[float, float] | None
+    odds: float
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, tuple[tuple[float, float] | None, float, float]] = {
+            "voices": (self.voices, 1, np.inf),
+            "pitch": (self.pitch, 1.0, 0.499 * self.spec.sample_rate),
+            "partials": (self.partials, 1, np.inf),
+            "duration": (self.duration, 6 * SHORTEST_RAMP, self.spec.seconds),
+            "level": (self.level, -80.0, 0.0),
+            "inharmonicity": (self.inharmonicity, 1e-9, 1.0),
+            "detune": (self.detune, 0.0, 100.0),
+            "lowpass": (self.lowpass, 1.0, np.inf),
+            "drive": (self.drive, 0.0, 1.0),
+            "reverb": (self.reverb, 0.05, 20.0),
+            "odds": ((self.odds, self.odds), 0.0, 1.0),
+        }
+        for name, (limits, least, most) in bounds.items():
+            if limits is not None and not least <= limits[0] <= limits[1] <= most:
+                value = self.odds if name == "odds" else list(limits)
+                raise ValueError(f"{name} is {value}; it must ascend and lie within {least:g} and {most:g}")
+
+    def window(self, rng: Generator) -> Window:
+        """A window of audio, its notes and their signals; all of it follows from `rng`."""
+        rate = self.spec.sample_rate
+        tones = self.draw(rng)
+        voices = render(tones, rate)
+        audio = np.zeros(self.spec.samples, dtype=np.float32)
+        for tone, voice in zip(tones, voices):
+            audio[tone.onset : tone.onset + tone.length] += voice
+        if self.reverb is not None and rng.random() < self.odds:
+            audio = room(audio, rng, rate, _log_uniform(rng, self.reverb))
+        gain = LOUDEST / max(LOUDEST, audio.max(), -audio.min())
+        for signal in (audio, *voices):
+            signal *= np.float32(gain)
+        notes = [
+            (
+                tone.onset / rate,
+                (tone.onset + tone.length) / rate,
+                69 + 12 * np.log2(tone.frequencies[0] / 440),
+                # General MIDI: a level of 40 log10(velocity / 127) dB.
+                max(1.0, 127 * np.sqrt(10 ** (tone.level / 20) * gain)),
+            )
+            for tone in tones
+        ]
+        return Window(audio, np.array(notes), voices, [tone.onset for tone in tones], rate)
+
+    def draw(self, rng: Generator) -> list[Tone]:
+        """The notes of a window, by onset."""
+        tones = [self._tone(rng) for _ in range(rng.integers(*self.voices, endpoint=True))]
+        return sorted(tones, key=lambda tone: (tone.onset, tone.frequencies[0]))
+
+    def _tone(self, rng: Generator) -> Tone:
+        rate, samples = self.spec.sample_rate, self.spec.samples
+        length = min(round(rng.uniform(*self.duration) * rate), samples)
+        onset = int(rng.integers(samples - length, endpoint=True))
+
+        n = np.arange(1, rng.integers(*self.partials, endpoint=True) + 1)
+        ratio = n.astype(np.float64)  # (K,) to the lowest partial
+        if self.inharmonicity is not None and rng.random() < self.odds:
+            stiffness = _log_uniform(rng, self.inharmonicity)
+            ratio *= np.sqrt((1 + stiffness * n**2) / (1 + stiffness))
+        if self.detune is not None and rng.random() < self.odds:
+            ratio[1:] *= 2 ** (rng.normal(0.0, rng.uniform(*self.detune), len(n) - 1) / 1200)
+        frequencies = _log_uniform(rng, self.pitch) * ratio
+        amplitudes = rng.uniform(0.7, 1.0, len(n)) * n ** -rng.uniform(0.6, 2.4)
+        if self.lowpass is not None and rng.random() < self.odds:
+            # A filter does to a steady partial no more than change its amplitude and its phase, which is random.
+            amplitudes /= np.sqrt(1 + (frequencies / _log_uniform(rng, self.lowpass)) ** 8)
+        level = rng.uniform(*self.level)
+        kept = frequencies < rate / 2
+        frequencies, amplitudes = frequencies[kept], amplitudes[kept]
+        amplitudes *= FULL_LEVEL * 10 ** (level / 20) / np.sqrt(np.square(amplitudes).sum() / 2)
+
+        longest = length / rate / 6
+        attack, release = np.minimum(SHORTEST_RAMP * (longest / SHORTEST_RAMP) ** rng.random(2), longest) * rate
+        knots = np.rint([0, *np.linspace(attack, length - release, 5), length]).astype(np.int64)
+        envelope = np.array([0, *rng.uniform(0.1, 1.0, 5), 0])
+        drive = rng.uniform(*self.drive) if self.drive is not None and rng.random() < self.odds else 0.0
+        return Tone(
+            onset=onset,
+            length=length,
+            level=level,
+            frequencies=frequencies,
+            amplitudes=amplitudes,
+            phases=rng.uniform(0, 2 * np.pi, len(frequencies)),
+            knots=knots,
+            envelope=envelope / envelope.max(),
+            drive=drive,
+        )
+
+
+def render(tones: Sequence[Tone], sample_rate: int) -> list[Audio]:
+    """The signal `(length,)` float32 of each tone alone, from its onset, within 1e-6 of float64.
+
+    `x = envelope * sum(amplitude * sin(2 pi frequency time + phase))`, with drive `x - drive * u**3 / (3 peak**2)`,
+    where `u`, whose peak that is, is `x` without the partials from a third of the Nyquist frequency up, so that its
+    cube stays below the Nyquist frequency.
+
+    Phases are made in float64 at the start of each block and along one block; the angle-addition theorem joins them
+    in one float32 matrix product of `(blocks, 2K)` and `(2K, BLOCK)` a tone, without a sine a sample.
+    """
+    angle = 2 * np.pi / sample_rate * np.concatenate([tone.frequencies for tone in tones])  # (P,) radians a sample
+    start = np.concatenate([tone.amplitudes * np.exp(1j * tone.phases) for tone in tones])  # (P,)
+    blocks = -(-max(tone.length for tone in tones) // BLOCK)
+    starts = _rotations(start, BLOCK * angle, blocks)  # (blocks, 2P)
+    along = _rotations(1j, -angle, BLOCK)  # (BLOCK, 2P); Im(a b) = Re(a) Re(c) + Im(a) Im(c) for c = i conj(b)
+    time = np.arange(blocks * BLOCK, dtype=np.float32)
+    wave, gain, bend = np.empty((3, blocks * BLOCK), dtype=np.float32)  # for all tones: fresh memory is slow
+
+    slopes = np.diff([tone.envelope for tone in tones]) / np.diff([tone.knots for tone in tones])  # (K, 6)
+    signals, last = [], 0
+    for tone, rises in zip(tones, slopes):
+        first, last = last, last + len(tone.frequencies)
+        high = first + int(np.argmax(np.append(tone.frequencies >= sample_rate / 6, True)))
+        driven = tone.drive > 0 and high > first
+        n, rows = tone.length, -(-tone.length // BLOCK)
+
+        def waves(begin: int, end: int, rows: int = rows, n: int = n) -> Audio:
+            part = slice(2 * begin, 2 * end)
+            np.matmul(starts[:rows, part], along[:, part].T, out=wave[: rows * BLOCK].reshape(rows, BLOCK))
+            return wave[:n]
+
+        for begin, end, value, slope in zip(tone.knots, tone.knots[1:], tone.envelope, rises):
+            np.multiply(time[: end - begin], np.float32(slope), out=gain[begin:end])
+            gain[begin:end] += np.float32(value)
+
+        signal = waves(first, high if driven else last) * gain[:n]
+        if driven:
+            peak = max(signal.max(), -signal.min())
+            np.multiply(signal, signal, out=bend[:n])
+            bend[:n] *= np.float32(-tone.drive / 3 / peak**2)
+            bend[:n] += 1
+            signal *= bend[:n]
+            if high < last:
+                gain[:n] *= waves(high, last)
+                signal += gain[:n]
+        signals.append(signal)
+    return signals
+
+
+def room(audio: Audio, rng: Generator, sample_rate: int, seconds: float) -> Audio:
+    """Audio `(N,)` with reverberation that falls by 60 dB in so many seconds and is 6 to 24 dB below the sound itself.
+
+    Four combs side by side and two all-passes after them [Schroeder, "Natural sounding artificial reverberation", JAES
+    10, 1962]: a quarter of the time of `augment.reverb`, whose transforms would cost more than the rest of a window.
+    """
+    wet = np.zeros_like(audio)
+    for delay in rng.uniform(0.030, 0.045, 4).tolist():
+        wet += _echoes(audio, round(delay * sample_rate), 10 ** (-3 * delay / seconds))
+    for delay in (0.0050, 0.0017):
+        samples = round(delay * sample_rate)
+        echoes = _echoes(wet, samples, 0.7)
+        wet = -0.7 * echoes
+        wet[samples:] += echoes[:-samples]
+    energy = np.dot(audio, audio) / (np.dot(wet, wet) + 1e-12)
+    return audio + np.float32(10 ** (rng.uniform(-24, -6) / 20) * np.sqrt(energy)) * wet
+
+
+def _echoes(audio: Audio, delay: int, gain: float) -> Audio:
+    """`y[n] = audio[n] + gain * y[n - delay]`, by `1 / (1 - z) = (1 + z) (1 + z**2) (1 + z**4) ...`."""
+    echoes = audio.copy()
+    while gain > 1e-7 and delay < len(audio):
+        echoes[delay:] += gain * echoes[:-delay]
+        delay, gain = 2 * delay, gain * gain
+    return echoes
+
+
+def pitch_labels(
+    window: Window,
+    frequencies: Sequence[float],
+    frame_rate: float,
+    frames: int,
+    kind: Literal["activation", "power"],
+) -> NDArray[np.float32]:
+    """What sounds in each pitch bin and frame, `(F, T)` float32; frame `t` is centred on `t / frame_rate` seconds.
+
+    A note is shared between the two bins around its pitch, linearly in log frequency; beyond the outermost bins it
+    fades out over one more. "activation" is the share of the frame `(t +- 1/2) / frame_rate` that a note covers, the
+    largest where notes meet. "power" is the mean square of the note's own signal over `POWER_SPAN` about the frame,
+    summed over notes; before and after the window is silence.
+
+    Args:
+        window: from `Windows.window`.
+        frequencies: of the F >= 2 bins in Hz, ascending.
+        frame_rate: frames a second.
+        frames: number of frames T.
+        kind: which of the two.
+    """
+    bins = 69 + 12 * np.log2(np.asarray(frequencies) / 440)  # (F,)
+    onset, offset, pitch, _ = window.notes.T  # (K,)
+    upper = np.clip(np.searchsorted(bins, pitch), 1, len(bins) - 1)  # (K,)
+    near = np.stack([upper - 1, upper], axis=1)  # (K, 2)
+    place = (pitch - bins[upper - 1]) / (bins[upper] - bins[upper - 1])  # (K,)
+    weight = np.maximum(0, 1 - np.abs(place[:, None] - [0, 1]))  # (K, 2)
+
+    labels = np.zeros((len(bins), frames), dtype=np.float32)
+    time = np.arange(frames)  # (T,)
+    if kind == "activation":
+        begin = np.maximum(onset[:, None] * frame_rate, time - 0.5)  # (K, T)
+        end = np.minimum(offset[:, None] * frame_rate, time + 0.5)  # (K, T)
+        np.maximum.at(labels, near, weight[..., None] * np.maximum(0, end - begin)[:, None])
+        return labels
+    centre, half = time / frame_rate * window.sample_rate, POWER_SPAN / 2 * window.sample_rate
+    bounds = np.rint([centre - half, centre + half]).astype(np.int64)  # (2, T) samples
+    edges, place = np.unique(bounds, return_inverse=True)  # (E,)
+    begins, ends = place.reshape(bounds.shape)  # (T,) each
+    energy = np.zeros((len(pitch), len(edges)))  # (K, E) before each edge
+    for row, voice, first in zip(energy, window.voices, window.onsets):
+        inside = slice(np.searchsorted(edges, first, "right"), np.searchsorted(edges, first + len(voice)))
+        sums = np.add.reduceat(np.square(voice), np.append(0, edges[inside] - first))
+        row[inside.start :] = sums.sum(dtype=np.float64)
+        row[inside] = np.cumsum(sums[:-1], dtype=np.float64)
+    power = (energy[:, ends] - energy[:, begins]) / (bounds[1] - bounds[0])  # (K, T)
+    np.add.at(labels, near, weight[..., None] * power[:, None])
+    return labels
+
+
+def _rotations(start: NDArray[np.complex128] | complex, angle: Float, count: int) -> Audio:
+    """Real and imaginary parts in turn of `start * exp(i angle k)` for `k < count`, `(count, 2P)`.
+
+    Every 16th rotation comes from sines, those between from the product with one of sixteen.
+    """
+    coarse = np.arange(0, count, 16)[:, None] * angle  # (count / 16, P)
+    fine = np.arange(16)[:, None] * angle  # (16, P)
+    turns = (start * np.exp(1j * coarse))[:, None] * np.exp(1j * fine)  # (count / 16, 16, P)
+    return turns.reshape(-1, len(angle))[:count].astype(np.complex64).view(np.float32)
+
+
+def _log_uniform(rng: Generator, limits: tuple[float, float]) -> float:
+    return limits[0] * (limits[1] / limits[0]) ** rng.random()

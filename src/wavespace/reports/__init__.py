@@ -1,0 +1,1 @@
+"""All drawing and all pages."""

@@ -1,0 +1,439 @@
+"""`wavespace report PATH…`: what a run did, as one page that opens from disk; of several, a table and what it says.
+
+A page is made from the files of the run folder alone. What is missing or damaged is said on it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wavespace.analysis.runs import (
+    LARGEST,
+    MOST_BYTES,
+    Run,
+    Series,
+    higher_is_better,
+    parse_config,
+    parse_status,
+    read_metrics,
+    read_part,
+    read_runs,
+)
+from wavespace.errors import BadInput, UserError
+from wavespace.files import named_file, open_regular, read_regular
+from wavespace.provenance import refuse_foreign
+from wavespace.reports.pages import edition, number, render
+from wavespace.reports.plots import thinned, together
+from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.terminal import Arguments, folder_or_file, plain
+
+MEDIA_LIMIT = 4_500_000
+"""Bytes of pictures and sounds (as base64) in a page; what does not fit is named by its file."""
+
+MOST_SAMPLES, MOST_VALUES = 50, 2**23
+"""Samples that a page shows, and values of all channels that a sound in it may have: three minutes at 44,100 Hz."""
+
+MOST_LINES = 50
+"""Runs, and reasons, that the terminal shows."""
+
+
+def main(arguments: list[str]) -> None:
+    """The page of a run; of several, their pages, a table, and a page of them all."""
+    parser = Arguments(
+        prog="wavespace report",
+        description="Of one run: rewrite its report.html from what is in its folder, whatever state it is in. "
+        "Of several: a page with a table, fits and figures (report.html, runs.csv, runs.parquet, figures/) in the "
+        "folder that was named or in --out; each run's own page is written where it is missing or older than the run.",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="a run folder runs/<name>/<signature>, a folder of them, a launch runs/launches/<id>, "
+        "or a sweep on W&B as ENTITY/PROJECT/SWEEP",
+    )
+    parser.add_argument("--out", type=folder_or_file, metavar="FOLDER", help="where the page of several runs goes")
+    parser.add_argument("--metric", help="what runs are compared by, as val/l1_db; else what they watched themselves")
+    parser.add_argument("--pages", action="store_true", help="rewrite each run's own page, too")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
+    given = parser.parse_args(arguments)
+
+    runs = read_runs(given.paths)
+    local = [Path(run.source) for run in runs if run.source and Path(run.source).is_dir()]
+    if len(given.paths) == len(local) == len(runs) == 1 and Path(given.paths[0]) == local[0]:
+        print(write_report(RunFolder(local[0])))
+        return
+    out = given.out or (
+        Path(given.paths[0]) if Path(given.paths[0]).is_dir() and len(given.paths) == 1 else Path("report")
+    )
+    if (out / "status.json").exists():
+        raise UserError(f"{out} is a run folder; name another one with --out for the page of several runs")
+    refuse_foreign(out / "report.html", [out / "runs.csv", out / "runs.parquet"], overwrite=given.overwrite)
+    from wavespace.reports.study_page import write_study
+
+    title = " ".join(map(str, given.paths))
+    with _written_beside(local, given.pages) as pages:
+        page = write_study(runs, out, metric=given.metric, title=title, coming=local, overwrite=given.overwrite)
+        _print_runs(runs)
+        print(page, flush=True)
+        pages()
+
+
+@contextmanager
+def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], None]]:
+    """Write each run's own page that is not up to date, in other processes; yields what waits for them all."""
+    from rich.console import Console
+    from rich.progress import track
+
+    old = [folder for folder in folders if every or not is_current(folder)]
+    pool = ProcessPoolExecutor(min(os.cpu_count() or 1, len(old) // 8 + 1), initializer=_ignore_interrupts)
+    faults = pool.map(_fault_of_page, old, chunksize=4)
+
+    def wait() -> None:
+        console = Console(stderr=True)
+        shown = track(faults, "pages", len(old), console=console, transient=True, disable=not console.is_terminal)
+        found = [fault for fault in shown if fault]
+        if folders:
+            print(f"{len(old) - len(found)} pages of runs written anew, {len(folders) - len(old)} were up to date")
+        for fault in found[:MOST_LINES]:
+            print(plain(fault))
+
+    try:
+        yield wait
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is for the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _fault_of_page(folder: Path) -> str | None:
+    """Write a run's page; returns why it could not be."""
+    try:
+        write_report(RunFolder(folder))
+    except Exception as error:  # one folder must not cost the pages of all
+        return f"{folder}: no page ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return None
+
+
+SOURCES = ("status.json", "config.yaml", "metrics.csv", "samples/samples.json", "samples")
+"""What a run's page is made from."""
+
+
+def _made_of(folder: Path) -> str:
+    """A digest of the state of a page's sources, and of how it is made from them."""
+    found = []
+    for name in SOURCES:
+        try:
+            facts = (folder / name).stat()
+            found.append([name, facts.st_mtime_ns, facts.st_size])
+        except OSError:
+            continue
+    return hashlib.sha256(json.dumps([edition(), found]).encode()).hexdigest()[:16]
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a run's page is there, and made from what is in its folder now."""
+    try:
+        with open_regular(folder / "report.html") as file:
+            return f'content="{_made_of(folder)}"'.encode() in file.read(1000)
+    except (OSError, BadInput):
+        return False
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write `report.html` from the other files of a run folder, and return its path.
+
+    One file that needs no network and runs no script; a missing or damaged source is a sentence on the page.
+    """
+    notices: list[str] = []
+    made_of = _made_of(folder.path)  # before anything is read: what changes meanwhile makes it out of date
+    status = read_part(folder.path, "status.json", parse_status, notices, {})
+    text, config = read_part(folder.path, "config.yaml", parse_config, notices, ("", {}))
+    metrics = read_metrics(folder.path, notices)
+    samples = read_part(folder.path, "samples/samples.json", json.loads, notices, [])
+    nodes = [config.get(group) for group in ("data", "frontend", "model", "task")]
+    targets = [str(node["_target_"]) for node in nodes if isinstance(node, dict) and "_target_" in node]
+    names = list(dict.fromkeys(key.partition("/")[2] for key in status.get("metrics", {}) if "/" in key))
+    page = render(
+        "run.html",
+        made_of=made_of,
+        name=config.get("name") or folder.path.absolute().parent.name,
+        signature=status.get("signature") or folder.path.absolute().name,
+        parts=[target.rpartition(".")[2] for target in targets],
+        status=status,
+        table=figures_table(status),
+        every=figures_table(status | {"table": names}),
+        logged=logged_table(metrics),
+        charts=_charts(metrics, status),
+        samples=_samples(samples, folder.path, notices),
+        config=text,
+        notices=notices,
+    )
+    write_atomic(folder.path / "report.html", page.encode("utf-8", "replace"))  # JSON can hold what UTF-8 can't
+    return folder.path / "report.html"
+
+
+def figures_table(status: dict[str, Any]) -> list[list[str]]:
+    """A run's figures as text: a head `["", "val", "test", "baseline"]` (those there are), then a row a name.
+
+    Args:
+        status: as in status.json; `metrics` holds the figures, `table` names the rows.
+    """
+    figures = status.get("metrics", {})
+    splits = [split for split in ("val", "test", "baseline") if any(key.startswith(f"{split}/") for key in figures)]
+    rows = [[name, *(number(figures.get(f"{split}/{name}")) for split in splits)] for name in status.get("table", [])]
+    return [["", *splits], *rows]
+
+
+def logged_table(metrics: dict[str, Series]) -> list[list[str]]:
+    """What was logged in training as text: a head, then the best value, if it is known which, and the last, of each."""
+    rows = []
+    for name, (steps, values) in sorted(metrics.items()):
+        higher, known = higher_is_better(name), np.flatnonzero(np.isfinite(values))
+        best, at = "–", "–"
+        if higher is not None and len(known):
+            place = known[np.argmax(values[known] if higher else -values[known])]
+            best, at = number(float(values[place])), f"{steps[place]:.0f}"
+        rows.append([name, best, at, number(float(values[-1]))])
+    return [["", "best", "at step", "last"], *rows]
+
+
+# --- Curves -------------------------------------------------------------------------------------------------
+
+
+class Chart(NamedTuple):
+    """A drawing as SVG markup; its curves are name, last value as text, and the page's colour."""
+
+    title: str
+    note: str
+    svg: str
+    curves: list[tuple[str, str, str]]
+
+
+def _charts(metrics: dict[str, Series], status: dict[str, Any]) -> list[Chart]:
+    """Losses together, with the learning rate; validation figures together if they are shares."""
+    losses = [name for name in metrics if name.startswith("train/") or name == "val/loss"]
+    losses.sort(key=lambda name: (name != "train/loss", name != "val/loss"))
+    known = [f"val/{name}" for name in status.get("table", [])] or [n for n in metrics if n.startswith("val/")]
+    figures = [name for name in known if name in metrics and name not in losses]
+    shares = [name for name in figures if not np.any((metrics[name][1] < 0) | (metrics[name][1] > 1))]
+    groups = [shares, *([name] for name in figures if name not in shares)]
+    charts = [_chart("Losses", {n: metrics[n] for n in losses}, rate=metrics.get("lr"), log=True)] if losses else []
+    best = status.get("metrics", {}).get("best_step")
+    return charts + [_chart("Validation", {n: metrics[n] for n in names}, best=best) for names in groups if names]
+
+
+def _chart(
+    title: str,
+    curves: dict[str, Series],
+    *,
+    rate: Series | None = None,
+    best: float | None = None,
+    log: bool = False,
+) -> Chart:
+    """Curves over steps; below them the learning rate, across them the best step."""
+    points = [thinned(series) for series in curves.values()]
+    across = [*(steps for steps, _ in points), np.array([best] if best is not None and np.isfinite(best) else [])]
+    x = Scale.of(across, 42, 354)
+    log = log and not any(np.any(values <= 0) for _, values in curves.values())
+    y = Scale.of([values for _, values in points], 158 if rate else 194, 6, log)
+    label = html.escape(f"{title}: {', '.join(curves)}")
+    parts = [f'<svg viewBox="0 0 360 223" role="img" aria-label="{label}">']
+    parts += _frame(x, y, 194)
+    listed: list[tuple[str, str, str]] = []
+    notes = ["last values beside the names"]
+    for index, (name, series) in enumerate(curves.items()):
+        colour = f"--c{index % COLOURS}"
+        dotted = len(series[0]) < (40 if name.startswith("val/") else 2)
+        parts += _line(points[index], x, y, colour, ("", "5 2", "1 2")[index // COLOURS % 3], dotted)
+        listed.append((name, number(series[1][-1]), colour))
+    if rate:
+        steps, values = thinned(rate)
+        below = Scale(0.0, max([*values.tolist(), 1e-30]) * 1.05, 192, 168)
+        parts += _line((steps, np.maximum(values, 0)), x, below, "--faint")
+        parts += [
+            _text(38, below(below.high / 1.05) + 3, "end", f"{below.high / 1.05:.2g}"),
+            _text(38, 195, "end", "0"),
+        ]
+        listed.append(("lr", number(rate[1][-1]), "--faint"))
+    if (steps_each := max(map(together, curves.values()))) > 1:
+        notes.insert(0, f"a point is the mean of up to {steps_each} logged steps")
+    if best is not None and np.isfinite(best):
+        parts.append(_path([(x(best), 6), (x(best), 194)], "--faint", "2 3"))
+        notes.insert(0, f"dotted: the best, at step {best:.0f}")
+    return Chart(title, "; ".join(notes), "".join([*parts, "</svg>"]), listed)
+
+
+COLOURS = 6
+"""Of lines, as style.css has them."""
+
+
+class Scale(NamedTuple):
+    """Where the values of an axis lie in a drawing: `low` at `start`, `high` at `end`; log: of their logarithms."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @classmethod
+    def of(cls, values: list[NDArray[np.float64]], start: float, end: float, log: bool = False) -> Scale:
+        """With room for all values."""
+        known = np.concatenate(values)
+        known = np.log10(np.maximum(known, 1 / LARGEST)) if log else known
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        spare = 0.05 * ((high - low) or abs(high) or 1.0)
+        return cls(low - spare, high + spare, start, end, log)
+
+    def __call__(self, values: Any) -> Any:
+        at = np.log10(np.maximum(values, 1 / LARGEST)) if self.log else values
+        return self.start + (at - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, count: int, integer: bool = False) -> list[float]:
+        """Round values within it."""
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
+        wide = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5))
+        found = (wide if self.log else MaxNLocator(count, integer=integer, steps=[1, 2, 5, 10])).tick_values(low, high)
+        return [float(tick) for tick in found if low <= tick <= high]
+
+
+def _frame(x: Scale, y: Scale, bottom: float) -> list[str]:
+    """Ticks, their lines, and what the steps are called."""
+    parts = []
+    for tick in y.ticks(6):
+        parts += [_path([(42, y(tick)), (354, y(tick))], "--line"), _text(38, y(tick) + 3, "end", f"{tick:g}")]
+    for tick in x.ticks(6, integer=True):
+        parts += [_path([(x(tick), bottom), (x(tick), bottom + 3)], "--faint")]
+        parts += [_text(x(tick), bottom + 13, "middle", f"{tick:g}" if abs(tick) >= 1e7 else f"{tick:.0f}")]
+    return [*parts, _path([(42, bottom), (354, bottom)], "--line"), _text(198, bottom + 25, "middle", "step")]
+
+
+def _line(series: Series, x: Scale, y: Scale, colour: str, dashes: str = "", dotted: bool = False) -> list[str]:
+    """A curve, with a dot at each point if they are few."""
+    places = list(zip(x(series[0]).tolist(), y(series[1]).tolist()))
+    dots = [f'<circle cx="{a:.2f}" cy="{b:.2f}" r="1.5" style="fill: var({colour})"/>' for a, b in places if dotted]
+    return [_path(places, colour, dashes, 1.6), *dots]
+
+
+def _path(places: list[tuple[float, float]], colour: str, dashes: str = "", width: float = 0.8) -> str:
+    drawn = "L".join(f"{a:.2f} {b:.2f}" for a, b in places)
+    dashed = f"; stroke-dasharray: {dashes}" if dashes else ""
+    return f'<path d="M{drawn}" style="fill: none; stroke: var({colour}); stroke-width: {width}{dashed}"/>'
+
+
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    style = f"fill: var(--faint); font-size: 9px; text-anchor: {anchor}"
+    return f'<text x="{x:.2f}" y="{y:.2f}" style="{style}">{html.escape(text)}</text>'
+
+
+# --- Samples ------------------------------------------------------------------------------------------------
+
+
+def _samples(entries: Any, folder: Path, notices: list[str]) -> list[dict[str, Any]]:
+    """What samples.json lists, with its files as data URIs; None in place of one that can't be shown."""
+    left = MEDIA_LIMIT
+
+    def embedded(file: str) -> str | None:
+        nonlocal left
+        name = f"samples/{Path(file).name}"
+        try:
+            kind, data = _media(folder, name)
+        except FileNotFoundError:
+            notices.append(f"{name} is missing.")
+            return None
+        except BadInput as error:
+            notices.append(f"{name} can't be read ({str(error).removeprefix(f'{folder / name}: ')}).")
+            return None
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            notices.append(f"{name} can't be read ({type(error).__name__}).")
+            return None
+        uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        if len(uri) > left:
+            notices.append(f"{name} is too large for this page.")
+            return None
+        left -= len(uri)
+        return uri
+
+    shown = []
+    try:
+        for entry in entries[:MOST_SAMPLES]:
+            files = {
+                key: [(e["title"], e["file"], embedded(e["file"])) for e in entry[key][:MOST_SAMPLES]]
+                for key in ("sounds", "midi")
+            }
+            shown.append({**entry, **files, "picture": (entry["picture"], embedded(entry["picture"]))})
+        if len(entries) > MOST_SAMPLES:
+            notices.append(f"samples/samples.json lists {len(entries)} samples; the first {MOST_SAMPLES} are shown.")
+    except (KeyError, TypeError, AttributeError) as error:
+        notices.append(f"samples/samples.json is damaged ({type(error).__name__}: {error}).")
+    return shown
+
+
+def _media(folder: Path, name: str) -> tuple[str, bytes]:
+    """Type and bytes of a file as the page holds it: sounds as MP3, half of FLAC's size, where that can be written."""
+    data, packed = read_regular(named_file(folder, name), MOST_BYTES), io.BytesIO()
+    if (suffix := Path(name).suffix) in (".mid", ".png"):
+        return {".mid": "audio/midi", ".png": "image/png"}[suffix], data
+    import soundfile
+
+    with soundfile.SoundFile(io.BytesIO(data)) as file:  # a few bytes of silence may be hours
+        if file.frames * file.channels > MOST_VALUES:
+            raise BadInput(f"{folder / name}: its header states {file.frames} samples, too many for a page")
+        audio, rate = file.read(dtype="float32"), file.samplerate
+    best: Any = {"bitrate_mode": "VARIABLE", "compression_level": 0.0}
+    try:
+        soundfile.write(packed, audio, rate, format="MP3", **best)
+    except (RuntimeError, TypeError, ValueError):  # a rate that MP3 has not got, or a libsndfile without it
+        return "audio/flac", data
+    return "audio/mpeg", packed.getvalue()
+
+
+# --- Many runs ----------------------------------------------------------------------------------------------
+
+
+def _print_runs(runs: list[Run]) -> None:
+    """A row a run; under them, why runs failed or can't be read."""
+    from rich.console import Console
+    from rich.table import Table
+
+    folders = [Path(run.source) for run in runs]
+    several = len({folder.parent for folder in folders}) > 1
+    names = [f"{folder.parent.name}/{folder.name}" if several else folder.name for folder in folders]
+    metrics = list(dict.fromkeys(metric for run in runs for metric in run.facts.get("table", [])))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for title in ["step", *(metric.replace("_", " ") for metric in metrics), "minutes"]:
+        table.add_column(plain(title), justify="right")
+    for name, run in list(zip(names, runs))[:MOST_LINES]:
+        cells = [number(run.figures.get(f"test/{metric}", run.figures.get(f"val/{metric}"))) for metric in metrics]
+        minutes = f"{run.facts['minutes']:.1f}" if "minutes" in run.facts else "–"
+        table.add_row(plain(name), plain(run.state), str(run.facts.get("step", "–")), *cells, minutes)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    odd = [f"{name}: {reason}" for name, run in zip(names, runs) for reason in run.reasons if run.state != "finished"]
+    for line in odd[:MOST_LINES]:
+        console.print(plain(line))
+    if max(len(runs), len(odd)) > MOST_LINES:
+        console.print(f"… {len(runs)} runs; the page and its files have them all")
