@@ -23,7 +23,8 @@ from wavespace.errors import BadCheckpoint, ConfigError, UserError
 from wavespace.locate import locate
 from wavespace.reports import run_page as report
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import Arguments, flags_and_words, folder_or_file, printable
+from wavespace.terminal import Arguments, flags_and_words, folder_or_file
+from wavespace.text import printable
 
 
 @pytest.fixture(scope="module")

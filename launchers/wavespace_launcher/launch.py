@@ -22,15 +22,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wavespace.config import check, command_line, compose, resolved, signature
 from wavespace.errors import ConfigError, UserError
-from wavespace.terminal import held, leave_terminal, on_stop
+from wavespace.signals import leave_terminal, set_stop_handler, stop_deferred
 from wavespace_launcher.controller import Controller, affordable, command, deleted, environment, with_jobs
 from wavespace_launcher.ledger import Launch, redacted, secrets_here, without_secrets
-from wavespace_launcher.plan import Candidate, Job, Plan, Settings, digest, launch_id, sweep_config
+from wavespace_launcher.plan import Candidate, Job, Plan, Settings, digest, launch_id, override, sweep_config
 from wavespace_launcher.runpod_client import Offer, Refused, Runpod, Unknown, creation
 from wavespace_launcher.state import State
 from wavespace_launcher.status import Board, Fate, save, table, terminal
 from wavespace_launcher.wandb_client import Wandb
-from wavespace_launcher.worker import override
 
 
 class Member(NamedTuple):
@@ -50,7 +49,7 @@ def members(context: HydraContext, config: DictConfig, overrides: Sequence[Seque
     setup_globals()
     found, swept = [], str(config.hydra.sweeper._target_).endswith("BasicSweeper")
     for index, chosen in enumerate(overrides, first):
-        with held():
+        with stop_deferred():
             whole = context.config_loader.load_sweep_config(config, list(chosen))
             with read_write(whole), open_dict(whole):
                 whole.hydra.job.id, whole.hydra.job.num = str(index), index
@@ -212,7 +211,7 @@ def interruptible() -> Iterator[None]:
         leave_terminal(number)
         raise KeyboardInterrupt
 
-    before = on_stop(interrupt)
+    before = set_stop_handler(interrupt)
     try:
         yield
     finally:

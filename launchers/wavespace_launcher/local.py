@@ -25,7 +25,7 @@ from wavespace.errors import ConfigError
 from wavespace.files import is_locked
 from wavespace.inputs import once
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import STOP_EXITS
+from wavespace.signals import STOP_EXITS
 from wavespace_launcher.launch import Member, interruptible, members, returns
 from wavespace_launcher.status import Board, Fate, is_number, table
 

@@ -230,3 +230,8 @@ def sweep_config(plan: Plan, name: str, jobs: Sequence[Job]) -> dict[str, Any]:
         "program": "wavespace",
         "command": ["${interpreter}", "-m", "wavespace.cli", "worker", "${args_no_hyphens}"],
     }
+
+
+def override(key: str, value: object) -> str:
+    """Write a parameter that W&B drew as a Hydra override; W&B's agent writes null as Python does."""
+    return f"{key}={'null' if str(value) == 'None' else value}"

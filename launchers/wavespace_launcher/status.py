@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from wavespace.files import read_regular
 from wavespace.runfolder import write_atomic
-from wavespace.terminal import plain
+from wavespace.text import printable_text
 from wavespace_launcher.ledger import MOST_BYTES
 from wavespace_launcher.plan import Job
 from wavespace_launcher.wandb_client import Run
@@ -168,12 +168,18 @@ def table(found: Sequence[Fate], metric: str | None) -> Any:
     money = any(fate.dollars for fate in found)
     rows = Table("#", "overrides", "state", metric or "metric", "minutes", *(["$"] if money else []), "run", box=None)
     for fate in found:
-        overrides = plain(" ".join(text for text in fate.overrides if text not in common)) or "-"
+        overrides = printable_text(" ".join(text for text in fate.overrides if text not in common)) or "-"
         value = "-" if fate.value is None else f"{fate.value:.4g}"
-        state = plain(f"{fate.state}: {fate.reason}" if fate.reason else fate.state)
+        state = printable_text(f"{fate.state}: {fate.reason}" if fate.reason else fate.state)
         cost = [f"{fate.dollars:.2f}"] if money else []
         rows.add_row(
-            str(fate.index), overrides, state, value, f"{fate.minutes:.1f}", *cost, plain(fate.url or fate.run or "-")
+            str(fate.index),
+            overrides,
+            state,
+            value,
+            f"{fate.minutes:.1f}",
+            *cost,
+            printable_text(fate.url or fate.run or "-"),
         )
     return rows
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wavespace.errors import BadInput, ConfigError, Diverged, UserError
-from wavespace.terminal import SIGTERM_EXIT, STOP_EXITS, held, listen
+from wavespace.signals import SIGTERM_EXIT, STOP_EXITS, raise_on_stop, stop_deferred
 from wavespace_launcher.ledger import redacted
-from wavespace_launcher.plan import PREPARE, Job
+from wavespace_launcher.plan import PREPARE, Job, override
 from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
 from wavespace_launcher.runpod_client import Unknown
 from wavespace_launcher.wandb_client import DIVERGED, DUPLICATE, REFUSED, Run, Wandb, rival_of
@@ -48,7 +48,7 @@ class OtherVersion(UserError):
 
 def main(arguments: Sequence[str]) -> None:
     """`wavespace worker job=<index>|<signature>|<overrides> launch=<id> [key=value …]`."""
-    listen()
+    raise_on_stop()
     if list(arguments) == [SELF_TEST]:
         return _self_test()
     given = dict(word.split("=", 1) for word in arguments if "=" in word and not word.startswith("_"))
@@ -58,11 +58,6 @@ def main(arguments: Sequence[str]) -> None:
     drawn = [override(key, value) for key, value in given.items() if key not in ("job", "launch")]
     with _busy():
         sys.exit(work(job, given["job"], launch, drawn))
-
-
-def override(key: str, value: object) -> str:
-    """A parameter that W&B has drawn, which its agent writes as Python does, as Hydra reads it."""
-    return f"{key}={'null' if str(value) == 'None' else value}"
 
 
 def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
@@ -124,7 +119,7 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
 
         prepare(list(job.overrides))
         return {}
-    with held():
+    with stop_deferred():
         cfg = _composed(job, drawn)
     if run.resumed:  # to start over is said of runs before this one
         cfg.fresh = False

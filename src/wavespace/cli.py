@@ -8,7 +8,9 @@ import sys
 from importlib import import_module
 
 from wavespace.errors import UserError
-from wavespace.terminal import guarded, listen, printable
+from wavespace.signals import raise_on_stop
+from wavespace.terminal import guarded
+from wavespace.text import printable
 
 VERBS = {
     "train": "train a configuration, or many with -m; a finished one returns at once, a killed one goes on",
@@ -74,7 +76,7 @@ def main() -> None:
     if verb in OWN_CODE or any(word.partition("=")[0] == "--trust" for word in arguments):
         sys.path.append(folder)  # a `_target_` may name a package that lies where the command runs
     if verb in VERBS and verb != "pods":  # which has its own ways to end what costs money
-        listen()
+        raise_on_stop()
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
     elif verb == "--version":

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 from wavespace.archive import fault
 from wavespace.errors import BadCheckpoint, UserError
 from wavespace.runfolder import newest_finished
-from wavespace.terminal import printable
+from wavespace.text import printable
 
 if TYPE_CHECKING:
     import requests

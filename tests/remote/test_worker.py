@@ -14,7 +14,7 @@ from omegaconf import ListConfig
 
 from wavespace.config import compose, signature
 from wavespace.runfolder import RunFolder, write_atomic
-from wavespace.terminal import listening
+from wavespace.signals import raising_on_stop
 from wavespace_launcher import worker
 from wavespace_launcher.plan import Job
 from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION
@@ -172,7 +172,7 @@ def test_a_job_told_to_stop_while_it_composes_is_preempted_and_refuses_nothing(
     overrides = ("model=harmonic", "model.dilations=[[1,1],[12,1]]", "task=piano_roll")
     job = Job(0, signature(compose(overrides)), overrides)
     monkeypatch.setattr(ListConfig, "append", told)
-    with listening():
+    with raising_on_stop():
         assert worker.work(job, job.text, "launch", []) == 143
     assert next(calls) > 41
     assert (codes, preempting) == ([143], [True])

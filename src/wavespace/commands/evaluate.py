@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from wavespace import config
 from wavespace.config.trust import add_trust, configuration
-from wavespace.terminal import Arguments, printable
+from wavespace.terminal import Arguments
+from wavespace.text import printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from wavespace.errors import BadInput, UserError
-from wavespace.terminal import Arguments, folder_or_file, plain
+from wavespace.terminal import Arguments, folder_or_file
+from wavespace.text import printable_text
 
 if TYPE_CHECKING:
     from wavespace_launcher.controller import Controller
@@ -67,7 +68,7 @@ def status(launches: Sequence[Launch]) -> None:
         except BadInput as error:
             if len(launches) == 1:
                 raise
-            rows.add_row(plain(launch.id), plain(str(error)), *["-"] * 6)
+            rows.add_row(printable_text(launch.id), printable_text(str(error)), *["-"] * 6)
             continue
         found, trouble = load(launch.folder / "results.json"), ""
         if len(launches) == 1 and not state.settled:
@@ -79,7 +80,7 @@ def status(launches: Sequence[Launch]) -> None:
         failed = sum(fate.ended for fate in found) - done
         money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
         jobs = "search" if plan.search else str(len(plan.jobs))
-        rows.add_row(plain(launch.id), word, jobs, str(done), str(failed), str(len(state.live)), *money)
+        rows.add_row(printable_text(launch.id), word, jobs, str(done), str(failed), str(len(state.live)), *money)
     console.print(rows)
     if len(launches) > 1:
         return
@@ -89,7 +90,7 @@ def status(launches: Sequence[Launch]) -> None:
     pods = Table("pod", "id", "machine", "state", "$ an hour", box=None)
     for pod in State.of(launch.events()).pods.values():
         word = pod.refused or ("gone" if pod.gone else pod.ending or ("up" if pod.ready else "starting"))
-        about = map(plain, (pod.name, str(pod.id or "-"), str(pod.candidate), str(word)))
+        about = map(printable_text, (pod.name, str(pod.id or "-"), str(pod.candidate), str(word)))
         pods.add_row(*about, f"{pod.price:g}")
     console.print(pods)
 

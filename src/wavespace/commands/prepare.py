@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from wavespace import config
 from wavespace.errors import BadInput
-from wavespace.terminal import composing, if_stopped
+from wavespace.signals import if_stopped
+from wavespace.terminal import composing
 
 if TYPE_CHECKING:
     from wavespace.data.base import DataModule

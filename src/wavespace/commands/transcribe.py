@@ -18,7 +18,9 @@ from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
 from wavespace.locate import locate
 from wavespace.provenance import is_ours, marked, refuse_foreign
 from wavespace.runfolder import newest_finished, write_atomic
-from wavespace.terminal import Arguments, folder_or_file, held, if_stopped, printable
+from wavespace.signals import if_stopped, stop_deferred
+from wavespace.terminal import Arguments, folder_or_file
+from wavespace.text import printable
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
@@ -82,7 +84,7 @@ def _transcribe_to(
         beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
         midi = Path(f"{target}.mid")
         content_of_midi = marked(midi, _midi(notes), beside)
-        with held():  # a signal waits until the files of a recording are all there
+        with stop_deferred():  # a signal waits until the files of a recording are all there
             write_atomic(midi, content_of_midi)
             for path, content in beside.items():
                 write_atomic(path, content)

@@ -20,7 +20,8 @@ from wavespace.config.trust import add_trust
 from wavespace.errors import BadInput, UserError
 from wavespace.provenance import marked, refuse_foreign
 from wavespace.runfolder import write_atomic
-from wavespace.terminal import Arguments, folder_or_file, printable
+from wavespace.terminal import Arguments, folder_or_file
+from wavespace.text import printable
 
 WIDTH, HEIGHT = 1280, 720
 

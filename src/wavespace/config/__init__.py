@@ -40,7 +40,7 @@ from wavespace.config.claims import claims
 from wavespace.config.moved import moved
 from wavespace.config.overrides import IsText, as_text, started_anew
 from wavespace.errors import ConfigError, place_of
-from wavespace.terminal import held
+from wavespace.signals import stop_deferred
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -213,7 +213,7 @@ def _compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> 
         folder = QuotedString(f"file://{Path(config_dir).absolute()}", Quote.single).with_quotes()
         search = [f"hydra.searchpath=[{folder}]"]
     GlobalHydra.instance().clear()
-    with held(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with stop_deferred(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("train", overrides=[*overrides, *search])
 
 
@@ -270,7 +270,7 @@ def compose_once(multirun: DictConfig) -> Callable[[Sequence[str], str | Path | 
     parser, parsed = OverridesParser.create(), dict[str, Override]()
 
     def load_once(master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        with held():
+        with stop_deferred():
             for text in sweep_overrides:
                 if text not in parsed:
                     parsed[text] = parser.parse_override(text)

@@ -39,7 +39,8 @@ from wavespace.provenance import refuse_foreign
 from wavespace.reports.pages import edition, number, render
 from wavespace.reports.plots import thinned, together
 from wavespace.runfolder import RunFolder, write_atomic
-from wavespace.terminal import Arguments, folder_or_file, plain
+from wavespace.terminal import Arguments, folder_or_file
+from wavespace.text import printable_text
 
 MEDIA_LIMIT = 4_500_000
 """Bytes of pictures and sounds (as base64) in a page; what does not fit is named by its file."""
@@ -111,7 +112,7 @@ def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], N
         if folders:
             print(f"{len(old) - len(found)} pages of runs written anew, {len(folders) - len(old)} were up to date")
         for fault in found[:MOST_LINES]:
-            print(plain(fault))
+            print(printable_text(fault))
 
     try:
         yield wait
@@ -425,15 +426,15 @@ def _print_runs(runs: list[Run]) -> None:
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for title in ["step", *(metric.replace("_", " ") for metric in metrics), "minutes"]:
-        table.add_column(plain(title), justify="right")
+        table.add_column(printable_text(title), justify="right")
     for name, run in list(zip(names, runs))[:MOST_LINES]:
         cells = [number(run.figures.get(f"test/{metric}", run.figures.get(f"val/{metric}"))) for metric in metrics]
         minutes = f"{run.facts['minutes']:.1f}" if "minutes" in run.facts else "–"
-        table.add_row(plain(name), plain(run.state), str(run.facts.get("step", "–")), *cells, minutes)
+        table.add_row(printable_text(name), printable_text(run.state), str(run.facts.get("step", "–")), *cells, minutes)
     console = Console(markup=False, highlight=False)
     console.print(table)
     odd = [f"{name}: {reason}" for name, run in zip(names, runs) for reason in run.reasons if run.state != "finished"]
     for line in odd[:MOST_LINES]:
-        console.print(plain(line))
+        console.print(printable_text(line))
     if max(len(runs), len(odd)) > MOST_LINES:
         console.print(f"… {len(runs)} runs; the page and its files have them all")

@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 
 from wavespace.errors import Incompatible, UserError
 from wavespace.runfolder import RunFolder
-from wavespace.terminal import SIGTERM_EXIT, STOPS, exit_at_once, guarded, on_stop
+from wavespace.signals import SIGTERM_EXIT, STOPS, exit_at_once, set_stop_handler
+from wavespace.terminal import guarded
 
 PATIENCE = 20.0
 """Seconds that a process of several waits for the others where one of them has failed."""
@@ -140,7 +141,7 @@ def follow(work: Callable[[], None]) -> None:
 
     What comes to all of them, such as Ctrl-C, is for the first to act upon.
     """
-    on_stop(signal.SIG_IGN)
+    set_stop_handler(signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     Thread(target=_end_with_the_first, daemon=True).start()
     try:

@@ -28,20 +28,18 @@ from wavespace.config.trainer import cluster_environment, quiet, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
 from wavespace.inputs import inputs, once
 from wavespace.runfolder import RunFolder, write_atomic
-from wavespace.terminal import (
+from wavespace.signals import (
     SIGTERM_EXIT,
     STOP_EXITS,
-    flags_and_words,
-    guarded,
-    heed,
-    hold,
-    hydra_arguments,
+    defer_stop,
+    handle_deferred_stop,
     if_stopped,
-    listen,
-    listening,
-    on_stop,
-    plain,
+    raise_on_stop,
+    raising_on_stop,
+    set_stop_handler,
 )
+from wavespace.terminal import flags_and_words, guarded, hydra_arguments
+from wavespace.text import printable_text
 from wavespace.training.distributed import check_devices, follow, others
 
 if TYPE_CHECKING:
@@ -62,9 +60,9 @@ def main() -> None:
     """Run Hydra on `sys.argv`; faults of the configuration come all at once, as `guarded` prints them."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors to us, who explain them
     if guarded(rank):
-        on_stop(signal.SIG_IGN)  # the first of several decides
-    listen()
-    hold()
+        set_stop_handler(signal.SIG_IGN)  # the first of several decides
+    raise_on_stop()
+    defer_stop()
     guarded(_arrange, _explained)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry, _explained)
@@ -90,14 +88,14 @@ def _arrange() -> None:
 
 def job(cfg: DictConfig) -> float | None:
     """One job of Hydra's. A single run ends here with its own sentence; in a multirun the others go on."""
-    heed()
+    handle_deferred_stop()
     if cfg.search is not None:
         guarded(_without_pods)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
         guarded(lambda: _stays_here(HydraConfig.get()))
         return guarded(lambda: run(cfg))
     value = run(cfg)
-    hold()  # Hydra composes the next
+    defer_stop()  # Hydra composes the next
     return value
 
 
@@ -152,7 +150,7 @@ def train(cfg: DictConfig) -> float | None:
         raise _diverged(folder)
 
     check(cfg, *command_line())
-    with listening(), if_stopped(lambda: _where_it_goes_on(cfg, folder)):
+    with raising_on_stop(), if_stopped(lambda: _where_it_goes_on(cfg, folder)):
         from wavespace.build import build, check_trainer
 
         check_trainer(cfg)
@@ -474,7 +472,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.members = []
-        heed()  # Hydra has composed; from here each member's composition is held by itself
+        handle_deferred_stop()  # Hydra has composed; from here each member's composition is held by itself
         # `guarded`, as Hydra would turn an error here into a warning.
         guarded(lambda: _stays_here(config.hydra))
         if config.search is not None and not str(config.hydra.launcher._target_).endswith("RunpodLauncher"):
@@ -485,7 +483,7 @@ class Sweep(Callback):
             self.composed = compose_once(config)
             guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
         if str(config.hydra.launcher._target_).startswith("hydra._internal"):
-            hold()  # Hydra composes the first job
+            defer_stop()  # Hydra composes the first job
 
     def _set_direction(self, config: DictConfig) -> None:
         """A sweeper that optimises goes the way of the task's metric, unless the command line says which."""
@@ -543,7 +541,9 @@ class Sweep(Callback):
             value = status.get("metrics", {}).get(status.get("monitor"))
             metric = f"{status['monitor']} {value:.3f}" if value is not None else str(status.get("reason") or "-")
             label, state = self.members[place][0], str(status.get("state", "not started"))
-            table.add_row(plain(label), plain(state), plain(metric), plain(str(run.path)))
+            table.add_row(
+                printable_text(label), printable_text(state), printable_text(metric), printable_text(str(run.path))
+            )
         terminal().print(table)
 
 

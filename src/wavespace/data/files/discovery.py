@@ -25,7 +25,7 @@ from wavespace.digests import Digests, Seen, digest
 from wavespace.errors import BadInput
 from wavespace.files import named_file, read_regular
 from wavespace.provenance import is_ours
-from wavespace.terminal import printable
+from wavespace.text import printable
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes

@@ -53,7 +53,8 @@ from wavespace.data.store.manifest import (
 )
 from wavespace.errors import BadInput, UserError
 from wavespace.files import check_space, explained, hash_into, lock, sync_folder, written_whole
-from wavespace.terminal import byte_progress, on_stop
+from wavespace.signals import set_stop_handler
+from wavespace.terminal import byte_progress
 
 Mode = Literal["pread", "memmap"]
 
@@ -568,7 +569,7 @@ def _build(partial: Path, shards: list[_Shard], source: Source, processes: int, 
 
 
 def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source) -> None:
-    on_stop(signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
+    set_stop_handler(signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
     builder = multiprocessing.parent_process()
 
     def written(size: int) -> None:

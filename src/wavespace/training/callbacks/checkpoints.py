@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from wavespace.errors import Diverged, UserError
 from wavespace.files import explained, written_whole
 from wavespace.runfolder import RunFolder, write_atomic
-from wavespace.terminal import heed, hold, told
+from wavespace.signals import defer_stop, handle_deferred_stop, stop_signal
 
 
 class Checkpoints(Callback):
@@ -74,7 +74,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a step is ended before the run is; the validation that is due comes first."""
-        hold()
+        defer_stop()
         self.training = True
         if self.due:
             trainer.fit_loop.epoch_loop.max_steps = self.max_steps
@@ -145,10 +145,10 @@ class Checkpoints(Callback):
         """Signals no longer wait; one that has come ends the run now."""
         if self.training:
             self.training = False
-            heed()
+            handle_deferred_stop()
 
     def _end_if_told(self, trainer: Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(told() is not None, all=False):
+        if trainer.strategy.reduce_boolean_decision(stop_signal() is not None, all=False):
             raise SIGTERMException
 
     def _save(self, trainer: Trainer, paths: list[Path]) -> None:
