@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from wavespace import config
+from wavespace.config.composition import compose_unchecked
 from wavespace.errors import ConfigError
 from wavespace.runfolder import RunFolder
 from wavespace.training import fit as train
@@ -148,7 +149,7 @@ def test_a_new_target_drops_what_was_chosen_before(others: list[str]) -> None:
 )
 def test_a_new_target_of_any_section_starts_from_its_constructors_defaults(section: str, target: str) -> None:
     other = "data=mixture" if section.startswith("data.parts") else "experiment=medley_dense"
-    cfg = config._compose(config.read([other, f"{section}._target_={target}"]))
+    cfg = compose_unchecked(config.read([other, f"{section}._target_={target}"]))
     assert dict(OmegaConf.select(cfg, section)) == {"_target_": target}
 
 

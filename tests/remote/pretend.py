@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from wavespace.config import _compose
+from wavespace.config.composition import compose_unchecked
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import guarded, hydra_arguments
 
@@ -21,7 +21,7 @@ HOLD = "hold"
 
 def train() -> None:
     """Go on while HOLD is there; seed 9 fails, and a checkpoint is left where it is told to stop."""
-    cfg = _compose(*hydra_arguments(sys.argv[1:]))
+    cfg = compose_unchecked(*hydra_arguments(sys.argv[1:]))
     folder = RunFolder.of(cfg)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with folder.writing(cfg), (folder.path / MARK).open("a") as mark:

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from wavespace import config
 from wavespace.config.moved import moved
+from wavespace.config.schema import conf_dir
 from wavespace.errors import ConfigError
 
 MOST_TEXT, MOST_NODES, MOST_DEPTH, MOST_SCALAR = 1_000_000, 20_000, 32, 10_000
@@ -175,7 +175,7 @@ def _refusal(key: str, target: Any, packages: Sequence[str]) -> str | None:
 @cache
 def _shipped(group: str) -> frozenset[str]:
     """What the files of a group name."""
-    files = (config.conf_dir() / group).glob("*.yaml")
+    files = (conf_dir() / group).glob("*.yaml")
     found = (yaml.load(file.read_text("utf-8"), _LOADER) for file in files)
     return frozenset(section["_target_"] for section in found if isinstance(section, dict) and "_target_" in section)
 

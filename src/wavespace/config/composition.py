@@ -1,0 +1,369 @@
+"""Overrides and files to a configuration, with Hydra."""
+
+from __future__ import annotations
+
+import pickle
+import shlex
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from wavespace.config import userfiles
+from wavespace.config.overrides import IsText, as_text, started_anew
+from wavespace.errors import ConfigError
+from wavespace.signals import stop_deferred
+
+if TYPE_CHECKING:
+    pass
+from wavespace.config.identity import resolved
+from wavespace.config.schema import GROUPS, TEXT, choices, conf_dir
+from wavespace.config.validation import (
+    check,
+    constructor,
+    fault_list,
+    faults,
+    first_line,
+    nearest,
+    plain_values,
+    type_fault,
+)
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Compose and validate a configuration from overrides, as `wavespace train` does; for notebooks and tests.
+
+    Args:
+        overrides: as on the command line, e.g. `["experiment=demo", "optim.lr=1e-3"]`.
+        config_dir: a folder with a user's own groups, as `--config-dir`.
+
+    Raises:
+        ConfigError: listing every fault with its key, its file and the nearest valid name.
+    """
+    overrides = read(overrides, config_dir)
+    try:
+        cfg = compose_unchecked(overrides, config_dir)
+    except Exception as error:  # of Hydra, OmegaConf or YAML: a user's files may hold anything
+        raise ConfigError(explain(overrides, config_dir) or first_line(error)) from None
+    check(cfg, overrides, config_dir)
+    return cfg
+
+
+def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
+    """Overrides as Hydra should read them (`wavespace.config.overrides`).
+
+    Raises:
+        ConfigError: there is no such folder of configuration files.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"{overrides}: overrides are a list, as in [{overrides!r}]")
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+    for file in userfiles.files(Path(config_dir)) if config_dir is not None else ():
+        if said := userfiles.excessive(file):
+            raise ConfigError(said)
+        shipped = conf_dir() / file.relative_to(Path(str(config_dir)))
+        if file.parent.name in GROUPS and shipped.is_file() and not shipped.samefile(file):
+            raise ConfigError(
+                f"{file}: Wavespace has a {file.parent.name} of this name, which is taken; rename the file"
+            )
+    return started_anew(as_text(overrides, _text_keys(overrides, config_dir)), GROUPS)
+
+
+def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: DictConfig | None = None) -> IsText:
+    """Which keys hold text: by the root's schema, and by what a section's constructor takes.
+
+    The overrides are of the configuration `on`; None: of the one that is composed.
+    """
+    known = {} if on is None else {"cfg": on}
+
+    def is_text(key: str, value: Any, typed: str) -> bool:
+        section, _, _ = key.partition(".")
+        if value is None or section not in (*GROUPS, "hydra"):
+            return key in TEXT
+        if key in GROUPS or key.startswith(("hydra.launcher.env.", "hydra.launcher.secrets.")):
+            return True
+        parent, _, last = key.rpartition(".")
+        if section == "hydra":
+            from wavespace_launcher.plan import Settings
+
+            hints = typing.get_type_hints(Settings) if parent == "hydra.launcher" else {}
+            return last in hints and bool(type_fault(value, hints[last])) and not type_fault(typed, hints[last])
+        if not known:
+            chosen = [text for text in overrides if text.split("=")[0] in GROUPS and "," not in text]
+            try:
+                known["cfg"] = compose_unchecked(chosen, config_dir)
+            except Exception:  # which is told when all of them are composed
+                known["cfg"] = OmegaConf.create()
+        node = OmegaConf.select(known["cfg"], parent)
+        stands = node._get_node(last) if isinstance(node, DictConfig) and last in node else None
+        stands = stands._value() if isinstance(stands, AnyNode) else stands
+        if stands is not None:
+            return isinstance(stands, str) and not stands.startswith("${")
+        targets = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith(f"{parent}._target_=")]
+        target = targets[-1] if targets else node.get("_target_") if isinstance(node, DictConfig) else None
+        try:
+            hint = constructor(str(target))[1][last]
+        except Exception:
+            return False
+        return (isinstance(value, str) or bool(type_fault(value, hint))) and not type_fault(typed, hint)
+
+    return is_text
+
+
+def compose_unchecked(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    search = []
+    if config_dir:
+        folder = QuotedString(f"file://{Path(config_dir).absolute()}", Quote.single).with_quotes()
+        search = [f"hydra.searchpath=[{folder}]"]
+    GlobalHydra.instance().clear()
+    with stop_deferred(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose("train", overrides=[*overrides, *search])
+
+
+class _Choices:
+    """Hydra's files, but that an experiment's values for a group go with its own choice of that group.
+
+    `experiment=medley_unet model=transformer` would else be a transformer with the UNet's depth and width.
+    """
+
+    def __init__(self, files: Any, chosen: dict[str, str]) -> None:
+        self.files, self.chosen = files, chosen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.files, name)
+
+    def load_config(self, config_path: str) -> Any:
+        """A file's configuration, as Hydra reads it."""
+        found = self.files.load_config(config_path=config_path)
+        if found is None or not config_path.startswith("experiment/") or not isinstance(found.config, DictConfig):
+            return found
+        own = {entry.group.lstrip("/"): entry.value for entry in found.defaults_list or [] if entry.is_override()}
+        for group in GROUPS:
+            choice = self.chosen.get(group)
+            if choice is None or choice != f"{group}/{own.get(group, choice.partition('/')[2])}":
+                found.config.pop(group, None)
+        return found
+
+
+def _compose_chosen(loader: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> DictConfig:
+    chosen = {each.package: each.config_path for each in defaults if each.parent == "train"}
+    files = _Choices(repo, chosen)
+    anew = set[str]()  # groups for which an experiment names a constructor: what a file says for another is not for it
+    for each in defaults:
+        if (each.config_path or "").startswith("experiment/"):
+            said = files.load_config(each.config_path).config
+            anew |= {group for group in GROUPS if "_target_" in (plain_values(said.get(group), "", {}) or {})}
+    kept = [each for each in defaults if (each.package or "").split(".")[0] not in anew]
+    return _compose_all(loader, kept, files)
+
+
+# Every way into Hydra (its main, its launchers, `compose`, --cfg) goes through this method, and there is no public one.
+_compose_all: Any = ConfigLoaderImpl._compose_config_from_defaults_list
+
+
+setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _compose_chosen)  # noqa: B010
+
+
+def compose_once(multirun: DictConfig) -> Callable[[Sequence[str], str | Path | None], DictConfig]:
+    """`compose` for the override-sets of the multirun that is under way.
+
+    Its check, Hydra's own and its launcher all want every set composed, which takes a tenth of a second: from now on
+    Hydra's loader reads files once for each choice of groups, and applies the other overrides to a copy.
+    """
+    loader: Any = GlobalHydra.instance().config_loader()
+    load, chosen = loader.load_sweep_config, dict[tuple[str, ...], bytes]()
+    parser, parsed = OverridesParser.create(), dict[str, Override]()
+
+    def load_once(master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
+        with stop_deferred():
+            for text in sweep_overrides:
+                if text not in parsed:
+                    parsed[text] = parser.parse_override(text)
+            given = [parsed[text] for text in sweep_overrides]
+            groups = [
+                o for o in given if loader.repository.group_exists(o.key_or_group) and not isinstance(o.value(), dict)
+            ]
+            key = tuple(str(o.input_line) for o in groups)
+            if key not in chosen:
+                chosen[key] = pickle.dumps(load(master_config, list(key)))
+            cfg: DictConfig = pickle.loads(chosen[key])
+            ConfigLoaderImpl._apply_overrides_to_config([o for o in given if o not in groups], cfg)
+            cfg.hydra.overrides.task = list(sweep_overrides)
+            naming = cfg.hydra.job.config.override_dirname
+            cfg.hydra.job.override_dirname = get_overrides_dirname(
+                overrides=given, kv_sep=naming.kv_sep, item_sep=naming.item_sep, exclude_keys=naming.exclude_keys
+            )
+            OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
+            return cfg
+
+    def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+        try:
+            cfg = load_once(multirun, overrides)
+        except Exception as error:
+            raise ConfigError(explain(overrides, config_dir) or first_line(error)) from None
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        check(cfg, overrides, config_dir)
+        return cfg
+
+    loader.load_sweep_config = load_once
+    return composed
+
+
+def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many: bool = False) -> str | None:
+    """What is wrong with overrides that don't compose: each is tried alone on top of those that do. None if they do.
+
+    Args:
+        overrides: as they were given to Hydra.
+        config_dir: as `compose` takes it.
+        many: they are a multirun's, whose keys may have several values.
+    """
+    parser = OverridesParser.create()
+    good: list[str] = []
+    found: list[str] = []
+    # Groups first: `model.depth=3 model=unet` is legal in either order.
+    for override in sorted(overrides, key=lambda text: text.split("=")[0].lstrip("+~") not in GROUPS):
+        try:
+            parsed = parser.parse_override(override)
+        except HydraException as error:
+            found.append(_explain_one(override, error, good, config_dir) + _quoted_for_a_shell(override))
+            continue
+        try:
+            trial = [f"{parsed.input_line}"]
+            if parsed.is_sweep_override():  # every member must stand on its own
+                if not many:
+                    found.append(_several(override))
+                    continue
+                trial = [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+            for one in trial:
+                compose_unchecked([*good, one], config_dir)
+            good.append(trial[0])
+        except Exception as error:
+            found.append(_explain_one(override, error, good, config_dir))
+    try:
+        found += faults(compose_unchecked(good, config_dir), good, config_dir)
+    except Exception as error:
+        found.append(first_line(error))
+    return fault_list(found) if found else None
+
+
+def _quoted_for_a_shell(override: str) -> str:
+    """How a shell gives Hydra, as a text, a value with signs of Hydra's grammar in it."""
+    key, equals, value = override.partition("=")
+    text = QuotedString(value, Quote.single).with_quotes()
+    return f"; as a text it is {shlex.quote(key + equals + text)}" if equals else ""
+
+
+def _several(override: str) -> str:
+    key, _, values = override.partition("=")
+    return (
+        f"{override}: several values are for wavespace train -m, a run for each; "
+        f"one list is {key}=[{values}], and one text with a comma in it {key}=\\'{values}\\'"
+    )
+
+
+def _explain_one(override: str, error: Exception, good: Sequence[str], config_dir: str | Path | None) -> str:
+    key = override.split("=")[0].lstrip("+~")
+    value = override.partition("=")[2].strip("'\"")
+    message = first_line(error)
+    if isinstance(error, RecursionError):
+        message = "defaults lists of its files lead back to each other"
+    odd = not isinstance(error, HydraException | OmegaConfBaseException)  # of YAML, or of what it made
+    own = userfiles.files(Path(config_dir)) if config_dir and odd else ()
+    if broken := list(filter(None, map(userfiles.unreadable, own))):
+        return "\n  ".join(broken)
+    if key in GROUPS:
+        names = choices(key, config_dir)
+        if override.startswith("~") or value == "null":
+            return f"{override}: a run needs one {key}; there are: {', '.join(names)}"
+        if value not in names:
+            return (
+                f"{override}: there is no {key} named '{value}'{nearest(value, names)}; there are: {', '.join(names)}"
+            )
+        if key in ("experiment", "sweep") and f"Key '{key}' not in" in message:
+            message = "its file begins with the line `# @package _global_`; without it, it says nothing of a run"
+        return f"{override}: {message}"
+    try:
+        known = compose_unchecked(good, config_dir)
+    except Exception:
+        return f"{override}: {message}"
+    if key.startswith("hydra/"):
+        return f"{override}: {' '.join(str(error).split())}"
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(known, parent) if parent else known
+    if node is None and parent:
+        first, others = parent.split(".")[0], list(known)
+        return f"{override}: there is no section '{parent}'{'' if first in others else nearest(first, others)}"
+    if not isinstance(node, DictConfig | ListConfig):
+        return f"{override}: {parent} is a value, which has no keys"
+    if isinstance(node, DictConfig) and last not in node:
+        keys = [str(name) for name in node if name != "_target_"]
+        of = f" of {parent}" if parent else ""
+        return f"{override}: there is no key '{key}'{nearest(last, keys)}; keys{of}: {', '.join(keys)}"
+    return f"{override}: {message}"
+
+
+def command_line(hydra: DictConfig | None = None) -> tuple[list[str], str | None]:
+    """Overrides and `--config-dir` of the Hydra run that is under way, for messages that name a key's origin."""
+    if hydra is None:
+        if not HydraConfig.initialized():
+            return [], None
+        hydra = typing.cast(DictConfig, HydraConfig.get())
+    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return list(hydra.overrides.task), own[0] if own else None
+
+
+def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictConfig:
+    """A checkpoint's configuration with overrides of its data on top; data that is chosen anew replaces its section.
+
+    New data is read at the checkpoint's `sample_rate` unless an override says otherwise.
+
+    Raises:
+        ConfigError: an override names what isn't there, doesn't fit, or is not of the data.
+    """
+    changed = OmegaConf.create(resolved(cfg))
+    try:
+        chosen = any(override.startswith("data=") for override in overrides)
+        parsed = OverridesParser.create().parse_overrides(
+            as_text(overrides, _text_keys(overrides, None, None if chosen else changed))
+        )
+    except HydraException as error:
+        raise ConfigError(explain(overrides) or first_line(error)) from None
+    for override in parsed:
+        if override.key_or_group.partition(".")[0] != "data":
+            raise ConfigError(
+                f"{override.input_line}: front-end, model and settings are the checkpoint's; "
+                "overrides change its data alone, as data=rendered or data.midi=scores/"
+            )
+    for choice in (f"data={o.value()}" for o in parsed if o.key_or_group == "data"):
+        try:
+            changed.data = resolved(compose_unchecked([choice, f"seed={cfg.seed}"]))["data"]
+        except Exception:
+            raise ConfigError(explain([choice])) from None
+        if "sample_rate" in changed.data:
+            changed.data.sample_rate = sample_rate
+    for single in (o for o in parsed if o.key_or_group != "data"):
+        key = single.key_or_group
+        parent, _, last = key.rpartition(".")
+        node = OmegaConf.select(changed, parent)
+        if not isinstance(node, DictConfig) or last not in node:
+            names = [str(name) for name in node if name != "_target_"] if isinstance(node, DictConfig) else []
+            raise ConfigError(
+                f"{single.input_line}: there is no key '{key}'{nearest(last, names)}; keys: {', '.join(names)}"
+            )
+        OmegaConf.update(changed, key, single.value())
+    if found := list(faults(OmegaConf.create({"data": changed.data}), overrides, None, root=False)):
+        raise ConfigError(fault_list(found))
+    return changed

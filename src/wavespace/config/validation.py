@@ -1,0 +1,300 @@
+"""A composed configuration held against the constructors that it names: every fault at once."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import logging
+import math
+import os
+import re
+import typing
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wavespace.config import trainer
+from wavespace.config.claims import claims
+from wavespace.config.moved import moved
+from wavespace.errors import ConfigError, place_of
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
+
+
+def check(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> None:
+    """Raise one `ConfigError` with every fault of a composed configuration."""
+    if found := list(faults(cfg, overrides, config_dir)):
+        raise ConfigError(fault_list(found))
+
+
+def faults(
+    cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None, root: bool = True
+) -> Iterator[str]:
+    """Everything that is wrong with a composed configuration: its root, its values, and each node with a `_target_`."""
+    where = lambda key: _origin(key, overrides, config_dir)  # noqa: E731
+    broken: dict[str, str] = {}
+    plain = plain_values(cfg, "", broken)
+    reasons: dict[str, str] = {}  # one that several keys share is one fault
+    for key, reason in sorted(broken.items(), key=lambda item: item[0].count(".")):
+        if not any(reason.startswith(f"Interpolation key '{name}' not found") for name in ROOT if name not in plain):
+            reasons.setdefault(reason, key)
+    yield from (f"{key}{where(key)}: {reason}" for reason, key in reasons.items())
+    for key, node in targets(plain, ""):
+        yield from _faults_of_node(key, node, where)
+    if root:
+        yield from _faults_of_root(plain, where)
+
+
+def plain_values(node: Any, key: str, broken: dict[str, str]) -> Any:
+    """A configuration as plain data; `...` stands for what has no value, which goes to `broken` with the reason."""
+    if isinstance(node, ListConfig):
+        return [_plain_at(node, i, f"{key}.{i}", broken) for i in range(len(node))]
+    if isinstance(node, DictConfig):
+        names: Any = list(node.keys())
+        return {name: _plain_at(node, name, f"{key}.{name}".lstrip("."), broken) for name in names}
+    if isinstance(node, float) and not math.isfinite(node):
+        broken[key] = f"{node} is not a number to compute with"
+        return ...
+    return node
+
+
+def _plain_at(parent: Any, name: Any, key: str, broken: dict[str, str]) -> Any:
+    if OmegaConf.is_missing(parent, name):
+        choice = f"; there are: {', '.join(choices(key))}" if key in GROUPS else ""
+        broken[key] = f"{key} has no value{choice}"
+        return ...
+    try:
+        return plain_values(parent[name], key, broken)
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        unset = re.search(r"Environment variable '(.*?)' not found", str(error))
+        cycle = isinstance(error, RecursionError) or str(error).startswith(("Recur", "maximum recursion"))
+        broken[key] = (
+            f"the environment variable {unset[1]} is not set"
+            if unset
+            else "its interpolation leads back to itself"
+            if cycle
+            else first_line(error)
+        )
+        return ...
+
+
+def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Iterator[str]:
+    for key in plain:
+        if key not in ROOT:
+            yield f"{key}{where(str(key))}: there is no such key{nearest(str(key), ROOT)}; keys: {', '.join(ROOT)}"
+    for key in (key for key in ROOT if key not in plain):
+        yield f"{key}: was taken out, and a run needs it; give it a value"
+    name, runs = plain.get("name"), plain.get("runs")
+    if isinstance(name, str) and (not NAME.fullmatch(name) or name.lower() == "launches"):
+        yield (
+            f"name={name!r}{where('name')}: a name becomes a folder, a W&B run and an artifact, so it has 1 to 50 of "
+            "a-z A-Z 0-9 . _ -, begins and ends with a letter, a digit or _, and is not 'launches'"
+        )
+    if isinstance(runs, str):
+        yield from (f"runs={runs}{where('runs')}: {reason}" for reason in _unusable(runs))
+    expect = plain.get("expect")
+    if expect is not None and expect is not ... and not isinstance(expect, dict):
+        yield f"expect = {expect}{where('expect')}: it is null, or claims by the name of a figure"
+        expect = None
+    try:
+        claims(None if expect is ... else expect, {})
+    except (ValueError, AttributeError) as error:
+        yield f"expect{where('expect')}: {error}"
+    if plain.get("resume") not in (None, "last", "best", ...):
+        yield f"resume = {plain['resume']}: it is last, best or null"
+    if isinstance(seed := plain.get("seed"), int) and not -(2**63) <= seed < 2**63:
+        yield f"seed = {seed}: it must lie within 64 bits, from {-(2**63)} to {2**63 - 1}"
+    for key, what in (("save_every", "steps"), ("patience", "validations")):
+        if isinstance(number := plain.get(key), int) and not 1 <= number <= trainer.MOST:
+            yield f"{key} = {number}{where(key)}: it is a number of {what}, 1 or more"
+    for key in (*GROUPS[:6], "baseline"):
+        section = plain.get(key, ...)
+        if key == "baseline" and section is None:
+            continue
+        if section is not ... and not (isinstance(section, dict) and "_target_" in section):
+            yield (
+                f"{key}{where(key)}: it has no _target_, the constructor that it is built by; there are: "
+                + ", ".join(choices("model" if key == "baseline" else key))
+            )
+    logger = plain.get("logger")
+    for key in logger if isinstance(logger, dict) and "_target_" not in logger else ():
+        place = f"logger.{key}"
+        yield f"{place}{where(place)}: there is no such key; only a logger that is chosen has keys, as logger=wandb"
+
+
+def _unusable(folder: str) -> Iterator[str]:
+    """Why a folder can't be made."""
+    if not folder.strip() or "\0" in folder:
+        yield "it must name a folder"
+    elif folder.startswith("~"):
+        yield f"~ is not your home folder here; write {Path(folder).expanduser()}"
+    else:
+        path = Path(folder).absolute()
+        there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+        if not there.is_dir():
+            yield f"{there} is in the way; it is not a folder"
+
+
+def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str]) -> Iterator[str]:
+    target = node["_target_"]
+    try:
+        signature, hints = constructor(target)
+    except Exception as error:  # whatever importing somebody's module may raise
+        said = moved(str(target)) or f"can't be imported: {first_line(_cause(error))}{place_of(error)}"
+        yield f"{key}._target_ = {target}{where(f'{key}._target_')}: {said}"
+        return
+    yield from _faults_of_part(key, node, signature, where)
+    parameters = {name: p for name, p in signature.items() if name not in BUILT}
+    named = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in node.items():
+        place = f"{key}.{name}"
+        if key in (*GROUPS, "baseline") and name in ("_partial_", "_convert_"):
+            yield f"{place}{where(place)}: it has no effect here: a run calls this constructor itself"
+        if name in ("_target_", "_partial_", "_convert_", "_recursive_") or value is ...:
+            continue
+        if key == "trainer" and (name in trainer.OURS or name in trainer.RULES):
+            continue
+        if name not in parameters:
+            if not takes_any:
+                hint = f"{nearest(name, named)}; keys of {key}: {', '.join(named)}"
+                yield f"{place}{where(place)}: there is no such key{hint}"
+        elif not isinstance(value, dict) and name in hints and (fault := type_fault(value, hints[name])):
+            yield f"{place} = {value}{where(place)}: {fault}"
+    for name, p in parameters.items():
+        if name in named and p.default is p.empty and name not in node:
+            yield f"{key}.{name}: is missing; {target} needs it"
+
+
+GIVEN = {"frontend": ("in_spec",), "model": ("in_spec", "out_spec"), "task": ("frontend",)}
+"""What the builder gives to each part, which its constructor must take."""
+
+
+def _faults_of_part(
+    key: str, node: dict[str, Any], signature: dict[str, inspect.Parameter], where: Callable[[str], str]
+) -> Iterator[str]:
+    """What a section's place in a run asks of it, beside its constructor."""
+    given = GIVEN.get("model" if key == "baseline" else key, ())
+    absent = [name for name in given if name not in signature]
+    if absent and not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
+        target = str(node["_target_"])
+        yield (
+            f"{key}._target_ = {target}{where(f'{key}._target_')}: it does not take {' and '.join(absent)}; "
+            f"a {key} is built as {target.rpartition('.')[2]}({', '.join(given)}, *, …), as CONTRIBUTING.md says"
+        )
+    if key == "trainer":
+        for name, said in trainer.faults(node):
+            value = f" = {node[name]}" if name in node else ""
+            yield f"trainer.{name}{value}{where(f'trainer.{name}')}: {said}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _cause(error.__cause__)
+
+
+BUILT = frozenset({"self", "in_spec", "out_spec", "frontend", "callbacks"})
+"""Constructor arguments that the builder gives: sizes follow from the parts, so they never stand in YAML."""
+
+
+def targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each mapping with a `_target_` in plain data, at any depth, with its dotted key."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield key, node
+    for name, child in children:
+        yield from targets(child, f"{key}.{name}".lstrip("."))
+
+
+@cache
+def constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    from hydra.utils import get_object
+
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
+    found = get_object(target)
+    function: Any = getattr(found, "__init__") if isinstance(found, type) else found  # noqa: B009
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # annotations that only a type checker can resolve
+        hints = {}
+    return dict(inspect.signature(function).parameters), hints
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def type_fault(value: Any, annotation: Any) -> str | None:
+    """Why a value from YAML does not fit an annotation; None if it does.
+
+    The value goes through JSON, whose strict mode takes a list for a tuple and an int for a float, but no text for
+    a number.
+    """
+    from pydantic import PydanticSchemaGenerationError, ValidationError
+
+    try:
+        adapter = (_adapter if isinstance(annotation, Hashable) else _adapter.__wrapped__)(annotation)
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
+    except (PydanticSchemaGenerationError, NameError, TypeError, ValueError):
+        return None  # not an annotation that data can be held against
+    return None
+
+
+def _origin(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
+    """Where a key was set, as ` (in …)`: the command line, the experiment, or the group's own file."""
+    if any(f"{key}.".startswith(f"{text.split('=')[0].lstrip('+')}.") for text in overrides):
+        return " (on the command line)"
+    chosen = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    group, _, rest = key.partition(".")
+    places = [("experiment", chosen.get("experiment"), key), (group, chosen.get(group), rest)]
+    for folder in (f for f in (config_dir, conf_dir()) if f):
+        for name, choice, path in places:
+            if choice and path and _says(file := Path(folder) / name / f"{choice}.yaml", path):
+                return f" (in {file})"
+        for file in sorted((Path(folder) / group).glob("*.yaml")) if rest and not chosen.get(group) else ():
+            if _says(file, rest):
+                return f" (in {file})"
+    return ""
+
+
+def _says(file: Path, key: str) -> bool:
+    """Whether a file of configuration sets a key."""
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception:  # it is not there, or can't be read, which is told elsewhere
+        return False
+    for name in key.split("."):
+        if not isinstance(node, dict) or name not in node:
+            return False
+        node = node[name]
+    return True
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
+    if error.__cause__ is not None and (not lines or lines[0].startswith("Error merging override")):
+        return first_line(error.__cause__)  # the error around it says less
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def fault_list(found: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(found))
+    head = "The configuration has a fault:" if len(unique) == 1 else f"The configuration has {len(unique)} faults:"
+    return "\n".join([head, *(f"  {line}" for line in unique)])
