@@ -221,7 +221,7 @@ def prepare_with_its_workers(arguments: list[str]) -> None:
 
 def test_killed_at_any_moment_the_same_command_goes_on(server: FileServer, archive: bytes, tmp_path: Path) -> None:
     gate = threading.Event()
-    server.fault = lambda request: Fault(until=gate) if len(server.requests) > 38 else None  # of some 46
+    server.fault = lambda request: Fault(until=gate) if len(server.requests) > 14 else None  # of some 25
     process = SERVER.Process(target=prepare_with_its_workers, args=(words(server, tmp_path),))
     process.start()
     deadline = time.monotonic() + 60

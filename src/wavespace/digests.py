@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wavespace.errors import BadInput
-from wavespace.files import hash_into, open_regular
-from wavespace.terminal import byte_progress
+from wavespace.files import byte_progress, hash_into, open_regular
 
 KEPT = ".digests.jsonl"
 """The file of digests in a folder of stores: a line for each file that was read, the last of a path counts."""

@@ -190,8 +190,20 @@ def is_locked(path: Path, *, of_process: bool = True) -> bool:
     return False
 
 
-def hash_into(hasher: Any, file: IO[bytes], advance: Callable[[int], None]) -> None:
+def hash_into(hasher: Any, file: IO[bytes], advance: Callable[[int], object]) -> None:
     """Give the rest of a file to a hash; `advance` is called with the bytes of each block."""
     while block := file.read(2**20):
         hasher.update(block)
         advance(len(block))
+
+
+@contextmanager
+def byte_progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
+    """A bar with MB/s and the time that is left, on a terminal; yields what to call with the bytes that were done."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        monitor_interval = 0  # without tqdm's thread, which a process that forks may not have
+
+    with Bar(desc=title, total=total, initial=done, unit="B", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
+        yield bar.update

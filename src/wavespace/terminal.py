@@ -1,4 +1,4 @@
-"""What the verbs share at the terminal: arguments, errors as sentences, a bar for bytes."""
+"""What the verbs share at the terminal: arguments, errors as sentences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -154,32 +152,3 @@ def hydra_arguments(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     parser = get_args_parser()
     flags, overrides = flags_and_words(parser, arguments)
     return overrides, parser.parse_known_args(flags)[0].config_dir
-
-
-@contextmanager
-def byte_progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with MB/s and the time that is left, on a terminal; yields what to call with the bytes that were done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    # No thread redraws it: a process that forks has none.
-    with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as progress:
-        task, drawn = progress.add_task(title, total=total, completed=done), 0.0
-
-        def advance(size: int) -> None:
-            nonlocal drawn
-            progress.advance(task, size)
-            if time.monotonic() > drawn + 0.1:
-                drawn = time.monotonic()
-                progress.refresh()
-
-        yield advance
-        progress.refresh()

@@ -1,7 +1,7 @@
 """Files and archives from the web: cut off, killed, repeated, damaged or hostile, they end whole or not at all.
 
-What comes is appended, in order, to a hidden file beside the target (`.name.part`), whose length is all there is to
-know when the command is repeated; `.name.from` says which version of which remote file the bytes are of.
+What comes is appended to a hidden file beside the target (`.name.part`), whose length is all there is to know when the
+command is repeated; `.name.from` says which version of which remote file the bytes are of.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ import os
 import re
 import shutil
 import stat
-import struct
 import tarfile
-import threading
 import time
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from itertools import islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
-from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import IO, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
+import remotezip
 import requests
 import urllib3.exceptions
-from requests.adapters import HTTPAdapter
 
 from wavespace.errors import BadInput, UserError
-from wavespace.files import check_space, explained, hash_into, lock, sync_folder, written_whole
-from wavespace.terminal import byte_progress
+from wavespace.files import (
+    byte_progress,
+    check_space,
+    explained,
+    hash_into,
+    is_inside,
+    lock,
+    sync_folder,
+    written_whole,
+)
 
 T = TypeVar("T")
-Span = tuple[int, int]
-"""First byte, and the one after the last."""
 
-SEGMENT = 2**24
-"""Bytes a request. Zenodo grants 60 requests a minute, so smaller ones would be slower there."""
-CONNECTIONS, AHEAD = 8, 4
-"""Requests at once, and how many more segments may wait in memory for one before them."""
+CONNECTIONS = 8
+"""Members of a remote zip that are fetched at once."""
 TRIES, FIRST_TRIES = 8, 3
 """Of a request; the first of all is given up sooner, so that who is offline is told at once."""
 WAIT, MAX_WAIT, MAX_ASKED = 0.5, 30.0, 120.0
@@ -56,79 +56,67 @@ BLOCK = 2**16
 RATIO, SPARE = 20, 2**26
 """Times its own size, and bytes besides, that an archive may inflate to: audio and scores are far from it."""
 AT_ONCE = 2**24
-"""Bytes that are inflated at once at most; a header of a tar file that states more is none."""
+"""Bytes that are inflated at once at most; a header of a tar file, or the table of a zip, has no more."""
+
+DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, remotezip.RemoteZipError,
+    RuntimeError,  # it is encrypted, or compressed in a way that is unknown
+)  # fmt: skip
+"""What libraries raise of an archive that is none."""
 
 
-def fetch(url: str, target: Path, *, digest: str | None = None, connections: int = CONNECTIONS) -> None:
-    """Download a file, or the rest of it; one that is there is only held against the digest.
+def fetch(url: str, target: Path, *, digest: str | None = None) -> None:
+    """Download a file, or the rest of it; one that is there is only compared with the digest.
 
     Args:
         url: of the file.
         target: where it will be, whole or not at all.
         digest: "md5:…" or "sha256:…", of its content.
-        connections: requests at once.
 
     Raises:
         BadInput: the server has no such file, or what it gave is not what it should be.
-        UserError: the network or the disk fails, the remote changes meanwhile, or another process is at it.
+        UserError: the network or the disk fails, or another process downloads it.
     """
     if target.exists():
         return verify(target, digest) if digest else None
-    hasher = _hasher(digest)
     with explained(target), _Part(target) as part:
-        remote = _Remote(url, connections)
-        size = remote.size or 0
-        kept = part.keep(remote.origin, size) if remote.ranges else part.clear()
-        check_space(target.parent, size - kept)
-        with byte_progress(target.name, size) as advance:
-
-            def stream() -> None:
-                nonlocal hasher
-                hasher = _hasher(digest)
-                advance(-part.length)
-                part.clear()
-                for block in remote.whole():
-                    part.append(block)
-                    hasher.update(block)
-                    advance(len(block))
-
-            if remote.ranges:
-                part.file.seek(0)
-                hash_into(hasher, part.file, advance)
-                with closing(remote.pieces(_segments(kept, size), advance)) as pieces:
-                    for piece in pieces:
-                        part.append(piece)
-                        hasher.update(piece)
-            else:
-                remote.patiently(stream, TRIES)
-        if digest and _digest(hasher) != digest:
+        remote = _Remote(url)
+        kept = part.keep(remote.version, remote.size or 0) if remote.ranges else part.clear()
+        check_space(target.parent, (remote.size or 0) - kept)
+        with byte_progress(target.name, remote.size or 0, kept) as advance:
+            remote.append_to(part.file, 0, remote.size, advance)
+        if digest and (found := _digest(part.file, digest, target.name)) != digest:
             part.clear()
             raise BadInput(
-                f"{target}: what {url} gives has {_digest(hasher)} and should have {digest}; it was deleted, so "
+                f"{target}: what {url} gives has {found} and should have {digest}; it was deleted, so "
                 "repeat the command, or put the file there yourself"
             )
         part.become_target()
 
 
 def verify(path: Path, digest: str) -> None:
-    """Read a file and hold it against "md5:…" or "sha256:…".
+    """Compare a file with "md5:…" or "sha256:…".
 
     Raises:
         BadInput: it is another.
         UserError: it can't be read.
     """
-    hasher = _hasher(digest)
-    with (
-        explained(path),
-        path.open("rb") as file,
-        byte_progress(f"verifying {path.name}", path.stat().st_size) as advance,
-    ):
-        hash_into(hasher, file, advance)
-    if _digest(hasher) != digest:
+    with explained(path), path.open("rb") as file:
+        found = _digest(file, digest, path.name)
+    if found != digest:
         raise BadInput(
-            f"{path}: has {_digest(hasher)} and should have {digest}; it is damaged, or another file, so delete it "
+            f"{path}: has {found} and should have {digest}; it is damaged, or another file, so delete it "
             "and repeat the command"
         )
+
+
+def _digest(file: BinaryIO, like: str, name: str) -> str:
+    """The digest of a file, of the kind of another."""
+    hasher = hashlib.new(like.partition(":")[0], usedforsecurity=False)
+    file.seek(0)
+    with byte_progress(f"verifying {name}", os.fstat(file.fileno()).st_size) as advance:
+        hash_into(hasher, file, advance)
+    return f"{hasher.name}:{hasher.hexdigest()}"
 
 
 class RemoteZip:
@@ -136,7 +124,7 @@ class RemoteZip:
 
     Args:
         url: of the zip; its table of contents is read at once.
-        connections: requests at once.
+        connections: members that are fetched at once.
 
     Attributes:
         members: the files in it, by name.
@@ -147,26 +135,31 @@ class RemoteZip:
     """
 
     def __init__(self, url: str, connections: int = CONNECTIONS) -> None:
-        self.url, self._remote = url, _Remote(url, connections)
+        self.url, self.connections, self._remote = url, connections, _Remote(url)
         if not self._remote.ranges:
             raise UserError(
                 f"{url}: the server gives this archive as a whole only; download it by other means, such as a "
                 "browser, and put it into the data's folder"
             )
-        file = io.BufferedReader(_RangeFile(self._remote))  # whose reads are never short
-        with _intact(url, "see whether the address still holds"), zipfile.ZipFile(cast(BinaryIO, file)) as archive:
+        source = SimpleNamespace(fetch=self._remote.buffer)
+        with (
+            _intact(url, "see whether the address still holds"),
+            remotezip.RemoteZip(url, fetcher=lambda *_, **__: source) as archive,
+        ):
             self.members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            starts = sorted({info.header_offset for info in archive.infolist()} | {archive.start_dir})
+            self._ends = dict(zip(starts, starts[1:]))  # of a member's header and content, by where they begin
 
     def fetch(self, targets: Mapping[str, Path], folder: Path) -> None:
         """Download members, or the rest of them; those that are there with their size are left alone.
 
         Args:
             targets: where each member goes, relative to `folder`.
-            folder: of all targets; what has come of a member is in it, too.
+            folder: of all targets; what has come of a member is beside its target.
 
         Raises:
             BadInput: a member is not in the zip, or damaged in it, or would leave the folder.
-            UserError: the network or the disk fails, the remote changed, or another process is at it.
+            UserError: the network or the disk fails, the remote changed, or another process downloads them.
         """
         if absent := [name for name in targets if name not in self.members]:
             raise BadInput(f"{self.url}: has no member {absent[0]}")
@@ -174,46 +167,36 @@ class RemoteZip:
         todo = [(info, path) for info, path in todo if not _is_there(path, info.file_size)]
         if not todo:
             return
-        compressed = [info.compress_size for info, _ in todo]
+        sizes = [self._ends[info.header_offset] - info.header_offset for info, _ in todo]
+        need = sum(info.file_size for info, _ in todo)
         for info, _ in todo:
             _check_method(self.url, info)
-        if sum(info.file_size for info, _ in todo) > _most(sum(compressed)):
-            raise _bomb(self.url, sum(compressed))
+        if need > _most(sum(sizes)):
+            raise _bomb(self.url, sum(sizes))
         name = PurePosixPath(urlsplit(self.url).path).name
-        with explained(folder), _Part(folder / name) as part:
-            kept = part.keep(self._origin(todo[0][0]), compressed[0])
-            check_space(folder, sum(info.file_size for info, _ in todo) + max(compressed) - kept)
-            starts = self._data_starts([info for info, _ in todo])
-            starts[0], compressed[0] = starts[0] + kept, compressed[0] - kept
-            spans = [span for start, size in zip(starts, compressed) for span in _segments(start, start + size)]
-            with (
-                byte_progress(name, sum(compressed) + kept, kept) as advance,
-                closing(self._remote.pieces(spans, advance)) as pieces,
-            ):
-                for info, path in todo:
-                    part.keep(self._origin(info), info.compress_size)
-                    while part.length < info.compress_size:
-                        part.append(next(pieces))
-                    try:
-                        self._inflate(part.file, info, path)
-                    finally:
-                        part.clear()
+        with explained(folder), _Part(folder / name), byte_progress(name, sum(sizes)) as advance:
+            check_space(folder, need + sum(sorted(sizes)[-self.connections :]))
+            self._remote.halted = False
+            try:
+                with ThreadPool(min(self.connections, len(todo))) as threads:  # Ctrl-C does not wait for them
+                    for _ in threads.imap_unordered(lambda one: self._fetch(*one, advance), todo):
+                        pass
+            finally:
+                self._remote.halted = True
 
-    def _inflate(self, compressed: IO[bytes], info: zipfile.ZipInfo, path: Path) -> None:
-        way_out = "repeat the command, and if that doesn't help, download the archive by other means"
-        compressed.seek(0)
-        with _intact(f"{self.url}: {info.filename}", way_out), zipfile.ZipExtFile(compressed, "r", info) as content:
-            _copy(content, path, info.file_size)
-
-    def _origin(self, info: zipfile.ZipInfo) -> str:
-        return f"{self._remote.origin}\nfrom byte {info.header_offset}"
-
-    def _data_starts(self, members: list[zipfile.ZipInfo]) -> list[int]:
-        """Where their bytes begin: each is behind a header of its own, with a name and extras of any length."""
-        spans = [(info.header_offset, info.header_offset + 30) for info in members]
-        with closing(self._remote.pieces(spans)) as headers:
-            lengths = [30 + sum(struct.unpack("<HH", header[26:])) for header in headers]
-        return [start + length for (start, _), length in zip(spans, lengths)]
+    def _fetch(self, info: zipfile.ZipInfo, path: Path, advance: Callable[[int], object]) -> None:
+        start, end = info.header_offset, self._ends[info.header_offset]
+        with explained(path), _Part(path, alone=False) as part:
+            advance(part.keep(f"{self._remote.version}\nfrom byte {start}", end - start))
+            self._remote.append_to(part.file, start, end, advance)
+            way_out = "repeat the command, and if that doesn't help, download the archive by other means"
+            part.file.seek(26)  # in the member's own header: the lengths of its name and of what is behind that
+            part.file.seek(30 + sum(int.from_bytes(part.file.read(2), "little") for _ in range(2)))
+            try:
+                with _intact(f"{self.url}: {info.filename}", way_out):
+                    _copy(zipfile.ZipExtFile(part.file, "r", info), path, info.file_size)
+            finally:
+                part.clear()
 
 
 def extract(archive: Path, folder: Path, targets: Callable[[str], Path | None], *, limit: int | None = None) -> None:
@@ -232,12 +215,12 @@ def extract(archive: Path, folder: Path, targets: Callable[[str], Path | None], 
     """
     if not archive.is_file() or not archive.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
         raise BadInput(f"{archive}: there is no .zip, .tar, .tar.gz or .tgz")
+    written: list[Path] = []
     with (
         explained(folder),
         archive.open("rb") as raw,
-        _Part(folder / archive.name) as part,  # for its lock: who fetches members writes the same files
-        _trusted_or_none() as written,
-        _intact(str(archive), "delete it, get it anew and repeat the command"),
+        _Part(folder / archive.name),  # for its lock: who fetches members writes the same files
+        _intact(str(archive), "delete it, get it anew and repeat the command", written),
         byte_progress(f"extracting {archive.name}", archive.stat().st_size) as advance,
     ):
         members = _zip_members(raw) if archive.suffix == ".zip" else _tar_members(raw, archive.suffix != ".tar")
@@ -253,19 +236,6 @@ def extract(archive: Path, folder: Path, targets: Callable[[str], Path | None], 
             written.append(path)
             advance(raw.tell() - done)
             done = raw.tell()
-        part.clear()
-
-
-@contextmanager
-def _trusted_or_none() -> Iterator[list[Path]]:
-    """Of an archive that turns out bad no file stays: a tar.gz has its only checksum at the end."""
-    written: list[Path] = []
-    try:
-        yield written
-    except BadInput:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
 
 
 class _Member(NamedTuple):
@@ -280,12 +250,6 @@ def _most(size: int) -> int:
     return RATIO * size + SPARE
 
 
-def _check_method(archive: str, info: zipfile.ZipInfo) -> None:
-    """Raise `BadInput` where a member is compressed as none of a dataset is: others may take memory without bounds."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BadInput(f"{archive}: {info.filename} is compressed in a way that is unknown here; zip it anew")
-
-
 def _bomb(archive: str, size: int) -> BadInput:
     return BadInput(
         f"{archive}: has {size / 1e6:.1f} MB and inflates to more than {_most(size) / 1e6:.0f} MB, so the archive "
@@ -293,30 +257,10 @@ def _bomb(archive: str, size: int) -> BadInput:
     )
 
 
-class _Inflated:
-    """What a tar file holds, compressed or not, as far as an honest one of its size goes."""
-
-    def __init__(self, file: BinaryIO, content: Any) -> None:
-        self.archive, self.content = getattr(file, "name", "archive"), content
-        self.size = os.fstat(file.fileno()).st_size
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= AT_ONCE:
-            raise tarfile.ReadError("a header states more than a header has")
-        return self._checked(self.content.read(size))
-
-    def seek(self, place: int) -> int:
-        if place > _most(self.size):
-            raise _bomb(self.archive, self.size)
-        return self.content.seek(place)
-
-    def tell(self) -> int:
-        return self.content.tell()
-
-    def _checked(self, data: bytes) -> bytes:
-        if self.content.tell() > _most(self.size):
-            raise _bomb(self.archive, self.size)
-        return data
+def _check_method(archive: str, info: zipfile.ZipInfo) -> None:
+    """Raise `BadInput` where a member is compressed as none of a dataset is: others may take memory without bounds."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadInput(f"{archive}: {info.filename} is compressed in a way that is unknown here; zip it anew")
 
 
 def _zip_members(file: BinaryIO) -> Iterator[_Member]:
@@ -324,8 +268,31 @@ def _zip_members(file: BinaryIO) -> Iterator[_Member]:
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         if not info.is_dir():
             regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
-            _check_method(str(getattr(file, "name", "archive")), info)
+            _check_method(file.name, info)
             yield _Member(info.filename, info.file_size, regular, partial(archive.open, info))
+
+
+class _Inflated:
+    """What a tar file holds, compressed or not, as far as an honest one of its size goes."""
+
+    def __init__(self, file: BinaryIO, content: Any) -> None:
+        self.archive, self.content, self.tell = file.name, content, content.tell
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= AT_ONCE:
+            raise tarfile.ReadError("a header states more than a header has")
+        data = self.content.read(size)
+        self._check(self.tell())
+        return data
+
+    def seek(self, place: int) -> int:
+        self._check(place)
+        return self.content.seek(place)
+
+    def _check(self, place: int) -> None:
+        if place > _most(self.size):
+            raise _bomb(self.archive, self.size)
 
 
 def _tar_members(file: BinaryIO, zipped: bool) -> Iterator[_Member]:
@@ -381,135 +348,88 @@ class _Remote:
     Attributes:
         ranges: whether a part of it can be asked for.
         size: in bytes; None: the server doesn't say.
-        origin: all that is known of which version of which file it is.
+        version: all that is known of which version of which file it is.
+        halted: whether threads that download should stop.
     """
 
-    def __init__(self, url: str, connections: int) -> None:
-        self.url, self.connections = url, connections
-        self._at = url  # or where it led to: to ask there saves a request each time
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+    def __init__(self, url: str) -> None:
+        self.url, self.halted, self._session = url, False, requests.Session()
         # The answer is the proof: what servers say in Accept-Ranges is wrong at times.
         with self.patiently(lambda: self._get(0, 1), FIRST_TRIES) as answer:
-            spanned = _content_range(answer)
-            length = answer.headers.get("Content-Length", "")
-            self.ranges = spanned is not None
-            self.size = spanned[2] if spanned else int(length) if length.isdigit() else None
-            self.origin = self._origin(answer)
+            total = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
+            self.ranges = answer.status_code == 206 and total is not None
+            self.size = int(total[1]) if total else _stated(answer)
+            self.version = self._version(answer)
 
-    def patiently(self, job: Callable[[], T], tries: int, pause: Callable[[float], object] = time.sleep) -> T:
-        """Do what may fail for a while."""
-        for attempt in range(tries):
+    def patiently(self, job: Callable[[], T], tries: int, came: Callable[[], int] = lambda: 0) -> T:
+        """Do what may fail for a while, so many times without that more has come."""
+        failed, had = 0, came()
+        while True:
             try:
                 return job()
             except (_Again, urllib3.exceptions.HTTPError) as error:
                 why, asked = _reason(error), min(getattr(error, "asked", 0.0), MAX_ASKED)
-            self._at = self.url
-            if attempt + 1 < tries:
-                pause(max(asked, min(WAIT * 2**attempt, MAX_WAIT)))
-        raise UserError(
-            f"{self.url}: can't be downloaded ({why}, {tries} times in a row); what has come is kept, so repeat the "
-            "command to go on"
-        )
+            failed, had = 1 if came() > had else failed + 1, came()
+            if failed == tries:
+                raise UserError(
+                    f"{self.url}: can't be downloaded ({why}, {tries} times in a row); what has come is kept, so "
+                    "repeat the command to go on"
+                )
+            time.sleep(max(asked, min(WAIT * 2 ** (failed - 1), MAX_WAIT)))
 
-    def whole(self) -> Iterator[bytes]:
-        """All of it in one go."""
-        with self._get() as answer:
-            came = 0
-            for block in answer.raw.stream(BLOCK, decode_content=False):
-                came += len(block)
-                yield block
-        if answer.headers.get("Content-Length", str(came)) != str(came):
-            raise _Again("the connection was cut")
+    def buffer(self, span: tuple[int, int | None], stream: bool = False) -> remotezip.PartialBuffer:
+        """Bytes from the first to the last of a span, or the last `-span[0]`, as remotezip asks for them."""
+        assert self.size is not None
+        start = span[0] if span[0] >= 0 else max(0, self.size + span[0])
+        stop = self.size if span[1] is None else span[1] + 1
+        if stop - start > AT_ONCE:
+            raise zipfile.BadZipFile("its table of contents is too large")
+        data = io.BytesIO()
+        self.append_to(data, start, stop)
+        return remotezip.PartialBuffer(io.BytesIO(data.getvalue()), start, stop - start, stream=False)
 
-    def pieces(
-        self, spans: Sequence[Span], advance: Callable[[int], None] = lambda size: None
-    ) -> Generator[bytearray, None, None]:
-        """The bytes of each span, in order; threads fetch them side by side, and a few ahead.
+    def append_to(
+        self, file: BinaryIO, start: int, stop: int | None, advance: Callable[[int], object] = lambda size: None
+    ) -> None:
+        """Append what a file lacks of a span of the remote one; after a cut it goes on from there."""
 
-        `advance` is called in this thread with what has come of any span (less than 0: that was no good).
-        """
-        halt = threading.Event()
-        arrived: SimpleQueue[int] = SimpleQueue()
-        todo: SimpleQueue[tuple[Span, Future[bytearray]] | None] = SimpleQueue()
-
-        def work() -> None:
-            while (job := todo.get()) is not None:
-                span, future = job
-                try:
-                    future.set_result(self.segment(span, arrived.put, halt))
-                except BaseException as error:
-                    future.set_exception(error)
-
-        # Not an executor's threads: with these, Ctrl-C would wait for a server that is silent.
-        threads = min(self.connections, len(spans))
-        for _ in range(threads):
-            threading.Thread(target=work, name="download", daemon=True).start()
-        ahead: deque[Future[bytearray]] = deque()
-        rest = iter(spans)
-        try:
-            while True:
-                for span in islice(rest, self.connections + AHEAD - len(ahead)):
-                    ahead.append(Future())
-                    todo.put((span, ahead[-1]))
-                if not ahead:
-                    return
-                done = False
-                while not done:
-                    done = bool(wait([ahead[0]], 0.1).done)
-                    while not arrived.empty():
-                        advance(arrived.get())
-                yield ahead.popleft().result()
-        finally:
-            halt.set()
-            for _ in range(threads):
-                todo.put(None)
-
-    def segment(
-        self, span: Span, arrived: Callable[[int], None] = lambda size: None, halt: threading.Event | None = None
-    ) -> bytearray:
-        """The bytes of a span; after a cut it goes on from there."""
-        halt = halt or threading.Event()
-        data = bytearray()
-        size = span[1] - span[0]
-
-        def check_halt() -> None:
-            if halt.is_set():
-                raise UserError(f"{self.url}: the download was stopped")
+        def length() -> int:
+            return file.seek(0, os.SEEK_END)
 
         def go_on() -> None:
-            check_halt()
-            had = len(data)
-            with self._get(span[0] + had, span[1]) as answer:
-                self._check_span(answer, (span[0] + had, span[1]))
+            if not self.ranges:  # all of it, anew
+                advance(-length())
+                file.truncate(0)
+            had = done = length()
+            if start + had == stop:
+                return
+            with self._get(start + had, stop if self.ranges else None) as answer:
+                size = stop - start - had if self.ranges and stop is not None else _stated(answer)
+                self._check(answer, start + had, stop)
                 for block in answer.raw.stream(BLOCK, decode_content=False):
-                    check_halt()
-                    data.extend(block)
-                    arrived(len(block))
-                    if len(data) > size:
-                        break
-            if len(data) > size:
-                arrived(had - len(data))
-                del data[had:]
-            if len(data) < size:
+                    if self.halted:
+                        raise UserError(f"{self.url}: the download was stopped")
+                    done += len(_write(file, block))
+                    advance(len(block))
+                    if size is not None and done - had > size:
+                        advance(had - done)
+                        file.truncate(had)
+                        raise _Again("the server gives more than was asked for")
+            if size is not None and done - had < size:
                 raise _Again("the connection was cut")
 
-        self.patiently(go_on, TRIES, halt.wait)
-        return data
+        self.patiently(go_on, TRIES, length if self.ranges else lambda: 0)
 
     def _get(self, start: int = 0, stop: int | None = None) -> requests.Response:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-{stop - 1}"} if stop else {})
-        at = self._at
         try:
-            answer = self._session.get(at, headers=headers, stream=True, timeout=TIMEOUT)
+            answer = self._session.get(self.url, headers=headers, stream=True, timeout=TIMEOUT)
         except (requests.ConnectionError, requests.Timeout) as error:
             raise _Again(_reason(error)) from None
         except requests.RequestException as error:
             raise BadInput(f"{self.url}: can't be downloaded ({_reason(error)})") from None
         status, says = answer.status_code, f"the server says {answer.status_code} {answer.reason}"
         if status in (200, 206) and not answer.headers.get("Content-Type", "").startswith("text/html"):
-            self._at = answer.url
             return answer
         answer.close()
         if status in (200, 206):
@@ -517,28 +437,30 @@ class _Remote:
                 f"{self.url}: gives a web page in place of the file; open it in a browser to see why (a login or a "
                 "proxy is in between, or the file has moved)"
             )
-        if status in (408, 429) or status >= 500 or at != self.url:  # where it led to may hold for a while only
+        if status in (408, 429) or status >= 500:
             asked = answer.headers.get("Retry-After", "")
             raise _Again(says, float(asked) if asked.isdigit() else 0.0)
         raise BadInput(f"{self.url}: can't be downloaded ({says}); see in a browser whether the address still holds")
 
-    def _check_span(self, answer: requests.Response, span: Span) -> None:
-        spanned = _content_range(answer)
-        length = answer.headers.get("Content-Length", str(span[1] - span[0]))
-        if spanned is None or spanned[:2] != span or length != str(span[1] - span[0]):
+    def _check(self, answer: requests.Response, start: int, stop: int | None) -> None:
+        """Raise where an answer is not the part that was asked for, of the same version of the file."""
+        if not self.ranges or stop is None:
+            return
+        stated = answer.headers.get("Content-Range", "").rpartition("/")[0], _stated(answer) or stop - start
+        if answer.status_code != 206 or stated != (f"bytes {start}-{stop - 1}", stop - start):
             raise _Again("the server gives something other than the part that was asked for")
-        if self._origin(answer) != self.origin:
+        if self._version(answer) != self.version:
             raise UserError(f"{self.url}: changed while it was downloaded; repeat the command to start over")
 
-    def _origin(self, answer: requests.Response) -> str:
+    def _version(self, answer: requests.Response) -> str:
         size = answer.headers.get("Content-Range", "").rpartition("/")[2]
         return "\n".join([self.url, size, *(answer.headers.get(name, "") for name in ("ETag", "Last-Modified"))])
 
 
-def _content_range(answer: requests.Response) -> tuple[int, int, int] | None:
-    """First byte, the one after the last, and the size of the file; None: the answer is not a part."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
-    return (int(found[1]), int(found[2]) + 1, int(found[3])) if found and answer.status_code == 206 else None
+def _stated(answer: requests.Response) -> int | None:
+    """Bytes of an answer, where its header says so."""
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
 
 
 def _reason(error: BaseException) -> str:
@@ -548,47 +470,27 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class _RangeFile(io.RawIOBase):
-    """A remote file to read and seek in; a mebibyte around the last place is kept."""
-
-    def __init__(self, remote: _Remote) -> None:
-        self._remote, self._size = remote, remote.size or 0
-        self._place, self._first, self._kept = 0, 0, bytearray()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + (0, self._place, self._size)[whence]
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._first <= self._place < self._first + len(self._kept) and self._place < self._size:
-            self._first = self._place // 2**20 * 2**20
-            self._kept = self._remote.segment((self._first, min(self._first + 2**20, self._size)))
-        found = self._kept[self._place - self._first :][: len(buffer)]
-        buffer[: len(found)] = found
-        self._place += len(found)
-        return len(found)
-
-
 class _Part:
-    """The first bytes of a file that is on its way, and words that say of which; for one process alone."""
+    """The first bytes of a file that is being downloaded, and words that say of which.
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    Args:
+        target: the whole file.
+        alone: whether no other process may have it at the same time.
+    """
+
+    def __init__(self, target: Path, alone: bool = True) -> None:
+        self.target, self.alone = target, alone
         self._path, self._words = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.from")
 
     def __enter__(self) -> _Part:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Its only descriptor in this process: to close another would give up the lock.
-        self.file = self._path.open("a+b", buffering=0)
+        self.file = cast(BinaryIO, self._path.open("a+b", buffering=0))
         try:
-            held = lock(self.file, unguarded="nothing keeps a second process from fetching this: start no other")
-            held = held and os.path.samestat(os.fstat(self.file.fileno()), self._path.stat())
+            held = not self.alone or (
+                lock(self.file, unguarded="nothing keeps a second process from fetching this: start no other")
+                and os.path.samestat(os.fstat(self.file.fileno()), self._path.stat())
+            )
         except FileNotFoundError:
             held = False
         if not held:  # or not any more: another process has just made the target of it
@@ -599,29 +501,22 @@ class _Part:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.length == 0:
+        if os.fstat(self.file.fileno()).st_size == 0:
             self._path.unlink(missing_ok=True)
             self._words.unlink(missing_ok=True)
         self.file.close()
 
-    @property
-    def length(self) -> int:
-        return os.fstat(self.file.fileno()).st_size
-
-    def keep(self, origin: str, size: int) -> int:
-        """How many bytes are there of this origin; those of another are dropped."""
-        if not self._words.is_file() or self._words.read_bytes() != origin.encode() or self.length > size:
-            self.clear()
-            self._words.write_bytes(origin.encode())
-        return self.length
+    def keep(self, version: str, size: int) -> int:
+        """How many bytes are there of this version; those of another are dropped."""
+        length = os.fstat(self.file.fileno()).st_size
+        if self._words.is_file() and self._words.read_bytes() == version.encode() and length <= size:
+            return length
+        self.clear()
+        self._words.write_bytes(version.encode())
+        return 0
 
     def clear(self) -> int:
         return self.file.truncate(0)
-
-    def append(self, block: bytes | bytearray) -> None:
-        rest = memoryview(block)
-        while rest:
-            rest = rest[self.file.write(rest) :]
 
     def become_target(self) -> None:
         os.fsync(self.file.fileno())
@@ -630,25 +525,24 @@ class _Part:
         self._words.unlink(missing_ok=True)
 
 
-_DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError,
-    RuntimeError,  # it is encrypted, or compressed in a way that is unknown
-)  # fmt: skip
-
-
 @contextmanager
-def _intact(archive: str, way_out: str) -> Iterator[None]:
-    """What the libraries say of an archive that is none, in a sentence."""
+def _intact(archive: str, way_out: str, written: Iterable[Path] = ()) -> Iterator[None]:
+    """Refuse an archive that is none in a sentence, and delete what was written of it: a tar.gz has its only checksum
+    at the end.
+    """
     try:
         yield
-    except UserError:
-        raise
-    except _DAMAGED as error:
+    except DAMAGED as error:  # BadInput, too, is a ValueError
+        if isinstance(error, BadInput) or not isinstance(error, UserError):
+            for path in written:
+                path.unlink(missing_ok=True)
+        if isinstance(error, UserError):
+            raise
         raise BadInput(f"{archive}: is damaged ({str(error) or 'it ends early'}); {way_out}") from None
 
 
 def _within(folder: Path, relative: Path, name: str) -> Path:
-    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in str(relative):
+    if not is_inside(str(relative)):
         raise BadInput(f"{name}: would be written outside of {folder}, so the archive isn't trusted")
     return folder / relative
 
@@ -657,16 +551,12 @@ def _is_there(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _segments(start: int, stop: int) -> list[Span]:
-    return [(first, min(first + SEGMENT, stop)) for first in range(start, stop, SEGMENT)]
-
-
-def _hasher(digest: str | None) -> Any:
-    return hashlib.new(digest.partition(":")[0] if digest else "md5", usedforsecurity=False)
-
-
-def _digest(hasher: Any) -> str:
-    return f"{hasher.name}:{hasher.hexdigest()}"
+def _write(file: BinaryIO, block: bytes) -> bytes:
+    """Write all of a block, and return it, to a file without a buffer, which may take less at once."""
+    rest = memoryview(block)
+    while rest:
+        rest = rest[file.write(rest) :]
+    return block
 
 
 def _copy(content: Any, path: Path, size: int) -> None:

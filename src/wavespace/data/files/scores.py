@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from wavespace.data.files.midi import Performance, read_midi
 from wavespace.digests import Seen, digest
 from wavespace.errors import BadInput
+from wavespace.files import byte_progress
 from wavespace.metrics import on_keyboard
-from wavespace.terminal import byte_progress
 
 READER = 2
 """Raised when other notes are read from the same files."""

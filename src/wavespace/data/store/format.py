@@ -52,9 +52,8 @@ from wavespace.data.store.manifest import (
     read_manifest,
 )
 from wavespace.errors import BadInput, UserError
-from wavespace.files import check_space, explained, hash_into, lock, sync_folder, written_whole
+from wavespace.files import byte_progress, check_space, explained, hash_into, lock, sync_folder, written_whole
 from wavespace.signals import set_stop_handler
-from wavespace.terminal import byte_progress
 
 Mode = Literal["pread", "memmap"]
 
@@ -536,7 +535,9 @@ def _clear(partial: Path, done: list[_Shard]) -> None:
             path.unlink()
 
 
-def _build(partial: Path, shards: list[_Shard], source: Source, processes: int, advance: Callable[[int], None]) -> None:
+def _build(
+    partial: Path, shards: list[_Shard], source: Source, processes: int, advance: Callable[[int], object]
+) -> None:
     """Build shards in processes side by side; the first failure ends them all."""
     running: dict[Any, multiprocessing.Process] = {}
     try:
@@ -585,7 +586,7 @@ def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source)
         send.send(error)
 
 
-def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable[[int], None]) -> None:
+def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable[[int], object]) -> None:
     """Write a shard, and when it is on the disk, the record that says so."""
     digest, frames, clipped, notes, digests = hashlib.sha256(), [], [], [], []
     remarks: list[tuple[str, str, str]] = []
@@ -720,7 +721,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _hash(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
+def _hash(path: Path, advance: Callable[[int], object] = lambda size: None) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         hash_into(digest, file, advance)
