@@ -1,4 +1,4 @@
-"""Audio files to mono float32 at one rate: whole, a window, or a stream of blocks. Whatever soundfile reads."""
+"""Audio files to mono float32 at one rate, whole or as a stream of blocks. Whatever soundfile reads."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ RATES = (1_000, 1_000_000)
 AT_ONCE = 2**24
 """Samples of all channels that are decoded at once at most, whatever a header says of length, rate and channels."""
 
-LEAD = 16 * 1152
-"""Samples of an MPEG file that are decoded ahead of a window: what they leave in its bit reservoir is heard in it."""
-
 SILENT = 1e-3
 """Level of a channel against the loudest one, below which nothing is recorded in it: -60 dB."""
 
@@ -60,13 +57,6 @@ class _File(soundfile.SoundFile):
     def mpeg(self) -> bool:
         return self.subtype.startswith("MPEG")
 
-    def go_to(self, frame: int) -> None:
-        """Seek, or read on where libsndfile can't seek (GSM)."""
-        if self._info.seekable:  # also to the first sample: of some damaged FLAC files a read without it gives nothing
-            self.seek(frame)
-        while not self._info.seekable and frame > 0:
-            frame -= len(self.read(min(frame, AT_ONCE))) or frame
-
 
 class Part(NamedTuple):
     """A stream of an audio file, and how its channels become one."""
@@ -82,21 +72,18 @@ class Part(NamedTuple):
     """What a person should know of its channels or its scale."""
 
 
-def read_audio(path: Path, sample_rate: int, *, start: float = 0.0, seconds: float | None = None) -> Audio:
-    """Mono float32 `(N,)` of a file or of a window of it; other rates are resampled (soxr HQ).
+def read_audio(path: Path, sample_rate: int, *, seconds: float | None = None) -> Audio:
+    """Mono float32 `(N,)` of a file, or of its first seconds; other rates are resampled (soxr HQ).
 
     Channels are averaged, but for those in which nothing is recorded; of channels that cancel each other, all along or
-    for a while, the loudest is taken. Float files with samples in the range of integers are scaled. A window that
-    reaches past the end of the file is shorter than asked for. A file is read to its end whatever length its header
-    states; a WAV, Ogg or MP3 file that was cut off gives what it holds.
+    for a while, the loudest is taken. Float files with samples in the range of integers are scaled. A file is read to
+    its end whatever length its header states; a WAV, Ogg or MP3 file that was cut off gives what it holds.
 
     Raises:
         BadInput: the file is missing, not audio, damaged, holds no samples, or holds values that are not numbers.
     """
     parts, rate = _parts(path)
-    first = round(start * rate)
-    last = UNKNOWN if seconds is None else first + round(seconds * rate)
-    blocks = list(_blocks(path, parts, first, last, AT_ONCE))
+    blocks = list(_blocks(path, parts, UNKNOWN if seconds is None else round(seconds * rate), AT_ONCE))
     audio = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])
     return soxr.resample(audio, rate, sample_rate) if rate != sample_rate else audio
 
@@ -105,7 +92,7 @@ def read_blocks(path: Path, sample_rate: int, seconds: float = 10.0) -> Iterator
     """The same as a stream of blocks, at constant memory whatever the length of the file."""
     parts, rate = _parts(path)
     resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
-    for block in _blocks(path, parts, 0, UNKNOWN, round(seconds * rate)):
+    for block in _blocks(path, parts, UNKNOWN, round(seconds * rate)):
         yield block if rate == sample_rate else resample.resample_chunk(block)
     if rate != sample_rate:
         yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
@@ -208,40 +195,27 @@ def _open(path: Path, stream: Stream) -> Iterator[_File]:
 
 
 def _length(path: Path, part: Part) -> int:
-    return sum(map(len, _part_blocks(path, part, 0, UNKNOWN, AT_ONCE))) if part.frames is None else part.frames
+    return sum(map(len, _blocks(path, [part], UNKNOWN, AT_ONCE))) if part.frames is None else part.frames
 
 
-def _blocks(path: Path, parts: list[Part], first: int, last: int, size: int) -> Iterator[Audio]:
-    """Mono blocks of samples `first` to `last` of all parts, `size` each at most."""
-    for number, part in enumerate(parts):
-        if first >= last:
-            return
-        length = part.frames
-        if length is None and number < len(parts) - 1:
-            length = _length(path, part)
-        if length is None or first < length:
-            yield from _part_blocks(path, part, first, last if length is None else min(last, length), size)
-        if length is not None:
-            first, last = max(0, first - length), last - length
-
-
-def _part_blocks(path: Path, part: Part, first: int, last: int, size: int) -> Iterator[Audio]:
-    with _open(path, part.stream) as file:
-        lead = min(first, LEAD) if file.mpeg else 0
-        file.go_to(first - lead)
-        size = max(1, min(size, AT_ONCE // file.channels))
-        done = first - lead
-        while done < last:
-            raw = _raw(file, min(size, last - done), path, done)
-            if len(raw) == 0:
-                if part.frames is not None and (not file.mpeg or done == 0):
+def _blocks(path: Path, parts: list[Part], left: int, size: int) -> Iterator[Audio]:
+    """Mono blocks of the first samples of all parts, of `left` in all and `size` each at most."""
+    for part in parts:
+        with _open(path, part.stream) as file:
+            if file._info.seekable:  # of some damaged FLAC files a read without it gives nothing
+                file.seek(0)
+            done, end = 0, left if part.frames is None else min(left, part.frames)
+            while done < end:
+                raw = _raw(file, max(1, min(size, AT_ONCE // file.channels, end - done)), path, done)
+                if len(raw) == 0 and part.frames is not None and (not file.mpeg or done == 0):
                     raise BadInput(
                         f"{path}: is damaged or cut off ({done} of {file.frames} samples are there); get the file anew"
                     )
-                return
-            done += len(raw)
-            audio = _mono(raw, part)
-            yield audio[max(0, first - (done - len(raw))) :] if done - len(raw) < first else audio
+                if len(raw) == 0:
+                    break
+                done += len(raw)
+                yield _mono(raw, part)
+            left -= done
 
 
 def _raw(file: _File, frames: int, path: Path, first: int) -> NDArray[Any]:
@@ -299,8 +273,8 @@ def _measured(file: _File, path: Path, places: NDArray[np.int64] | None, count: 
     peak, total = 0.0, 0
     found: list[list[float]] = []  # of each stretch the squares of its channels and of their sum, and its samples
     for place in iter(int, 1) if places is None else places:
-        if places is not None or total == 0:
-            file.go_to(place if places is not None else 0)
+        if file._info.seekable and (places is not None or total == 0):
+            file.seek(place if places is not None else 0)
         raw = _raw(file, count, path, total).astype(np.float32)
         if len(raw) == 0 and places is None:
             break
