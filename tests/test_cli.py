@@ -16,6 +16,9 @@ import pytest
 
 from processes import LIMIT, command, forked
 from training import RENDERED, TRAINER, make_medley
+from wavespace.errors import UserError
+from wavespace.signals import raising_on_stop
+from wavespace.terminal import guarded
 from wavespace.training import fit as train
 
 COMMAND = Path(sys.executable).with_name("wavespace")
@@ -198,12 +201,39 @@ def told_while_it_composes(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("times", ["61", "161"])
-@pytest.mark.parametrize("launcher", [[], ["-m", "hydra/launcher=local", "seed=0,1"]])
+@pytest.mark.parametrize("launcher", [[], ["-m", "hydra/launcher=local", "seed=0,1"], ["--cfg", "job"]])
 def test_a_run_told_to_stop_while_it_composes_begins_nothing(times: str, launcher: list[str], tmp_path: Path) -> None:
     found = forked(told_while_it_composes, [*launcher, *RENDERED, *TRAINER, times], cwd=tmp_path)
     assert (tmp_path / "told").exists()
     assert (found.returncode, found.stderr) == (143, "wavespace: stopped\n")
     assert not list(tmp_path.glob("runs/run/*/config.yaml"))
+
+
+def test_a_stop_that_comes_out_as_another_error_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    def verb() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise UserError("what OmegaConf makes of it") from None
+
+    with raising_on_stop(), pytest.raises(SystemExit) as end:
+        guarded(verb)
+    assert (end.value.code, capsys.readouterr().err) == (143, "wavespace: stopped\n")
+
+
+def test_ctrl_c_before_anything_is_imported_gives_no_traceback() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Told:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'wavespace.terminal': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Told())\n"
+        "from wavespace.cli import main\n"
+        "sys.argv = ['wavespace', 'check']\n"
+        "main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (found.returncode, found.stderr) == (-signal.SIGINT, "")
 
 
 HEAVY = "torch pytorch_lightning lightning wandb matplotlib scipy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import shutil
@@ -25,7 +26,7 @@ from wavespace.commands import export, video
 from wavespace.commands.transcribe import main as transcribe
 from wavespace.data.files.discovery import audio_folder
 from wavespace.errors import BadInput, UserError
-from wavespace.provenance import is_ours, marked
+from wavespace.provenance import is_ours, marked, refuse_foreign, write_marked
 from wavespace.reports import run_page as report
 
 NOTES = np.array([[0.5, 0.9, 72.0, 90.0], [1.0, 1.4, 76.0, 90.0]])
@@ -213,3 +214,30 @@ def test_an_out_that_is_a_folder_or_nothing_is_a_sentence(
         where = str(tmp_path / "song.wav")  # it takes a folder
     with pytest.raises(UserError, match=r"is a folder; name a file|it is empty|it takes a folder"):
         call(verb, tmp_path, checkpoint, runs, "--out", where)
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_disk_that_fills_up_leaves_all_files_of_before_and_a_repeat_replaces_them(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, table, picture = tmp_path / "report.html", tmp_path / "runs.csv", tmp_path / "figures" / "a.png"
+    write_marked(page, b"page", {table: b"1", picture: b"1"})
+    before = {path: path.read_bytes() for path in (page, table, picture)}
+    calls, sync = 0, os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == moment:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_marked(page, b"other", {table: b"2", picture: b"2"})
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    refuse_foreign(page, [table, picture])
+    write_marked(page, b"other", {table: b"2", picture: b"2"})
+    refuse_foreign(page, [table, picture])
+    assert table.read_bytes() == b"2"

@@ -21,6 +21,7 @@ from wavespace.config.own_code import code_of
 from wavespace.data.base import DataModule
 from wavespace.data.sources.recordings import Recordings
 from wavespace.errors import BadInput, ConfigError, Incompatible, UserError, place_of
+from wavespace.signals import stop_deferred
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
 
@@ -130,7 +131,8 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
     """
     try:
         # A partial, because Hydra would turn the specs among `built` into configurations.
-        constructor = instantiate(OmegaConf.to_container(node, resolve=True), _partial_=True, _convert_="all")
+        with stop_deferred():  # or a signal comes out of OmegaConf as another error
+            constructor = instantiate(OmegaConf.to_container(node, resolve=True), _partial_=True, _convert_="all")
         return constructor(**built)
     except UserError:
         raise

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from importlib import import_module
 
 from wavespace.errors import UserError
-from wavespace.signals import raise_on_stop
-from wavespace.terminal import guarded
-from wavespace.text import printable
 
 VERBS = {
     "train": "train a configuration, or many with -m; a finished one returns at once, a killed one goes on",
@@ -68,6 +66,15 @@ complete -o nospace -o default -F _wavespace wavespace
 
 def main() -> None:
     """Entry of the `wavespace` command."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # whose traceback a quick Ctrl-C would give
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from wavespace import terminal  # noqa: F401
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    from wavespace.signals import raise_on_stop
+    from wavespace.terminal import guarded
+    from wavespace.text import printable
+
     for stream in (sys.stdout, sys.stderr):  # names on a disk are bytes, which need not be text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -13,9 +13,12 @@ import re
 import stat
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from wavespace.errors import BadInput
+from wavespace.files import written_whole
+from wavespace.signals import stop_deferred
 
 MARK = re.compile(rb"Written by wavespace: (\{[^{}]*\})")
 NEAR = 2**14
@@ -41,6 +44,16 @@ def marked(path: Path, data: bytes, beside: Mapping[Path, bytes] | None = None) 
         data = data[:18] + struct.pack(">I", size) + data[22:]
     block = _block(path, digests | {OWN: _digest(data)})
     return data[:22] + block + data[22:] if path.suffix == ".mid" else data + block
+
+
+def write_marked(path: Path, data: bytes, beside: Mapping[Path, bytes] | None = None) -> None:
+    """Write a file with its mark and those beside it, all or none: those that its mark does not tell of are foreign."""
+    with stop_deferred(), ExitStack() as names:  # each has its name when all are on the disk
+        for file, content in {**(beside or {}), path: marked(path, data, beside)}.items():
+            temporary = names.enter_context(written_whole(file, mark=str(os.getpid())))
+            temporary.write(content)
+            temporary.flush()
+            os.fsync(temporary.fileno())
 
 
 def is_ours(path: Path) -> bool:

@@ -59,6 +59,11 @@ def stop_signal() -> int | None:
     return _State.number
 
 
+def raised_for() -> int | None:
+    """Return the signal for which `Stopped` was raised; None if it was not."""
+    return _State.number if _State.raised else None
+
+
 def set_stop_handler(handler: Any) -> dict[signal.Signals, Any]:
     """Set a handler for each of `STOPS`, except those ignored when the process started; returns the old handlers."""
     before = {number: signal.getsignal(number) for number in STOPS}
@@ -131,7 +136,7 @@ def defer_stop() -> None:
 
 def handle_deferred_stop() -> None:
     """End a `defer_stop`; raise `Stopped` if a signal came meanwhile."""
-    _State.deferrals -= 1
+    _State.deferrals = max(0, _State.deferrals - 1)
     if _State.number is not None and not _State.deferrals and not _State.raised:
         _raise()
 

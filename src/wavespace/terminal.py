@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from wavespace.errors import UserError
 from wavespace.files import FULL_OR_BROKEN, refusal
-from wavespace.signals import Stopped
+from wavespace.signals import Stopped, raised_for
 from wavespace.text import printable_text
 
 T = TypeVar("T")
@@ -39,19 +39,25 @@ def guarded(function: Callable[[], T], explain: Callable[[Exception], str | None
         raise
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone
-    except UserError as error:
-        _trace(error)
-        # A loader's worker wraps the text in its own traceback; the sentence is its last part.
-        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
-        print(f"wavespace: {printable_text(message)}", file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
-            said: str | None = str(refusal(error))
-        else:
-            said = explain(error)
-        if said is None:
-            raise
+        if (number := raised_for()) is not None:  # OmegaConf turns `Stopped` into another error
+            _trace(error)
+            print("wavespace: stopped", file=sys.stderr)
+            sys.exit(128 + number)
+        _tell(error, explain)
+        raise
+
+
+def _tell(error: Exception, explain: Callable[[Exception], str | None]) -> None:
+    """Print the sentence that an error has, and exit; does nothing where it has none."""
+    if isinstance(error, UserError):
+        # A loader's worker wraps the text in its own traceback; the sentence is its last part.
+        said: str | None = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+    elif isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
+        said = str(refusal(error))
+    else:
+        said = explain(error)
+    if said is not None:
         _trace(error)
         print(f"wavespace: {printable_text(said)}", file=sys.stderr)
         sys.exit(2)

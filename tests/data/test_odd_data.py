@@ -25,6 +25,7 @@ from wavespace.data.files import discovery as sources
 from wavespace.data.files import download
 from wavespace.data.files.discovery import Recording
 from wavespace.data.files.download import extract
+from wavespace.data.sources.medley_solos import MedleySolos
 from wavespace.data.store.format import Samples, Store, StoreItems, build_store
 from wavespace.data.store.manifest import read_arrays
 from wavespace.digests import Digests
@@ -313,3 +314,45 @@ def test_an_archive_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> Non
     not_a_file(tmp_path / "set.zip", kind)
     with pytest.raises(BadInput):
         extract(tmp_path / "set.zip", tmp_path / "data", Path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("remarks", 1), ("remarks", [["audio"]]), ("remarks", [[[], "", ""]]), ("made_from", [1]),
+        ("made_from", {"files": 1}), ("dtype", ">i2"), ("labels", ["x" * 10_000]),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_manifest_that_opening_does_not_use_is_of_its_kind(
+    whole: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    shutil.copytree(whole, tmp_path / "store")
+    manifest = json.loads((whole / "manifest.json").read_text()) | {key: value}
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="damaged") as refused:
+        Store.open(tmp_path / "store")
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 500
+
+
+@pytest.mark.parametrize("fault", ["features", "instrument 9", "no song"])
+def test_a_store_that_is_not_what_the_data_needs_is_refused(fault: str, tmp_path: Path) -> None:
+    record(tmp_path / "a.wav", 0.1)
+    labels = {"instrument": 9 if fault == "instrument 9" else 1} | ({} if fault == "no song" else {"song": 1})
+    found, made_by = [Recording("a", tmp_path / "a.wav", "train", labels=labels)], {"data": "medley_solos"}
+    store = build_store(tmp_path / "store", found, Samples(44_100), made_by, licence="", citation="", processes=0)
+    if fault == "features":
+        (store.folder / "manifest.json").write_text(json.dumps(store.manifest | {"dtype": "<f2"}))
+    with pytest.raises(BadInput, match=r"of features|no song, or no instrument"):
+        MedleySolos(root=str(store.folder)).prepare_data()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_note_that_is_no_number_is_refused_where_it_is_read(value: float, tmp_path: Path) -> None:
+    record(tmp_path / "a.wav", 0.1)
+    notes = np.array([[0.0, 0.1, 60.0, 80.0]])
+    found = [Recording("a", tmp_path / "a.wav", "train", notes.copy)]
+    store = build_store(tmp_path / "store", found, Samples(8000), {}, licence="", citation="", processes=0)
+    notes[0, 2] = value
+    np.save(store.folder / "notes.npy", notes)
+    with pytest.raises(BadInput, match="a number that is none"):
+        use(store.folder)

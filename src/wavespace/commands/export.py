@@ -15,8 +15,7 @@ from wavespace.config.trust import add_trust, configuration, safe_yaml
 from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.files import read_regular
 from wavespace.locate import locate
-from wavespace.provenance import marked, refuse_foreign
-from wavespace.runfolder import write_atomic
+from wavespace.provenance import refuse_foreign, write_marked
 from wavespace.terminal import Arguments, folder_or_file
 
 if TYPE_CHECKING:
@@ -95,9 +94,7 @@ def export(
         with TemporaryDirectory() as folder:
             written[net] = export_onnx(path, Path(folder) / net.name, trust).read_bytes()
     try:
-        write_atomic(card, marked(card, model_card(slim, task, target.name, status, trust).encode(), written))
-        for each, content in written.items():
-            write_atomic(each, content)
+        write_marked(card, model_card(slim, task, target.name, status, trust).encode(), written)
     except OSError as error:
         raise BadInput(f"{target}: can't be written ({error.strerror}); name another file with --out") from None
     return target, card, *([net] if onnx else [])

@@ -16,8 +16,8 @@ import numpy as np
 from wavespace.config.trust import add_trust
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
 from wavespace.locate import locate
-from wavespace.provenance import is_ours, marked, refuse_foreign
-from wavespace.runfolder import newest_finished, write_atomic
+from wavespace.provenance import is_ours, refuse_foreign, write_marked
+from wavespace.runfolder import newest_finished
 from wavespace.signals import if_stopped, stop_deferred
 from wavespace.terminal import Arguments, folder_or_file
 from wavespace.text import printable
@@ -82,12 +82,9 @@ def _transcribe_to(
         for remark in remarks(file):
             say(f"{file}: {remark}")
         beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
-        midi = Path(f"{target}.mid")
-        content_of_midi = marked(midi, _midi(notes), beside)
-        with stop_deferred():  # a signal waits until the files of a recording are all there
-            write_atomic(midi, content_of_midi)
-            for path, content in beside.items():
-                write_atomic(path, content)
+        midi = _midi(notes)
+        with stop_deferred():  # a signal waits until the files of a recording are all there, and counted
+            write_marked(Path(f"{target}.mid"), midi, beside)
             print(f"{printable(file)}: {len(notes)} notes -> {printable(target)}.mid", flush=True)
             done.append(file)
     except UserError as error:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from wavespace.config.trust import add_trust
 from wavespace.errors import BadInput, UserError
-from wavespace.provenance import marked, refuse_foreign
-from wavespace.runfolder import write_atomic
+from wavespace.provenance import refuse_foreign, write_marked
 from wavespace.terminal import Arguments, folder_or_file
 from wavespace.text import printable
 
@@ -112,13 +111,12 @@ def write_video(
         values = ears(torch.from_numpy(np.array(audio, np.float32)).view(1, 1, -1))[0, ears.shown].numpy()  # (F, T)
     length = len(audio) / rate
     still = draw_still(values, spec.frequencies, spec.frame_rate, length, (spec.low, spec.high), file.name, fold)
-    temporary = target.with_name(f".{target.stem}.new{target.suffix}")
     with TemporaryDirectory() as folder:
-        sound = Path(folder) / "sound.wav"
+        sound, film = Path(folder) / "sound.wav", Path(folder) / f"film{target.suffix}"
         soundfile.write(sound, audio, rate)
         command = [
             ffmpeg, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}",
-            "-r", str(fps), "-i", "-", "-i", str(sound), "-pix_fmt", "yuv420p", "-shortest", str(temporary),
+            "-r", str(fps), "-i", "-", "-i", str(sound), "-pix_fmt", "yuv420p", "-shortest", str(film),
         ]  # fmt: skip
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
@@ -127,13 +125,12 @@ def write_video(
                 for frame in frames(still, length, fps):
                     process.stdin.write(frame.tobytes())
             _, said = process.communicate()
-            if process.returncode != 0 or not temporary.is_file():
+            if process.returncode != 0 or not film.is_file():
                 why = " ".join(said.decode("utf-8", "replace").split())[-300:]
                 raise UserError(f"{target}: ffmpeg could not write it ({why or 'it said nothing'})")
-            write_atomic(target, marked(target, temporary.read_bytes()))
+            write_marked(target, film.read_bytes())
         finally:
             process.kill()
-            temporary.unlink(missing_ok=True)
     return target
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from wavespace.config.moved import moved
 from wavespace.config.schema import conf_dir
 from wavespace.errors import ConfigError
+from wavespace.signals import stop_deferred
 
 MOST_TEXT, MOST_NODES, MOST_DEPTH, MOST_SCALAR = 1_000_000, 20_000, 32, 10_000
 """Characters, values, levels of nesting, and characters of a value that a configuration may have; the longest of ours
@@ -70,7 +71,8 @@ def configuration(text: Any, trust: Sequence[str] = (), sections: Sequence[str] 
     for key, node in nodes({section: found[section] for section in sections}):
         if isinstance(node, dict) and "_target_" in node and node["_target_"] not in _shipped(PLACES[_section(key)]):
             _import(key, node["_target_"], packages)  # by now nothing is named but what may be
-    return OmegaConf.create(found)
+    with stop_deferred():
+        return OmegaConf.create(found)
 
 
 def safe_yaml(text: Any) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from wavespace.provenance import refuse_foreign
 from wavespace.reports.pages import edition, number, render
 from wavespace.reports.plots import thinned, together
 from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.signals import set_stop_handler
 from wavespace.terminal import Arguments, folder_or_file
 from wavespace.text import printable_text
 
@@ -102,7 +103,9 @@ def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], N
     from rich.progress import track
 
     old = [folder for folder in folders if every or not is_current(folder)]
-    pool = ProcessPoolExecutor(min(os.cpu_count() or 1, len(old) // 8 + 1), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(
+        min(os.cpu_count() or 1, len(old) // 8 + 1), initializer=set_stop_handler, initargs=(signal.SIG_IGN,)
+    )
     faults = pool.map(_fault_of_page, old, chunksize=4)
 
     def wait() -> None:
@@ -118,11 +121,6 @@ def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], N
         yield wait
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C is for the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _fault_of_page(folder: Path) -> str | None:

@@ -21,10 +21,9 @@ from wavespace.analysis.fidelity import CONTROL, tradeoff
 from wavespace.analysis.fits import CantFit, effects, parabola, power_law
 from wavespace.analysis.runs import Run, files_read, objective, spread, swept, table
 from wavespace.errors import UserError
-from wavespace.provenance import marked, refuse_foreign
+from wavespace.provenance import refuse_foreign, write_marked
 from wavespace.reports.pages import number, render
 from wavespace.reports.plots import Drawing, against, curves, draw_effects, draw_tradeoff, inline, is_number, on_paper
-from wavespace.runfolder import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,9 +74,7 @@ def write_study(
         )
     refuse_foreign(target, list(files), overwrite=overwrite)
     try:
-        write_atomic(target, marked(target, page.encode("utf-8", "replace"), files))
-        for file, content in files.items():
-            write_atomic(file, content)
+        write_marked(target, page.encode("utf-8", "replace"), files)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror}); name another folder with --out") from None
     return out / "report.html"

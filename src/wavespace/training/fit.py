@@ -66,6 +66,7 @@ def main() -> None:
     guarded(_arrange, _explained)
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
     guarded(entry, _explained)
+    guarded(handle_deferred_stop)  # where there was no job, as --cfg has none
 
 
 def _explained(_: Exception) -> str | None:

@@ -84,7 +84,9 @@ class AudioFolder(Recordings):
         Where there are recordings enough, each split that has a share has one.
         """
         names = self.store.names
-        keys = [hashlib.sha256(f"{self.split_seed} {name}".encode()).digest() for name in names]
+        keys = [
+            hashlib.sha256(f"{self.split_seed} {name}".encode("utf-8", "surrogateescape")).digest() for name in names
+        ]
         order = np.array(sorted(range(len(names)), key=keys.__getitem__))
         sizes = np.diff(np.rint(np.cumsum([0, *self.splits]) * len(names)).astype(int))
         for split in np.flatnonzero((sizes == 0) & (np.array(self.splits) > 0)):

@@ -25,7 +25,7 @@ from wavespace.data.files.discovery import (
 from wavespace.data.files.download import extract, fetch
 from wavespace.data.files.download import verify as hold_against
 from wavespace.data.sources.recordings import SPLITS, Recordings, Rows
-from wavespace.data.store.format import StoreItems
+from wavespace.data.store.format import Store, StoreItems
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.errors import BadInput
 from wavespace.spec import AudioSpec
@@ -128,6 +128,13 @@ class MedleySolos(Recordings):
     def found(self) -> list[Recording]:
         recordings, self.absent = medley_solos(self.place)
         return recordings
+
+    def _checked(self, store: Store) -> Store:
+        store = super()._checked(store)
+        classes = store.labels.get("instrument", np.array([-1]))
+        if "song" not in store.labels or classes.min() < 0 or classes.max() >= len(INSTRUMENTS):
+            raise BadInput(f"{store.folder}: its clips have no song, or no instrument of the dataset; prepare it anew")
+        return store
 
     def rows(self) -> Rows:
         if self.splits == "official":

@@ -27,7 +27,7 @@ from wavespace.data.files.discovery import (
     unpacked,
 )
 from wavespace.data.store.features import FeatureCache
-from wavespace.data.store.format import Samples, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.data.store.format import PCM, Samples, Store, StoreItems, StoreWindows, build_store, store_name
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.digests import Digests, Unread
 from wavespace.errors import BadInput, Incompatible, UserError
@@ -289,7 +289,9 @@ class Recordings(DataModule):
         """A store that somebody made elsewhere, if it is of this dataset and rate."""
         held = store.manifest["made_by"]
         if held.get("data") != self.kind:
-            raise BadInput(f"{store.folder}: is a store of data={held.get('data')}, not of data={self.kind}")
+            raise BadInput(f"{store.folder}: is a store of data={str(held.get('data'))[:40]}, not of data={self.kind}")
+        if [store.manifest[key] for key in ("dtype", "width")] != [PCM.str, 1]:
+            raise BadInput(f"{store.folder}: is a store of features; name the one of the audio that they were made of")
         if store.sample_rate != self.spec.sample_rate:
             raise Incompatible(
                 f"{store.folder}: is a store at {store.sample_rate} Hz, and data.sample_rate is "

@@ -190,6 +190,8 @@ class Store:
         notes = self._notes[first : self._notes_end[recording]]
         # Sorted by onset, and none is longer than the longest: a few of thousands can sound in a window.
         first, last = notes[:, 0].searchsorted((start - self.manifest["longest_note"], stop))
+        if not (np.abs(notes[first:last]) < 1e9).all():
+            raise BadInput(f"{self.folder / NOTES}: has a number that is none, or beyond 1e9; prepare the store anew")
         return sounding(notes[first:last], start, stop)
 
     def item(self, recording: int, start: int, samples: int) -> Item:

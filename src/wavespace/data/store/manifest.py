@@ -45,7 +45,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(read_regular(folder / MANIFEST, MOST_BYTES))
         if manifest["format"] != FORMAT:
-            raise BadInput(f"{folder}: has format {manifest['format']}, and this version reads {FORMAT}; {anew}")
+            raise BadInput(
+                f"{folder}: has format {str(manifest['format'])[:40]}, and this version reads {FORMAT}; {anew}"
+            )
         _check_kinds(manifest)
         for name, file in manifest["files"].items():
             if not FILE.fullmatch(name):
@@ -53,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             with open_regular(folder / name) as opened:
                 size = opened.seek(0, 2)
             if size != file["bytes"]:
-                raise BadInput(f"{folder / name}: has {size} bytes and should have {file['bytes']}; {anew}")
+                raise BadInput(f"{folder / name}: has {size} bytes and should have {str(file['bytes'])[:40]}; {anew}")
         return manifest
     except FileNotFoundError as error:
         if error.filename == str(folder / MANIFEST):
@@ -67,7 +69,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def damaged(folder: Path, error: Exception) -> BadInput:
     """A sentence on a store whose manifest or index is not what a store's is."""
-    why = f"it has no {error}" if isinstance(error, KeyError) else str(error)[:200] or type(error).__name__
+    why = f"it has no {str(error)[:200]}" if isinstance(error, KeyError) else str(error)[:200] or type(error).__name__
     return BadInput(f"{folder}: its manifest or index is damaged ({why}); delete {folder} and prepare it anew")
 
 
@@ -79,8 +81,15 @@ def _check_kinds(manifest: Mapping[str, Any]) -> None:
         raise ValueError(f"{manifest['width']} values at {manifest['sample_rate']} Hz")
     if not 0 <= manifest["longest_note"] < 1e9:
         raise ValueError(f"a note of {manifest['longest_note']} s")
-    if np.dtype(manifest["dtype"]).kind not in "if":
+    dtype = np.dtype(manifest["dtype"])
+    if dtype.kind not in "if" or dtype != dtype.newbyteorder("<"):
         raise ValueError(f"dtype is {manifest['dtype']!r}")
+    for remark in manifest.get("remarks", []):
+        if [type(text) for text in remark] != [str] * 3:
+            raise ValueError(f"a remark is {str(remark)[:40]!r}")
+    made_from = manifest.get("made_from") or {"files": {}}
+    if not isinstance(made_from["files"], dict):
+        raise ValueError(f"made_from is {str(made_from)[:40]!r}")
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -116,8 +125,8 @@ def _check_header(member: Any, size: int, name: str) -> None:
         raise ValueError(f"{name} states {shape} of {dtype}")
 
 
-def check_index(manifest: Mapping[str, Any], index: Mapping[str, NDArray[Any]], notes: NDArray[Any]) -> None:
-    """Hold the index of a store against its manifest and the sizes of its files.
+def check_index(manifest: Mapping[str, Any], index: dict[str, NDArray[Any]], notes: NDArray[Any]) -> None:
+    """Hold the index of a store against its manifest and the sizes of its files; its integers become int64.
 
     Raises:
         ValueError: they don't agree.
@@ -138,7 +147,8 @@ def check_index(manifest: Mapping[str, Any], index: Mapping[str, NDArray[Any]], 
             raise ValueError(f"{name} is {values.shape} of {values.dtype}")
         if np.any(values < low) or np.any(values > high):
             raise ValueError(f"{name} is out of range")
-        return values.astype(np.int64)
+        index[name] = values.astype(np.int64)
+        return index[name]
 
     whole = rows[within("shard", 0, len(rows) - 1)]
     within("frames", 1, whole)
