@@ -21,7 +21,7 @@ from wavespace.config import compose
 from wavespace.data.files.download import _Part
 from wavespace.data.store.format import _sole_builder
 from wavespace.errors import UserError
-from wavespace.files import written_whole
+from wavespace.files import byte_progress, written_whole
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import guarded
 from wavespace_launcher.ledger import Launch
@@ -181,3 +181,18 @@ def test_a_folder_that_goes_away_ends_its_run_and_is_not_made_anew(how: str, cfg
         (status,) = (json.loads(path.read_text()) for path in to.rglob("status.json"))
         assert status["state"] == "failed"
         assert "was moved or deleted" in status["reason"]
+
+
+def test_bytes_are_drawn_on_a_terminal_that_states_no_size_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull, "w") as nothing:
+        monkeypatch.setattr("sys.stderr", nothing)
+        with byte_progress("set.zip", 10**6) as advance:
+            advance(10**6)
+    other, terminal = os.openpty()
+    with open(terminal, "w") as shown:
+        monkeypatch.setattr("sys.stderr", shown)
+        with byte_progress("set.zip", 10**6, 10**5):
+            said = os.read(other, 2**16).decode()
+    os.close(other)
+    assert said.startswith("\rset.zip:  10%")
+    assert "100k/1.00M" in said

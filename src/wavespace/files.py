@@ -205,5 +205,7 @@ def byte_progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[i
     class Bar(tqdm):
         monitor_interval = 0  # without tqdm's thread, which a process that forks may not have
 
-    with Bar(desc=title, total=total, initial=done, unit="B", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
+    columns, rows = shutil.get_terminal_size()  # some terminals state none, and tqdm then draws nothing
+    size = {"ncols": columns, "nrows": rows}
+    with Bar(desc=title, total=total, initial=done, unit="B", unit_scale=True, disable=None, **size) as bar:
         yield bar.update
