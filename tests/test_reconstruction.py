@@ -17,11 +17,11 @@ from training import TRAINER, make_medley
 from wavespace.build import build
 from wavespace.config import choices, compose, conf_dir
 from wavespace.data.base import Batch
+from wavespace.metrics.probes import balanced_accuracy, instrument_probe
 from wavespace.models.conv1d import Conv1D
 from wavespace.models.conv2d import Conv2D
 from wavespace.models.dense import Dense
 from wavespace.models.pca import PCA
-from wavespace.probe import balanced_accuracy, instrument_probe
 from wavespace.runfolder import RunFolder
 from wavespace.spec import FeatureSpec
 from wavespace.tasks.reconstruction import SCALES, Reconstruction, multi_scale_distance
@@ -35,7 +35,7 @@ SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 def a_few_windows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """To fit a PCA and to teach a probe on data of three tones."""
     monkeypatch.setattr("wavespace.training.fit.MEASURED", 16)
-    monkeypatch.setattr("wavespace.probe.TAUGHT", 16)
+    monkeypatch.setattr("wavespace.metrics.probes.WINDOWS", 16)
 
 
 def features(items: int = 6, frames: int = 32) -> torch.Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wavespace import compose
 from wavespace.analysis import CantFit, control, draw_tradeoff, pareto, tradeoff
-from wavespace.analysis.fidelity import LOWEST, Heard, concentration, pitch_probe, tones
 from wavespace.build import build_task
+from wavespace.metrics.probes import LOWEST, concentration, pitch_probe, tones
 from wavespace.spec import AudioSpec
 
 points = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
@@ -52,9 +52,9 @@ def test_runs_are_compared_by_the_distortion_that_they_have() -> None:
 
 def test_tones_have_the_pitch_that_they_are_said_to_have() -> None:
     rate = 16_000
-    heard = tones(rate)
-    assert len(heard) == 216
-    for wave, pitch, _ in heard[::40]:
+    made = tones(rate)
+    assert len(made) == 216
+    for wave, pitch in ((item.audio, item.labels["pitch"]) for item in made[::40]):
         spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 8 * len(wave)))
         hertz = np.fft.rfftfreq(8 * len(wave), 1 / rate)
         f0 = 440 * 2 ** ((pitch - 69) / 12)
@@ -67,8 +67,8 @@ def test_a_code_that_tells_pitch_is_told_from_one_that_does_not() -> None:
     pitch = np.repeat(np.arange(40, 88), 12)
     timbre = np.tile(np.arange(12), 48)
     telling = np.exp(-0.5 * ((pitch[:, None] - np.arange(36, 92, 2)) / 1.5) ** 2) + 0.01 * rng.normal(size=(576, 28))
-    assert pitch_probe(Heard(telling, pitch, timbre)) > 0.95
-    assert pitch_probe(Heard(rng.normal(size=(576, 28)), pitch, timbre)) < 0.15
+    assert pitch_probe(telling, pitch, timbre) > 0.95
+    assert pitch_probe(rng.normal(size=(576, 28)), pitch, timbre) < 0.15
 
 
 def test_concentration_is_one_where_all_numbers_carry_as_much_and_falls_to_none() -> None:
@@ -103,5 +103,5 @@ def test_a_spectrogram_tells_pitch_better_than_its_mean_does() -> None:
     assert control(task)["pitch_probe"] < 0.2
     task.model = nn.Identity()
     assert control(task) == {}
-    assert min(pitch for _, pitch, _ in tones(16000)) == LOWEST
+    assert min(item.labels["pitch"] for item in tones(16000)) == LOWEST
     assert not torch.is_inference_mode_enabled()

@@ -1,4 +1,4 @@
-"""From runs to findings: tables of runs, fits, figures, audits. What is asked for is imported then, and no sooner.
+"""Tables of runs, fits, figures, measurements of models; each is imported when it is asked for, and no sooner.
 
 In a notebook: `runs = analysis.table("runs/demo")`, `analysis.parabola(runs["optim.lr"], runs["val/loss"])`,
 `analysis.against(runs, "optim.lr", "val/loss")`.
@@ -9,22 +9,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wavespace.analysis.fidelity import CONTROL, control, pareto, tradeoff
+    from wavespace.analysis.fidelity import CONTROL, pareto, tradeoff
     from wavespace.analysis.fits import CantFit, effects, parabola, power_law
-    from wavespace.analysis.listening import draw_errors, draw_response, errors, response, shares
     from wavespace.analysis.notebook import facts, listen, look, open_data, open_run, sample, show
     from wavespace.analysis.runs import objective, read_runs, spread, swept, table
+    from wavespace.metrics.errors import errors, shares
+    from wavespace.metrics.probes import control, response
     from wavespace.reports.plots import against, curves, draw_effects, draw_tradeoff
     from wavespace.reports.study_page import write_study
+    from wavespace.training.callbacks.audits import draw_errors, draw_response
 
 _HOMES = {
     "analysis.fits": ("CantFit", "effects", "parabola", "power_law"),
-    "analysis.listening": ("draw_errors", "draw_response", "errors", "response", "shares"),
     "analysis.notebook": ("facts", "listen", "look", "open_data", "open_run", "sample", "show"),
     "reports.plots": ("against", "curves", "draw_effects", "draw_tradeoff"),
     "reports.study_page": ("write_study",),
     "analysis.runs": ("objective", "read_runs", "spread", "swept", "table"),
-    "analysis.fidelity": ("CONTROL", "control", "pareto", "tradeoff"),
+    "analysis.fidelity": ("CONTROL", "pareto", "tradeoff"),
+    "training.callbacks.audits": ("draw_errors", "draw_response"),
+    "metrics.errors": ("errors", "shares"),
+    "metrics.probes": ("control", "response"),
 }
 
 __all__ = [

@@ -300,14 +300,14 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     Raises:
         UserError: a path holds no runs, or W&B can't be asked.
     """
-    from wavespace.analysis import sweeps
+    from wavespace.analysis.sweeps import is_launch, on_wandb, read_launch, read_sweep
 
     found: dict[tuple[str, str], Run] = {}
     for path in paths:
-        if name := sweeps.on_wandb(str(path)):
-            runs = sweeps.read_sweep(name)
-        elif sweeps.is_launch(Path(path)):
-            runs = sweeps.read_launch(Path(path))
+        if name := on_wandb(str(path)):
+            runs = read_sweep(name)
+        elif is_launch(Path(path)):
+            runs = read_launch(Path(path))
         else:
             runs = [read_run(folder) for folder in run_folders(Path(path))]
         for run in runs:

@@ -20,7 +20,8 @@ from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Roll, piano_roll
 from wavespace.decode import Decoder
 from wavespace.frontends.base import FrontEnd, scaled
-from wavespace.metrics import average, frame_scores, mean, note_scores, on_keyboard
+from wavespace.metrics import average, mean
+from wavespace.metrics.notes import frame_scores, note_scores, on_keyboard
 from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
 from wavespace.tasks.base import Picture, Sample, Task
 

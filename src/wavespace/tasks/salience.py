@@ -19,16 +19,9 @@ from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Kind, pitch_salience
 from wavespace.decode import Map, Pitches, pitches_of, strongest_of
 from wavespace.frontends.base import FrontEnd, scaled
-from wavespace.metrics import (
-    FRAME_HOP,
-    PITCH_HOP,
-    average,
-    mean,
-    melody_scores,
-    multipitch_f1,
-    multipitch_scores,
-    pitches_at,
-)
+from wavespace.metrics import average, mean
+from wavespace.metrics.notes import FRAME_HOP, pitches_at
+from wavespace.metrics.pitch import PITCH_HOP, melody_scores, multipitch_f1, multipitch_scores
 from wavespace.spec import FeatureSpec, check_table
 from wavespace.tasks.base import Picture, Sample, Task
 from wavespace.tasks.piano_roll import notes_of

@@ -340,9 +340,9 @@ def _score(
     best = folder.best if folder.best.is_file() else folder.last  # without validation there is no best
     task.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     task.to(trainer.strategy.root_device)  # Lightning has left it on the CPU
-    figures = checkpoints.best | {"best_step": checkpoints.best_step} | _figures("test", task, data)
+    figures = checkpoints.best | {"best_step": checkpoints.best_step} | _metrics("test", task, data)
     if cfg.baseline is not None:
-        figures |= _figures("baseline", _baseline(cfg, parts), data)
+        figures |= _metrics("baseline", _baseline(cfg, parts), data)
     folder.update(metrics=figures, step=trainer.global_step)
     for logger in loggers[1:]:  # metrics.csv is the course of training
         logger.log_metrics({name: figures[name] for name in figures if not name.startswith("val/")})
@@ -400,16 +400,16 @@ def _training_audio(data: Any) -> Iterator[Any]:
         yield collate([data.train_set[position] for position in range(start, start + 8)]).audio
 
 
-def _figures(name: str, task: Any, data: Any) -> dict[str, float]:
-    from wavespace.analysis.fidelity import control
+def _metrics(name: str, task: Any, data: Any) -> dict[str, float]:
+    """Metrics of the test split and of what codes and maps distinguish, as `name/metric`."""
     from wavespace.commands.evaluate import score
-    from wavespace.probe import instrument_probe
+    from wavespace.metrics.probes import control, instrument_probe
     from wavespace.training.callbacks.progress import shown
 
-    figures = score(task, data, "test")
-    with shown(f"probing what the {'model' if name == 'test' else name} has learned"):
-        figures |= instrument_probe(task, data) | control(task)
-    return {f"{name}/{key}": value for key, value in figures.items()}
+    metrics = score(task, data, "test")
+    with shown(f"measuring what the {'model' if name == 'test' else name} has learned"):
+        metrics |= instrument_probe(task, data) | control(task)
+    return {f"{name}/{key}": value for key, value in metrics.items()}
 
 
 def _baseline(cfg: DictConfig, parts: Parts) -> Any:

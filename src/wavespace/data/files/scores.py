@@ -19,7 +19,7 @@ from wavespace.data.files.midi import Performance, read_midi
 from wavespace.digests import Seen, digest
 from wavespace.errors import BadInput
 from wavespace.files import byte_progress
-from wavespace.metrics import on_keyboard
+from wavespace.metrics.notes import on_keyboard
 
 READER = 2
 """Raised when other notes are read from the same files."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,15 +15,23 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wavespace.data.base import DataModule, collate
+from wavespace.data.base import Batch, DataModule, collate
 from wavespace.errors import Incompatible
+from wavespace.metrics.errors import errors, shares
+from wavespace.metrics.probes import Labels, Response, averages, encode, response
 from wavespace.reports.figures import DARKEST, EXTRA, FAINT, FOUND, MISSED, PANEL, STYLE
 from wavespace.tasks.base import Task
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ITEMS, SECONDS = 128, 10.0
-"""Most validation items that are heard, evenly spaced in the split, and how much of each, from its start."""
+"""Most validation items that are measured, evenly spaced in the split, and how much of each, from its start."""
 
 UNLABELLED = -1
+
+HARMONICS = 5
+"""Harmonics whose place is marked in the response to a scale."""
 
 
 class Audit(NamedTuple):
@@ -32,14 +40,6 @@ class Audit(NamedTuple):
     name: str
     description: str
     figure: Figure
-
-
-@runtime_checkable
-class Encodes(Protocol):
-    """A model with codes, as `wavespace.models.blocks.Autoencoder`."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Features `(B, C, F, T)` to codes `(B, numbers, 1, t)`."""
 
 
 @runtime_checkable
@@ -75,56 +75,41 @@ def audits(task: Task, data: DataModule) -> Iterator[Audit]:
         task: is left in evaluation mode.
         data: after `setup`.
     """
-    task.eval()
-    model: Any = task.model
-    if isinstance(model, Encodes):
-        try:
-            codes, classes = _measured(task, data, lambda features: model.encode(features).mean((2, 3)))
-        except Incompatible:  # a net with skips has no code
-            pass
-        else:
-            if len(codes) > 1 and np.isfinite(codes).all():
-                yield draw_codes(codes, classes, _names(data, classes))
+    with suppress(Incompatible):  # no code
+        codes, labels = averages(task, _items(data), partial(encode, task))
+        if len(codes) > 1 and np.isfinite(codes).all():
+            yield draw_codes(codes, *_classes(data, labels, len(codes)))
     if isinstance(task, HasChannels):
-        energies, classes = _measured(
-            task, data, lambda features: task.channels(task.apply_model(features)).square().sum((2, 3))
+        energies, labels = averages(
+            task, _items(data), lambda features: task.channels(task.apply_model(features)).square().sum(2)
         )
         if energies.shape[1] > 1 and np.isfinite(energies).all():
-            yield draw_channels(energies, classes, _names(data, classes))
+            yield draw_channels(energies, *_classes(data, labels, len(energies)))
     if isinstance(task, HasKernels):
         kernels = task.kernels().detach().float().cpu().numpy()  # (timbres, harmonics)
         if np.isfinite(kernels).all():
             yield draw_kernels(kernels)
-    from wavespace.analysis.listening import draw_errors, draw_response, errors, response
-
     with suppress(Incompatible):  # neither a map nor a code
-        heard = response(task)
-        if np.isfinite(heard.values).all():
-            yield draw_response(heard)
+        found = response(task)
+        if np.isfinite(found.values).all():
+            yield draw_response(found)
     with suppress(Incompatible):  # no notes to find
         yield draw_errors(errors(task, data))
 
 
-@torch.no_grad()
-def _measured(
-    task: Task, data: DataModule, measure: Callable[[Tensor], Tensor]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Numbers `(I, K)` of each item's features, each item alone, and the classes `(I,)` of their instruments."""
+def _items(data: DataModule) -> Iterator[Batch]:
+    """The beginnings of validation items, each alone."""
     items: Any = data.val_set
-    rows, classes = [], []
     for index in np.unique(np.linspace(0, len(items) - 1, min(ITEMS, len(items))).astype(int)):
         item = items[int(index)]
-        audio = item.audio[: round(SECONDS * data.spec.sample_rate)]
-        batch = task.transfer_batch_to_device(collate([item._replace(audio=audio, features=None)]), task.device, 0)
-        rows.append(measure(task.features(batch.audio))[0].double().cpu().numpy())
-        classes.append(item.labels.get("instrument", UNLABELLED))
-    return np.stack(rows), np.array(classes)
+        yield collate([item._replace(audio=item.audio[: round(SECONDS * data.spec.sample_rate)], features=None)])
 
 
-def _names(data: DataModule, classes: NDArray[np.int64]) -> dict[int, str]:
-    """A name for each class that occurs."""
+def _classes(data: DataModule, labels: Labels, count: int) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """The classes `(count,)` of the items' instruments, and a name for each that occurs."""
+    classes = labels.get("instrument", np.full(count, UNLABELLED))
     known = dict(enumerate(data.instruments)) if isinstance(data, NamesInstruments) else {}
-    return {c: known.get(c, f"instrument {c}") for c in np.unique(classes).tolist() if c != UNLABELLED}
+    return classes, {c: known.get(c, f"instrument {c}") for c in np.unique(classes).tolist() if c != UNLABELLED}
 
 
 # --- The pictures ----------------------------------------------------------------------------------------
@@ -145,7 +130,7 @@ def draw_codes(codes: NDArray[np.float64], classes: NDArray[np.int64], names: di
     """
     around = codes - codes.mean(axis=0)
     left, sizes, right = np.linalg.svd(around, full_matrices=False)  # (I, K), (K,), (K, numbers)
-    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])  # else they are the library's whim
+    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])  # else the library's version decides
     places = np.pad(left * sizes * signs, ((0, 0), (0, 2)))[:, :2]  # (I, 2): one number has no second component
     shares = np.pad(sizes**2 / max(float((sizes**2).sum()), np.finfo(float).tiny), (0, 2))[:2]
 
@@ -180,9 +165,9 @@ def draw_channels(energies: NDArray[np.float64], classes: NDArray[np.int64], nam
         names: of classes.
     """
     total = energies.sum(axis=1, keepdims=True)
-    heard = total[:, 0] > 0
-    shares, classes = energies[heard] / total[heard], classes[heard]
-    groups = {name: shares[classes == label] for label, name in names.items()} | {"all": shares}
+    sounding = total[:, 0] > 0
+    portions, classes = energies[sounding] / total[sounding], classes[sounding]
+    groups = {name: portions[classes == label] for label, name in names.items()} | {"all": portions}
     groups = {name: group for name, group in groups.items() if len(group)}
     rows = np.array([group.mean(axis=0) for group in groups.values()]).reshape(-1, energies.shape[1])  # (R, channels)
 
@@ -202,7 +187,7 @@ def draw_channels(energies: NDArray[np.float64], classes: NDArray[np.int64], nam
     said = [f"{name} " + " ".join(f"{share:.0%}" for share in row) for name, row in zip(groups, rows)]
     return Audit(
         "Use of channels",
-        f"the mean share of {energies.shape[1]} channels in the energy of the map of {int(heard.sum())} items"
+        f"the mean share of {energies.shape[1]} channels in the energy of the map of {int(sounding.sum())} items"
         + "".join(f"; {words}" for words in said),
         figure,
     )
@@ -236,6 +221,56 @@ def draw_kernels(kernels: NDArray[np.float32]) -> Audit:
         f"amplitudes of {harmonics} harmonics, of {timbres} timbres; the strongest are {strongest}",
         figure,
     )
+
+
+@rc_context(STYLE)
+def draw_response(found: Response) -> Audit:
+    """A matrix of rows over pitches; where rows have a pitch, thin lines mark where each harmonic would be."""
+    figure, axes = _panel(3.0)
+    low, high = found.pitches[0] - 0.5, found.pitches[-1] + 0.5
+    if found.rows is None:
+        order = np.argsort([np.average(found.pitches, weights=np.abs(row) + 1e-12) for row in found.values])
+        values = found.values[order]
+        values = (values - values.mean(1, keepdims=True)) / (values.std(1, keepdims=True) + 1e-12)
+        axes.imshow(values, cmap="magma", aspect="auto", origin="lower", extent=(low, high, -0.5, len(values) - 0.5))
+        axes.set_ylabel("number of the code, by where it is strongest", color=FAINT)
+        said = f"{len(values)} numbers of a code, each scaled, for {len(found.pitches)} pitches"
+    else:
+        axes.pcolormesh(found.pitches, found.rows, found.values, cmap="magma", shading="nearest", rasterized=True)
+        for harmonic in range(1, HARMONICS + 1):
+            place = found.pitches + 12 * np.log2(harmonic)
+            axes.plot(found.pitches, place, color=FOUND if harmonic == 1 else FAINT, lw=0.5, ls=(0, (1, 3)))
+        axes.set_ylim(max(found.rows.min(), low - 14), min(found.rows.max(), high + 30))
+        axes.set_ylabel(f"{found.what} at MIDI pitch", color=FAINT)
+        said = (
+            f"{found.what} for single tones of {len(found.pitches)} pitches, harmonics 1 to {HARMONICS} dotted; "
+            f"{found.accuracy:.0%} are strongest at their own pitch, {found.octaves:.0%} at a harmonic or an octave"
+        )
+    axes.set_xlim(low, high)
+    axes.set_title("response to a chromatic scale")
+    axes.set_xlabel("MIDI pitch of the tone", color=FAINT)
+    return Audit("Chromatic scale", said, figure)
+
+
+@rc_context(STYLE)
+def draw_errors(found: pd.DataFrame) -> Audit:
+    """What was missed by pitch (half octaves), velocity, polyphony and instrument: a panel for each that varies."""
+    panels = [("pitch", 6), ("velocity", 16), ("polyphony", 1), ("instrument", 1)]
+    panels = [(by, width) for by, width in panels if found[by].nunique() > 1]
+    figure = Figure(figsize=(4, 1.25 * max(1, len(panels)) + 0.3), dpi=250, facecolor=PANEL, layout="constrained")
+    said = []
+    for (by, width), axes in zip(panels, figure.subplots(max(1, len(panels)), 1, squeeze=False).flat):
+        table = shares(found, by, width)
+        middle = table.index.to_numpy(float) + (width - 1) / 2
+        missed, low, high = 1 - table["found"], 1 - table["high"], 1 - table["low"]
+        axes.bar(middle, missed, width=0.8 * width, color=EXTRA, alpha=0.85)
+        axes.vlines(middle, low, high, color=FAINT, lw=0.8)
+        axes.set(title=f"missed, by {by}", ylim=(0, max(0.05, min(1.0, float(high.max())))))
+        axes.set_facecolor(DARKEST)
+        worst = missed.idxmax()
+        said.append(f"by {by} from {missed.min():.0%} to {missed.max():.0%} at {worst}")
+    missed_of_all = 1 - found["found"].mean() if len(found) else 0.0
+    return Audit("Errors", f"{missed_of_all:.0%} of {len(found)} missed; " + "; ".join(said), figure)
 
 
 def _panel(height: float, *, left: float = 0.15, below: float = 0.45) -> tuple[Figure, Axes]:

@@ -1,0 +1,32 @@
+"""Metrics: `notes` and `pitch` score as mir_eval does, `errors` lists what was missed, `probes` measures models.
+
+Every score lies in 0..1. Where reference and estimate are both empty it is undefined, where only one is it is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def average(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each score over recordings, as the field reports them: every recording weighs the same."""
+    return {key: mean([score[key] for score in scores]) for key in scores[0]} if scores else {}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean over the recordings in which a score is defined; 0, as mir_eval has it, where it is defined in none.
+
+    A recording in which nothing was to be found and nothing was found says nothing of a model.
+    """
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else 0.0
+
+
+def precision_recall_f1(hits: int, estimated: int, actual: int) -> tuple[float, float, float]:
+    """Of counts; NaN where nothing is estimated and nothing is there, 0 where one side alone has something."""
+    if not estimated or not actual:
+        return (0.0 if estimated or actual else float("nan"),) * 3
+    precision, recall = hits / estimated, hits / actual
+    return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
