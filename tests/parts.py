@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from wavespace.build import build_task
-from wavespace.config import compose
+from wavespace.config import choices, compose, conf_dir
 from wavespace.data.base import Notes
 from wavespace.spec import AudioSpec, midi_to_hz
 from wavespace.tasks.base import Task
@@ -72,3 +72,10 @@ def sound_of(notes: Notes, rate: int, seconds: float) -> NDArray[np.float32]:
             wave = np.sin(2 * np.pi * harmonic * midi_to_hz(pitch) * t) / harmonic
             audio[part] += 0.2 * velocity / 127 * shape * wave
     return audio.astype(np.float32)
+
+
+def parts_of(group: str) -> list[str]:
+    """Choices of a group that name a constructor; the others are an experiment's settings of one of these."""
+    return [
+        name for name in choices(group) if "\n_target_:" in "\n" + (conf_dir() / group / f"{name}.yaml").read_text()
+    ]

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.errors import ConfigCompositionException
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from parts import parts_of
 from wavespace import config
 from wavespace.errors import ConfigError, Incompatible
 
@@ -33,7 +31,7 @@ def test_the_readme_names_every_choice() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     rows = {row.split("`")[1]: set(re.findall(r"`(\w+)`", row)) for row in readme.splitlines() if row.startswith("| `")}
     for group, named in rows.items():
-        assert {file.stem for file in (config.conf_dir() / group).glob("*.yaml")} <= named
+        assert set(config.choices(group) if group in ("experiment", "sweep") else parts_of(group)) <= named
 
 
 def test_one_text_for_a_list_of_overrides_is_told() -> None:
@@ -130,7 +128,7 @@ def test_an_experiments_values_for_a_group_go_with_its_own_choice() -> None:
     assert other.model == config.compose(["model=original_v0", "model.norm=group"]).model
     assert own.model.depth == 1 != other.model.depth
     assert (other.data, other.optim, other.trainer) == (own.data, own.optim, own.trainer)
-    assert config.compose(["experiment=medley_unet", "model=unet"]) == own
+    assert config.compose(["experiment=medley_unet", "model=medley_unet"]) == own
     # This did not even compose: data.midi is no key of MAESTRO.
     assert config.compose(["experiment=piano_roll", "data=maestro"]).data == config.compose(["data=maestro"]).data
     shown = [sys.executable, "-m", "wavespace", "train", "experiment=medley_unet", "model=original_v0", "--cfg", "job"]
@@ -151,9 +149,7 @@ def test_amending_a_stored_configuration_changes_its_data_alone() -> None:
 
 
 def test_members_of_a_multirun_are_what_hydra_composes_alone() -> None:
-    """Groups, values, additions, removals and hydra's own section, each set for itself."""
-    from hydra.core.global_hydra import GlobalHydra
-
+    """Groups, values, additions and removals, each set for itself."""
     sets = [
         ["experiment=medley_unet", "optim.lr=0.01", "seed=3"],
         ["model=transformer", "experiment=medley_unet", "seed=4", "trainer.max_steps=7"],
@@ -166,18 +162,12 @@ def test_members_of_a_multirun_are_what_hydra_composes_alone() -> None:
         ],
         ["seed=5", "data.midi=null"],
     ]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
-        plainly = [loader.load_sweep_config(master, chosen) for chosen in sets]
-        config.compose_once(master)
-        for _ in range(2):
-            for chosen, alone in zip(sets, plainly):
-                again = loader.load_sweep_config(master, chosen)
-                assert OmegaConf.to_container(again) == OmegaConf.to_container(alone)
-                with pytest.raises(ConfigCompositionException):
-                    loader.load_sweep_config(master, [*chosen, "optim.nothing=1"])
+    composed = config.compose_once()
+    for _ in range(2):
+        for chosen in sets:
+            assert composed(chosen, None) == config.compose(chosen)
+            with pytest.raises(ConfigError, match="there is no key 'optim\\.nothing'"):
+                composed([*chosen, "optim.nothing=1"], None)
 
 
 def test_members_that_share_their_parts_are_probed_once_and_none_is_let_through(

@@ -13,13 +13,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from parts import parts_of
 from wavespace import build, config
 from wavespace.build import make, probe
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
 
-CHOICES = {group: config.choices(group) for group in ("data", "frontend", "model", "task")}
+CHOICES = {group: parts_of(group) for group in ("data", "frontend", "model", "task")}
 CHOICES["data"].remove("mixture")  # which gives what its parts give
 # The originals are settings of unet and conv1d.
 CHOICES["model"] = [name for name in CHOICES["model"] if not name.startswith("original")]

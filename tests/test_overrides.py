@@ -283,3 +283,21 @@ def test_an_override_that_does_nothing_or_does_not_fit_says_why(override: str, s
     assert re.search(said, found, re.MULTILINE), found
     assert "Hydra" not in found
     assert "a fault:" in found
+
+
+def test_an_experiments_values_for_another_choice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "model").mkdir()
+    defaults = "# @package _global_\ndefaults:\n  - override /model: unet\nmodel:\n  width: 5\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(defaults)
+    assert config.compose(["experiment=mine", "model.depth=2"], tmp_path).model.width == 5
+    assert config.compose(["experiment=mine", "model=unet"], tmp_path).model.width == 5
+    with pytest.raises(ConfigError, match=r"sets model.width for another choice; move its values") as told:
+        config.compose(["experiment=mine", "model=transformer"], tmp_path)
+    assert "`defaults: [unet]`" in str(told.value)
+    # What the sentence says, done:
+    (tmp_path / "model" / "small.yaml").write_text("defaults: [unet]\nwidth: 5\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text(defaults.split("model:\n")[0].replace("unet", "small"))
+    assert config.compose(["experiment=mine"], tmp_path).model.width == 5
+    others = config.compose(["model=transformer"]).model
+    assert config.compose(["experiment=mine", "model=transformer"], tmp_path).model == others

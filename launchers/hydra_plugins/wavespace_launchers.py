@@ -26,7 +26,7 @@ class RunpodLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before the sweeper decides what to run."""
-        self.session = import_module(self.home).Session(hydra_context, config)
+        self.session = import_module(self.home).Session(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run override-sets; returns when each has ended."""

@@ -6,7 +6,6 @@ import atexit
 import itertools
 import math
 import os
-import pickle
 import signal
 import sys
 import time
@@ -16,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.types import HydraContext
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from wavespace.config import check, command_line, compose, resolved, signature
+from wavespace.config import command_line, compose, compose_once, resolved, signature
 from wavespace.errors import ConfigError, UserError
-from wavespace.signals import leave_terminal, set_stop_handler, stop_deferred
+from wavespace.signals import leave_terminal, set_stop_handler
 from wavespace_launcher.controller import Controller, affordable, command, deleted, environment, with_jobs
 from wavespace_launcher.ledger import Launch, redacted, secrets_here, without_secrets
 from wavespace_launcher.plan import Candidate, Job, Plan, Settings, digest, launch_id, override, sweep_config
@@ -33,32 +31,33 @@ from wavespace_launcher.wandb_client import Wandb
 
 
 class Member(NamedTuple):
-    """An override-set, composed: `config` is the job's, `whole` has Hydra's section too."""
+    """A job and its configuration; `hydra` is Hydra's own section."""
 
     job: Job
     config: DictConfig
-    whole: DictConfig
+    hydra: DictConfig
 
 
-def members(context: HydraContext, config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Member]:
-    """Compose every override-set and hold it against the code, before anything is started.
+def members(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Member]:
+    """Compose and check every override-set before anything is started.
+
+    Args:
+        config: of the multirun.
+        overrides: a list of overrides for each job.
+        first: the index of the first job.
 
     Raises:
         ConfigError: every fault of the first override-set that has one.
     """
-    setup_globals()
-    found, swept = [], str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+    composed, folder = compose_once(), command_line(config.hydra)[1]
+    found = []
     for index, chosen in enumerate(overrides, first):
-        with stop_deferred():
-            whole = context.config_loader.load_sweep_config(config, list(chosen))
-            with read_write(whole), open_dict(whole):
-                whole.hydra.job.id, whole.hydra.job.num = str(index), index
-            own = pickle.loads(pickle.dumps(whole))  # in a third of deepcopy's time
-            with read_write(own), open_dict(own):
-                del own["hydra"]
-            if not swept:  # else wavespace.training.fit.Sweep has checked them all
-                check(own, list(chosen), command_line(config.hydra)[1])
-        found.append(Member(Job(index, signature(own), tuple(chosen)), own, whole))
+        own = composed(list(chosen), folder)
+        hydra = OmegaConf.masked_copy(config, ["hydra"])
+        with read_write(hydra), open_dict(hydra):
+            hydra.hydra.job.id, hydra.hydra.job.num = str(index), index
+            hydra.hydra.overrides.task = list(chosen)
+        found.append(Member(Job(index, signature(own), tuple(chosen)), own, hydra))
     return found
 
 
@@ -71,9 +70,9 @@ def returns(found: Sequence[Fate], of: Sequence[Member], raise_on_failure: bool)
         answer = JobReturn(
             overrides=list(member.job.overrides),
             cfg=member.config,
-            hydra_cfg=OmegaConf.masked_copy(member.whole, ["hydra"]),
+            hydra_cfg=member.hydra,
             working_dir=os.getcwd(),
-            task_name=str(member.whole.hydra.job.name),
+            task_name=str(member.hydra.hydra.job.name),
         )
         failed = fate.state != "finished"
         answer.status = JobStatus.FAILED if failed and raise_on_failure else JobStatus.COMPLETED
@@ -89,8 +88,8 @@ def returns(found: Sequence[Fate], of: Sequence[Member], raise_on_failure: bool)
 class Session:
     """`hydra/launcher=runpod` within one command: a launch, to which a sweeper that decides as it goes adds jobs."""
 
-    def __init__(self, context: HydraContext, config: DictConfig) -> None:
-        self.context, self.config = context, config
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
         given: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
         self.settings = Settings.of(given)
         if folder := command_line(config.hydra)[1]:
@@ -103,7 +102,7 @@ class Session:
 
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of override-sets to their ends."""
-        of = members(self.context, self.config, overrides, first)
+        of = members(self.config, overrides, first)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
         search = search_of(of[0]) if of[0].config.get("search") else None
         if search is not None and len(of) > 1:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hydra.core.utils import JobReturn
-from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -39,8 +38,8 @@ LOOK = 0.2
 class Session:
     """One multirun's processes."""
 
-    def __init__(self, context: HydraContext, config: DictConfig) -> None:
-        self.context, self.config = context, config
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
         given: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
         self.devices = _devices()
         processes = _valid("processes", Annotated[int, Field(ge=1)] | None, given.get("processes"))
@@ -49,7 +48,7 @@ class Session:
 
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of override-sets to their ends, `processes` at a time."""
-        of = members(self.context, self.config, overrides, first)
+        of = members(self.config, overrides, first)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
         board = Board(f"{self.config.name} on this machine")
         with once():

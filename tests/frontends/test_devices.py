@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from parts import parts_of
 from wavespace import config
 from wavespace.build import make
 from wavespace.frontends import base
@@ -43,7 +44,7 @@ LAYERS = math.sqrt(16) * SUM
 LOGARITHM = 4 * EPS * 80
 """Rounding of a level of -80 dB, on its way through a logarithm."""
 
-every_front_end = pytest.mark.parametrize("name", config.choices("frontend"))
+every_front_end = pytest.mark.parametrize("name", parts_of("frontend"))
 every_normalization = pytest.mark.parametrize("normalize", ["none", "frame", "dataset"])
 every_device = pytest.mark.parametrize(
     "device",
@@ -137,7 +138,7 @@ def test_autocast_changes_no_bit(name: str, normalize: str, device: str, weights
 @every_device
 @pytest.mark.parametrize(
     ("name", "normalize"),
-    [(name, "none") for name in config.choices("frontend")] + [("mel", "frame"), ("mel", "dataset")],
+    [(name, "none") for name in parts_of("frontend")] + [("mel", "frame"), ("mel", "dataset")],
 )
 def test_compiled(name: str, normalize: str, device: str, weights: Path) -> None:
     """On the CPU through AOTAutograd, which takes seconds where Inductor takes a minute."""

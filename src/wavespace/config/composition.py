@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wavespace.config import userfiles
@@ -27,6 +26,7 @@ from wavespace.signals import stop_deferred
 
 if TYPE_CHECKING:
     pass
+from wavespace.config.experiments import experiment_values
 from wavespace.config.identity import resolved
 from wavespace.config.schema import GROUPS, TEXT, choices, conf_dir
 from wavespace.config.validation import (
@@ -36,7 +36,6 @@ from wavespace.config.validation import (
     faults,
     first_line,
     nearest,
-    plain_values,
     type_fault,
 )
 
@@ -78,7 +77,14 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
             raise ConfigError(
                 f"{file}: Wavespace has a {file.parent.name} of this name, which is taken; rename the file"
             )
-    return started_anew(as_text(overrides, _text_keys(overrides, config_dir)), GROUPS)
+    texts = as_text(overrides, _text_keys(overrides, config_dir))
+    typed = {text.partition("=")[0].lstrip("+~") for text in texts}
+    for group, values in experiment_values(texts, config_dir).items():
+        if f"{group}._target_" in typed:  # its values are for another constructor
+            texts = [*(f"~{group}.{key}" for key in values if key != "_target_"), *texts]
+        elif "_target_" in values and group not in typed:  # nor is the default choice for this one
+            texts = [f"~{group}", *texts]
+    return started_anew(texts, GROUPS)
 
 
 def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: DictConfig | None = None) -> IsText:
@@ -123,103 +129,50 @@ def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: Dict
 
 
 def compose_unchecked(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """Compose a configuration as Hydra does, also while a multirun of Hydra's is under way."""
     search = []
     if config_dir:
         folder = QuotedString(f"file://{Path(config_dir).absolute()}", Quote.single).with_quotes()
         search = [f"hydra.searchpath=[{folder}]"]
+    under_way = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    with stop_deferred(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose("train", overrides=[*overrides, *search])
+    try:
+        with stop_deferred(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose("train", overrides=[*overrides, *search])
+    finally:
+        GlobalHydra.instance().hydra = under_way
 
 
-class _Choices:
-    """Hydra's files, but that an experiment's values for a group go with its own choice of that group.
+def compose_once() -> Callable[[Sequence[str], str | Path | None], DictConfig]:
+    """Return a `compose` for the many override-sets of a multirun, as Hydra's sweeper writes them.
 
-    `experiment=medley_unet model=transformer` would else be a transformer with the UNet's depth and width.
+    Hydra takes a tenth of a second for a configuration, so each combination of choices is composed once, and values
+    are set on a copy of it.
     """
-
-    def __init__(self, files: Any, chosen: dict[str, str]) -> None:
-        self.files, self.chosen = files, chosen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.files, name)
-
-    def load_config(self, config_path: str) -> Any:
-        """A file's configuration, as Hydra reads it."""
-        found = self.files.load_config(config_path=config_path)
-        if found is None or not config_path.startswith("experiment/") or not isinstance(found.config, DictConfig):
-            return found
-        own = {entry.group.lstrip("/"): entry.value for entry in found.defaults_list or [] if entry.is_override()}
-        for group in GROUPS:
-            choice = self.chosen.get(group)
-            if choice is None or choice != f"{group}/{own.get(group, choice.partition('/')[2])}":
-                found.config.pop(group, None)
-        return found
-
-
-def _compose_chosen(loader: ConfigLoaderImpl, defaults: Sequence[Any], repo: Any) -> DictConfig:
-    chosen = {each.package: each.config_path for each in defaults if each.parent == "train"}
-    files = _Choices(repo, chosen)
-    anew = set[str]()  # groups for which an experiment names a constructor: what a file says for another is not for it
-    for each in defaults:
-        if (each.config_path or "").startswith("experiment/"):
-            said = files.load_config(each.config_path).config
-            anew |= {group for group in GROUPS if "_target_" in (plain_values(said.get(group), "", {}) or {})}
-    kept = [each for each in defaults if (each.package or "").split(".")[0] not in anew]
-    return _compose_all(loader, kept, files)
-
-
-# Every way into Hydra (its main, its launchers, `compose`, --cfg) goes through this method, and there is no public one.
-_compose_all: Any = ConfigLoaderImpl._compose_config_from_defaults_list
-
-
-setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _compose_chosen)  # noqa: B010
-
-
-def compose_once(multirun: DictConfig) -> Callable[[Sequence[str], str | Path | None], DictConfig]:
-    """`compose` for the override-sets of the multirun that is under way.
-
-    Its check, Hydra's own and its launcher all want every set composed, which takes a tenth of a second: from now on
-    Hydra's loader reads files once for each choice of groups, and applies the other overrides to a copy.
-    """
-    loader: Any = GlobalHydra.instance().config_loader()
-    load, chosen = loader.load_sweep_config, dict[tuple[str, ...], bytes]()
-    parser, parsed = OverridesParser.create(), dict[str, Override]()
-
-    def load_once(master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        with stop_deferred():
-            for text in sweep_overrides:
-                if text not in parsed:
-                    parsed[text] = parser.parse_override(text)
-            given = [parsed[text] for text in sweep_overrides]
-            groups = [
-                o for o in given if loader.repository.group_exists(o.key_or_group) and not isinstance(o.value(), dict)
-            ]
-            key = tuple(str(o.input_line) for o in groups)
-            if key not in chosen:
-                chosen[key] = pickle.dumps(load(master_config, list(key)))
-            cfg: DictConfig = pickle.loads(chosen[key])
-            ConfigLoaderImpl._apply_overrides_to_config([o for o in given if o not in groups], cfg)
-            cfg.hydra.overrides.task = list(sweep_overrides)
-            naming = cfg.hydra.job.config.override_dirname
-            cfg.hydra.job.override_dirname = get_overrides_dirname(
-                overrides=given, kv_sep=naming.kv_sep, item_sep=naming.item_sep, exclude_keys=naming.exclude_keys
-            )
-            OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
-            return cfg
+    parser = OverridesParser.create()
+    chosen: dict[tuple[str, ...], bytes] = {}
 
     def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
         try:
-            cfg = load_once(multirun, overrides)
+            parsed = [parser.parse_override(text) for text in overrides]
+            values = [each for each in parsed if each.type is OverrideType.CHANGE and _is_value(each.key_or_group)]
+            key = tuple(text for text, each in zip(overrides, parsed) if each not in values)
+            if key not in chosen:
+                chosen[key] = pickle.dumps(compose_unchecked(key, config_dir))
+            cfg: DictConfig = pickle.loads(chosen[key])  # in a third of deepcopy's time
+            for each in values:
+                OmegaConf.update(cfg, each.key_or_group, each.value(), merge=True)
         except Exception as error:
             raise ConfigError(explain(overrides, config_dir) or first_line(error)) from None
-        with read_write(cfg), open_dict(cfg):
-            del cfg["hydra"]
         check(cfg, overrides, config_dir)
         return cfg
 
-    loader.load_sweep_config = load_once
     return composed
+
+
+def _is_value(key: str) -> bool:
+    """Whether a key of an override names a value rather than a choice of a group."""
+    return key not in GROUPS and "/" not in key and not key.startswith("hydra.")
 
 
 def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many: bool = False) -> str | None:

@@ -25,6 +25,7 @@ from wavespace.errors import ConfigError, place_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+from wavespace.config.experiments import misplaced_values
 from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
 
 
@@ -50,6 +51,7 @@ def faults(
         yield from _faults_of_node(key, node, where)
     if root:
         yield from _faults_of_root(plain, where)
+        yield from misplaced_values(overrides, config_dir)
 
 
 def plain_values(node: Any, key: str, broken: dict[str, str]) -> Any:

@@ -481,7 +481,7 @@ class Sweep(Callback):
         if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # it decides as it goes
             guarded(lambda: self._set_direction(config))
         else:
-            self.composed = compose_once(config)
+            self.composed = compose_once()
             guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
         if str(config.hydra.launcher._target_).startswith("hydra._internal"):
             defer_stop()  # Hydra composes the first job
