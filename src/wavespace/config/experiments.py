@@ -23,14 +23,19 @@ def misplaced_values(overrides: Sequence[str], config_dir: str | Path | None) ->
     """Yield a sentence for each group whose values an experiment sets for another choice than the one that is made."""
     file, found = _read(overrides, config_dir)
     defaults = found.get("defaults")
-    lines = [line for line in defaults if isinstance(line, dict)] if isinstance(defaults, list) else []
-    own = {str(key).removeprefix("override /"): value for line in lines for key, value in line.items()}
+    lines = [*OmegaConf.load(conf_dir() / "train.yaml").defaults, *(defaults if isinstance(defaults, list) else [])]
+    own = {
+        str(key).removeprefix("override /"): value
+        for line in lines
+        if hasattr(line, "items")
+        for key, value in line.items()
+    }
     made = dict(text.split("=", 1) for text in overrides if "=" in text)
     for group, values in experiment_values(overrides, config_dir).items():
-        if group in PARTS and group in made and made[group] != own.get(group):
+        if group in PARTS and group in made and made[group] != own[group]:
             yield (
                 f"{group}={made[group]}: {file} sets {group}.{next(iter(values), '')} for another choice; move its "
-                f"values of {group} to a file {group}/NAME.yaml beside it, with `defaults: [{own.get(group, 'CHOICE')}]"
+                f"values of {group} to a file {group}/NAME.yaml beside it, with `defaults: [{own[group]}]"
                 f"`, and choose that in the experiment with `override /{group}: NAME`"
             )
 
