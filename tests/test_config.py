@@ -176,14 +176,14 @@ def test_members_that_share_their_parts_are_probed_once_and_none_is_let_through(
     from wavespace import build
     from wavespace.training.fit import Sweep
 
-    probed: list[int] = []
-    whole = build.probe
-    monkeypatch.setattr(build, "probe", lambda cfg, audio: probed.append(cfg.model.width) or whole(cfg, audio))
+    checked: list[int] = []
+    whole = build.check_shapes
+    monkeypatch.setattr(build, "check_shapes", lambda cfg, audio: checked.append(cfg.model.width) or whole(cfg, audio))
     common = ["data=medley_solos", "task=reconstruction", "model=unet"]
     sweep = Sweep()
     sweep.members = []
     sweep._check_members([*common, "model.width=2,3", "optim.lr=0.1,0.2", "seed=0,1"], None, {})
-    assert (len(sweep.members), probed) == (8, [2, 3])
+    assert (len(sweep.members), checked) == (8, [2, 3])
     for wrong, fault in (
         ("optim.lr=0.1,-1", "lr"),
         ("data.seconds=1,0", "seconds"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parts import AUDIO
-from wavespace.build import build_task, probe
+from wavespace.build import build_task, check_shapes
 from wavespace.config import compose
 from wavespace.errors import Incompatible
 from wavespace.models.harmonic_sum import HarmonicSum
@@ -72,7 +72,7 @@ def test_settings_that_can_not_be_are_refused(settings: dict[str, Any], told: st
 
 
 def test_it_serves_a_map_and_refuses_heads_and_latents() -> None:
-    assert probe(compose(["task=salience", "frontend=cqt", "model=harmonic_sum"]), AUDIO).out_spec.channels == 1
+    assert check_shapes(compose(["task=salience", "frontend=cqt", "model=harmonic_sum"]), AUDIO).out_spec.channels == 1
     with pytest.raises(Incompatible, match="task=salience"):
         build_task(compose(["task=piano_roll", "model=harmonic_sum"]), AUDIO)
     latents = FeatureSpec(128, (0.0,), 75.0, "latent", -4.0, 4.0)

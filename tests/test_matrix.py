@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from parts import parts_of
 from wavespace import build, config
-from wavespace.build import make, probe
+from wavespace.build import check_shapes, make
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
@@ -98,7 +98,7 @@ def test_a_combination_composes_or_refuses(data: str, frontend: str, model: str)
             continue  # with other data, of which no more than the same spec was looked at
         cfg.task = section("task", task)
         try:
-            built = probe(cfg, audio)
+            built = check_shapes(cfg, audio)
         except Incompatible as refusal:
             text = str(refusal)
             if task == "self_salience" and "task=self_salience rebuilds" in text:
@@ -128,5 +128,5 @@ def test_a_combination_composes_or_refuses(data: str, frontend: str, model: str)
 @pytest.mark.parametrize("experiment", config.choices("experiment"))
 def test_every_shipped_experiment_composes(experiment: str) -> None:
     cfg = config.compose([f"experiment={experiment}"])
-    task = probe(cfg, make(cfg.data, "data").spec)
+    task = check_shapes(cfg, make(cfg.data, "data").spec)
     assert task.monitor.startswith("val/")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from parts import save, small_task
-from wavespace.build import probe
+from wavespace.build import check_shapes
 from wavespace.commands import export
 from wavespace.config import compose
 from wavespace.errors import UserError
@@ -47,7 +47,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refusal(nets: Path, fault: str) -> str:
     cfg = compose(["data=synthetic", "task=reconstruction", f"model._target_={nets.stem}.Net", f"+model.fault={fault}"])
     with pytest.raises(UserError) as told:
-        probe(cfg, AudioSpec(22_050, 1.0, ("notes",)))
+        check_shapes(cfg, AudioSpec(22_050, 1.0, ("notes",)))
     return str(told.value)
 
 
@@ -75,7 +75,7 @@ def test_the_whole_traceback_is_shown_where_it_is_asked_for(
     monkeypatch.setenv("WAVESPACE_TRACEBACK", value)
     cfg = compose(["data=synthetic", "task=reconstruction", f"model._target_={nets.stem}.Net", "+model.fault=init"])
     with pytest.raises(SystemExit) as ended:
-        guarded(lambda: probe(cfg, AudioSpec(22_050, 1.0, ("notes",))))
+        guarded(lambda: check_shapes(cfg, AudioSpec(22_050, 1.0, ("notes",))))
     assert ended.value.code == 2
     shown = capsys.readouterr().err
     assert ("Traceback" in shown) == bool(value)

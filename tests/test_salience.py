@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from parts import AUDIO, small_task
-from wavespace.build import build_task, make, probe
+from wavespace.build import build_task, check_shapes, make
 from wavespace.config import compose
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.data.labels import pitch_salience
@@ -346,9 +346,9 @@ def test_front_ends_and_models_compose(frontend: str, model: str) -> None:
     audio = make(cfg.data, "data").spec
     if model == "peaks" or (model == "harmonic" and frontend == "encodec"):
         with pytest.raises(Incompatible, match=f"model={model}"):
-            probe(cfg, audio)
+            check_shapes(cfg, audio)
     else:
-        task = probe(cfg, audio)
+        task = check_shapes(cfg, audio)
         assert task.out_spec.bins == 271
         assert task.out_spec.channels == 1
 
@@ -356,7 +356,7 @@ def test_front_ends_and_models_compose(frontend: str, model: str) -> None:
 def test_data_without_notes_is_refused_by_name() -> None:
     cfg = compose(["data=medley_solos", "frontend=cqt", "model=unet", "task=salience"])
     with pytest.raises(Incompatible, match="task=salience needs notes labels, and data=medley_solos"):
-        probe(cfg, make(cfg.data, "data").spec)
+        check_shapes(cfg, make(cfg.data, "data").spec)
 
 
 # --- Learning --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from parts import AUDIO
-from wavespace.build import build_task, probe
+from wavespace.build import build_task, check_shapes
 from wavespace.config import compose
 from wavespace.data.base import NO_NOTES, Batch, Item, collate, rng_for
 from wavespace.data.synthesis.tones import Tones
@@ -367,7 +367,7 @@ def test_front_ends_that_can_not_be_rebuilt_are_refused() -> None:
 def test_it_takes_other_models() -> None:
     for model in (["model=unet", "model.width=4", "model.depth=2"], ["model=tcn", "model.width=4", "model.layers=2"]):
         cfg = compose([*SMALL[:5], *model, "task=self_salience"])
-        assert probe(cfg, AUDIO).out_spec.channels == 1
+        assert check_shapes(cfg, AUDIO).out_spec.channels == 1
 
 
 @pytest.mark.parametrize(

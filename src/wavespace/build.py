@@ -41,7 +41,7 @@ def build(cfg: DictConfig) -> Parts:
         ConfigError: a constructor refused a value.
     """
     data = make(cfg.data, "data")
-    probe(cfg, data.spec)
+    check_shapes(cfg, data.spec)
     torch.manual_seed(cfg.seed)  # initial weights
     task = build_task(cfg, data.spec)
     if cfg.cache:
@@ -64,7 +64,7 @@ def _read_features(cfg: DictConfig, data: DataModule, task: Task) -> None:
     data.use_features(task.frontend, config.identity(cfg)["frontend"] | code)
 
 
-def probe(cfg: DictConfig, audio: AudioSpec) -> Task:
+def check_shapes(cfg: DictConfig, audio: AudioSpec) -> Task:
     """Hold the parts against each other with a two-item batch that has shapes and no memory; returns the task.
 
     The baseline, which stands in for the model once training is over, is held against them, too.
@@ -85,7 +85,7 @@ def probe(cfg: DictConfig, audio: AudioSpec) -> Task:
         named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
         raise Incompatible(f"{named} gives {found}, but task={_name(cfg.task)} needs {wanted} ({task.out_spec})")
     if cfg.baseline is not None:
-        probe(with_baseline(cfg), audio)
+        check_shapes(with_baseline(cfg), audio)
     return task
 
 

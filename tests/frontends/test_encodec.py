@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from wavespace.build import build_task, make, probe
+from wavespace.build import build_task, check_shapes, make
 from wavespace.config import compose
 from wavespace.data.files.discovery import ENCODEC as OFFICIAL
 from wavespace.errors import BadInput, Incompatible
@@ -216,7 +216,7 @@ def test_piano_roll_on_latents_is_built_from_configuration(model: str, weights: 
         ]
     )
     audio = make(cfg.data, "data").spec
-    assert probe(cfg, audio).frontend.out_spec.unit == "latent"
+    assert check_shapes(cfg, audio).frontend.out_spec.unit == "latent"
     assert build_task(cfg, audio)(noise(1, 1, 6_000)).shape == (1, 4, 88, 19)
 
 

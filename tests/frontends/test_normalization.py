@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from wavespace import checkpoint
-from wavespace.build import build, make, probe
+from wavespace.build import build, check_shapes, make
 from wavespace.config import compose
 from wavespace.data.base import Batch, DataModule, collate
 from wavespace.errors import ConfigError, Incompatible
@@ -378,4 +378,4 @@ def test_a_baseline_hears_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_check_on_meta_needs_no_measurement() -> None:
     cfg = compose(RUN)
-    assert probe(cfg, make(cfg.data, "data").spec).frontend.out_spec.unit == "sd"
+    assert check_shapes(cfg, make(cfg.data, "data").spec).frontend.out_spec.unit == "sd"

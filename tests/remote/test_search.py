@@ -22,7 +22,7 @@ from processes import forked
 from remote.pretend import in_place_of_python
 from remote.simulation import Killed, SimulatedCloud, simulated
 from training import RENDERED, TRAINER
-from wavespace.build import make, probe
+from wavespace.build import check_shapes, make
 from wavespace.config import choices, compose
 from wavespace.errors import ConfigError
 from wavespace.training import fit as train
@@ -69,7 +69,7 @@ def test_there_is_a_search_of_each_kind() -> None:
 def test_a_shipped_search_fits_its_experiment(name: str) -> None:
     of = member(f"sweep={name}")
     assert of.config.name != "run", "it names no experiment"
-    probe(of.config, make(of.config.data, "data").spec)
+    check_shapes(of.config, make(of.config.data, "data").spec)
     search = search_of(of)  # each value, and the ends of each range, compose
     task = get_class(of.config.task._target_)
     assert search["metric"] == {"name": task.monitor, "goal": {"min": "minimize", "max": "maximize"}[task.mode]}

@@ -41,12 +41,12 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from wavespace.build import check_splits, check_trainer, make, probe
+    from wavespace.build import check_shapes, check_splits, check_trainer, make
     from wavespace.inputs import places
 
     check_trainer(cfg)
     data = make(cfg.data, "data")
-    task = probe(cfg, data.spec)
+    task = check_shapes(cfg, data.spec)
     frames = task.frontend.out_spec.frames(data.spec.samples, data.spec.sample_rate)
     table = Table(box=None, show_header=False, pad_edge=False)
     rows: list[tuple[str, str]] = [

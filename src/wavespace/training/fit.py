@@ -495,7 +495,7 @@ class Sweep(Callback):
                 config.hydra.sweeper.direction = {"min": "minimize", "max": "maximize"}[task.mode]
 
     def _check_members(self, overrides: list[str], folder: str | None, params: dict[str, str]) -> None:
-        from wavespace.build import make, probe
+        from wavespace.build import check_shapes, make
 
         given = [f"{key}={values}" for key, values in params.items()]  # of the chosen sweep; the command line wins
         choices = list(
@@ -519,7 +519,7 @@ class Sweep(Callback):
                 specs[parts["optim"]] = make(cfg.optim, "optim")
             shapes = repr(specs[parts["data"]]) + "".join(parts[part] for part in SHAPED)
             if shapes not in fit:
-                probe(cfg, specs[parts["data"]])
+                check_shapes(cfg, specs[parts["data"]])
                 fit.add(shapes)
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
