@@ -16,7 +16,8 @@ import torch
 from training import RENDERED, TRAINER
 from wavespace.config import compose, signature
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
-from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.files import write_atomic
+from wavespace.runfolder import RunFolder
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.training import fit as train
 from wavespace.training.callbacks import divergence, samples

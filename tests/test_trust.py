@@ -49,7 +49,7 @@ HOSTILE: dict[str, Any] = {
     "locate": {"_target_": "pydoc.locate", "path": "stranger.net"},
     "numpy": {"_target_": "numpy.load", "file": "evil.npy", "allow_pickle": True},
     "download": {"_target_": "wavespace.data.files.download.fetch", "url": "file:///etc/hostname", "target": MARK},
-    "our function": {"_target_": "wavespace.runfolder.write_atomic", "path": MARK, "data": "x"},
+    "our function": {"_target_": "wavespace.files.write_atomic", "path": MARK, "data": "x"},
     "our command": {"_target_": "wavespace.__main__.main"},
     "our import": {"_target_": "wavespace.models.blocks.torch.load", "f": "evil.pt"},
     "launcher": {"_target_": "hydra_plugins.wavespace_launchers.RunpodLauncher"},

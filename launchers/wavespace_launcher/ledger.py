@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wavespace.errors import BadInput, ConfigError, UserError
-from wavespace.files import is_locked, lock, read_regular
-from wavespace.runfolder import write_atomic
+from wavespace.files import is_locked, lock, read_regular, write_atomic
 from wavespace_launcher.plan import Plan
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)

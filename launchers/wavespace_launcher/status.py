@@ -13,8 +13,7 @@ from typing import Any, TypeGuard
 
 from pydantic import TypeAdapter
 
-from wavespace.files import read_regular
-from wavespace.runfolder import write_atomic
+from wavespace.files import read_regular, write_atomic
 from wavespace.text import printable_text
 from wavespace_launcher.ledger import MOST_BYTES
 from wavespace_launcher.plan import Job

@@ -145,6 +145,12 @@ def written_whole(path: Path, mark: str = "new") -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file whole or not at all; processes that write the same file at once do not disturb each other."""
+    with written_whole(path, mark=str(os.getpid())) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
 def sync_folder(folder: Path) -> None:
     """Names, too, are on the disk only when their folder is."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -17,17 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from wavespace.config import signature
 from wavespace.digests import Unread, digest
 from wavespace.errors import Diverged, UserError
-from wavespace.files import explained, lock, read_regular, written_whole
+from wavespace.files import explained, lock, read_regular, write_atomic
 from wavespace.inputs import inputs, places
 
 MOST_STATUS = 2**24
 """Bytes of a status.json that is read."""
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a whole file or none of it: to a temporary name beside it, then renamed."""
-    with written_whole(path, mark=str(os.getpid())) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def newest_finished(folder: Path, monitors: str = "") -> Path | None:

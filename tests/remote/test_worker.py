@@ -13,7 +13,8 @@ import wandb
 from omegaconf import ListConfig
 
 from wavespace.config import compose, signature
-from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.files import write_atomic
+from wavespace.runfolder import RunFolder
 from wavespace.signals import raising_on_stop
 from wavespace_launcher import worker
 from wavespace_launcher.plan import Job

@@ -34,11 +34,11 @@ from wavespace.analysis.runs import (
     read_runs,
 )
 from wavespace.errors import BadInput, UserError
-from wavespace.files import named_file, open_regular, read_regular
+from wavespace.files import named_file, open_regular, read_regular, write_atomic
 from wavespace.provenance import refuse_foreign
 from wavespace.reports.pages import edition, number, render
 from wavespace.reports.plots import thinned, together
-from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.runfolder import RunFolder
 from wavespace.signals import set_stop_handler
 from wavespace.terminal import Arguments, folder_or_file
 from wavespace.text import printable_text

@@ -26,8 +26,9 @@ from wavespace.config import check, command_line, compose, compose_once, conf_di
 from wavespace.config.claims import claims
 from wavespace.config.trainer import cluster_environment, quiet, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
+from wavespace.files import write_atomic
 from wavespace.inputs import inputs, once
-from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.runfolder import RunFolder
 from wavespace.signals import (
     SIGTERM_EXIT,
     STOP_EXITS,

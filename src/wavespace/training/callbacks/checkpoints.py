@@ -20,8 +20,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from wavespace.errors import Diverged, UserError
-from wavespace.files import explained, written_whole
-from wavespace.runfolder import RunFolder, write_atomic
+from wavespace.files import explained, write_atomic, written_whole
+from wavespace.runfolder import RunFolder
 from wavespace.signals import defer_stop, handle_deferred_stop, stop_signal
 
 

@@ -20,8 +20,8 @@ from wavespace.data.base import DataModule, collate
 from wavespace.data.files.midi import clean, window, write_midi
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.errors import UserError
+from wavespace.files import write_atomic
 from wavespace.reports.figures import STYLE, draw
-from wavespace.runfolder import write_atomic
 from wavespace.tasks.base import Sample, Task
 from wavespace.training.callbacks.audits import Audit, audits
 
