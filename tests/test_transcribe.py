@@ -324,7 +324,7 @@ def transcribe_until_told(moment: str, call: int, arguments: list[str]) -> None:
     main()
 
 
-@pytest.mark.parametrize(("moment", "call", "done"), [("transcribe", 2, 1), ("write_atomic", 3, 2), ("_load", 1, 0)])
+@pytest.mark.parametrize(("moment", "call", "done"), [("transcribe", 2, 1), ("write_marked", 2, 2), ("_load", 1, 0)])
 def test_ctrl_c_leaves_all_files_of_a_recording_or_none(
     moment: str, call: int, done: int, checkpoint: Path, recording: Path
 ) -> None:
