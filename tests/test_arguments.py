@@ -24,7 +24,7 @@ from wavespace.locate import locate
 from wavespace.reports import run_page as report
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import Arguments, flags_and_words, folder_or_file
-from wavespace.text import printable
+from wavespace.text import counted, printable
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,10 @@ def test_the_form_of_a_path_that_a_sentence_shows_works_in_a_shell() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(found.stdout) == paths
+
+
+def test_a_count_agrees_with_its_noun_and_verb() -> None:
+    assert [counted(1, what) for what in ("pages of runs", "audio files are left out")] == [
+        "1 page of runs", "1 audio file is left out",
+    ]  # fmt: skip
+    assert [counted(n, "files") for n in (0, 2, 1024)] == ["0 files", "2 files", "1,024 files"]

@@ -191,3 +191,9 @@ def test_members_that_share_their_parts_are_probed_once_and_none_is_let_through(
     ):
         with pytest.raises((ConfigError, Incompatible), match=fault):
             sweep._check_members([*common, "model.width=2", wrong], None, {})
+
+
+@pytest.mark.parametrize("overrides", [["seed=3", 3], 3, {"seed": 3}])
+def test_overrides_that_are_no_texts_are_a_sentence(overrides: object) -> None:
+    with pytest.raises(TypeError, match="overrides are a list of texts, as in"):
+        config.compose(overrides)

@@ -66,6 +66,25 @@ def test_the_source_is_never_overwritten(run: Path) -> None:
     wavespace.load(own)
 
 
+def test_the_file_of_another_run_is_kept(run: Path, tmp_path: Path) -> None:
+    path, _ = export(run, tmp_path / "slim.ckpt")
+    export(run, path)
+    other = save(small_task("mel", "unet", "reconstruction"), tmp_path / "other.ckpt")
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match=r"slim\.ckpt: is of another run; --overwrite replaces it"):
+        export(other, path)
+    assert path.read_bytes() == before
+    export(other, path, overwrite=True)
+    assert path.read_bytes() != before
+
+
+def test_the_checkpoint_is_read_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **given: calls.append(path) or load(path, **given))
+    export(run, tmp_path / "slim.ckpt")
+    assert len(calls) == 1
+
+
 def test_the_command_names_what_it_wrote(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), "--out", str(tmp_path / "x.ckpt")])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
@@ -87,8 +106,8 @@ def test_a_checkpoint_on_the_web_is_downloaded_once(run: Path, tmp_path: Path, m
 
 def test_onnx_is_what_torch_gives_or_is_asked_for(run: Path, tmp_path: Path) -> None:
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
-        assert export_onnx(run, tmp_path / "net.onnx").stat().st_size > 1000
+        assert export_onnx(wavespace.load(run), tmp_path / "net.onnx").stat().st_size > 1000
     else:
         with pytest.raises(UserError, match=r"--onnx needs .*pip install"):
-            export_onnx(run, tmp_path / "net.onnx")
+            export_onnx(wavespace.load(run), tmp_path / "net.onnx")
     assert not list(tmp_path.glob(".*"))

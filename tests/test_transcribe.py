@@ -339,3 +339,16 @@ def test_ctrl_c_leaves_all_files_of_a_recording_or_none(
         assert ended.stderr.endswith(f"wavespace: stopped; {done} of 3 recordings are transcribed\n")
     written = {path.name for path in recording.parent.iterdir()} - {path.name for path in [recording, *others]}
     assert written == {f"{name}.{kind}" for name in "abc"[:done] for kind in ("mid", "csv")}
+
+
+def test_samples_and_their_rate_give_the_notes_of_their_file(checkpoint: Path, recording: Path) -> None:
+    samples, rate = soundfile.read(recording, dtype="int16")
+    assert np.array_equal(transcribe((samples, rate), checkpoint), transcribe(recording, checkpoint))
+
+
+@pytest.mark.parametrize("audio", [np.zeros(9), (np.zeros((2, 9)), 8000), (np.zeros(9), "8000"), None])
+def test_what_is_no_audio_is_a_sentence(audio: Any, checkpoint: Path) -> None:
+    with pytest.raises(TypeError, match=r"it takes the path of a file, or \(samples, rate\)"):
+        transcribe(audio, checkpoint)
+    with pytest.raises(TypeError, match="a checkpoint is named by a path or an address"):
+        transcribe("a.wav", 3)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from wavespace.errors import UserError
+from wavespace.text import counted
 from wavespace_launcher import status as fate_of
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.plan import (
@@ -237,7 +238,7 @@ class Controller:
         ready = sum(pod.ready is not None for pod in self.state.live)
         money = f"${self.state.spent(now):.2f} of {self.settings.max_cost:g}"
         draining = f", ending ({self.state.draining})" if self.state.draining else ""
-        return f"{ready}/{len(self.state.live)} pods up, {money}{draining}" + (
+        return f"{ready} of {counted(len(self.state.live), 'pods')} up, {money}{draining}" + (
             f" | {self.trouble}" if self.trouble else ""
         )
 
@@ -350,10 +351,13 @@ class Controller:
         failed = {run.id if self.plan.search else run.job: run for run in tried}
         if len(failed) >= FAILURES and not any(fate.state == "finished" for fate in self.fates):  # M6
             why = "; ".join(dict.fromkeys(str(run.summary.get("reason") or run.url) for run in failed.values()))
-            self.note("drain", why=f"{len(failed)} jobs failed before any succeeded: {why}")
+            self.note("drain", why=f"{counted(len(failed), 'jobs')} failed before any succeeded: {why}")
             return
         if (lazy := self._did_nothing())[:FAILURES] == [True] * FAILURES:  # M5, M6
-            self.note("drain", why=f"the last {lazy.index(False) if False in lazy else len(lazy)} pods did nothing")
+            self.note(
+                "drain",
+                why=f"the last {counted(lazy.index(False) if False in lazy else len(lazy), 'pods')} did nothing",
+            )
             return
         if self.state.committed(self.clock.time()) > self.settings.max_cost + 1e-6:  # M2: a price has risen
             known = [pod for pod in self.state.live if pod.id is not None]
@@ -562,7 +566,8 @@ class Controller:
         if not self.state.live:
             if not refusals:
                 left = self.settings.max_cost - self.state.spent(now)
-                why = f"${left:.2f} of max_cost are left, too little for another pod; {self._left()} jobs are not done"
+                undone = counted(self._left(), "jobs are")
+                why = f"${left:.2f} of max_cost are left, too little for another pod; {undone} not done"
                 self.note("drain", why=f"{why}: raise hydra.launcher.max_cost and run the same command again")
             elif all("balance" in text or "key" in text for text in refusals[-1:]):
                 self.note("drain", why=refusals[-1])

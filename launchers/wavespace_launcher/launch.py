@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from wavespace.config import command_line, compose, compose_once, resolved, signature
 from wavespace.errors import ConfigError, UserError
 from wavespace.signals import leave_terminal, set_stop_handler
+from wavespace.text import counted
 from wavespace_launcher.controller import Controller, affordable, command, deleted, environment, with_jobs
 from wavespace_launcher.ledger import Launch, redacted, secrets_here, without_secrets
 from wavespace_launcher.plan import Candidate, Job, Plan, Settings, digest, launch_id, override, sweep_config
@@ -310,7 +311,10 @@ def dry_run(plan: Plan) -> None:
 
     settings = plan.settings
     jobs = len(plan.jobs) if plan.search is None else int(plan.search["run_cap"])
-    print(f"launch {plan.id}: {jobs} jobs, at most {settings.max_pods} pods, ${settings.max_cost:g}\n")
+    print(
+        f"launch {plan.id}: {counted(jobs, 'jobs')}, at most {counted(settings.max_pods, 'pods')}, "
+        f"${settings.max_cost:g}\n"
+    )
     for job in plan.jobs:
         print(f"  {job.index:>4}  {job.signature}  {redacted(' '.join(job.overrides))}")
     sweep = sweep_config(plan, f"{plan.id}-1", plan.jobs)
@@ -348,7 +352,8 @@ def _leave(controller: Controller) -> None:
     """M3: the ends that pods have without us, and how to come back."""
     state, id = controller.state, controller.launch.id
     print(
-        f"\nleft {len(state.live)} pods of launch {id} alone, ${state.committed(time.time()):.2f} at most. Each ends\n"
+        f"\nleft {counted(len(state.live), 'pods')} of launch {id} alone, "
+        f"${state.committed(time.time()):.2f} at most. Each ends\n"
         f"  - when no job is left for {controller.settings.idle_timeout:g} minutes, by its own entry;\n"
         f"  - after {controller.settings.max_hours:g} hours, by Runpod's terminateAfter;\n"
         f"  - with `wavespace pods stop {id}`.\n"

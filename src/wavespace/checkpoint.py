@@ -95,7 +95,11 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
     Raises:
         BadCheckpoint: the file is missing, damaged, not ours, doesn't fit the code, or names code that isn't trusted.
     """
-    checkpoint = read(path)
+    return built(path, read(path), trust)
+
+
+def built(path: str | Path, checkpoint: Mapping[str, Any], trust: Sequence[str] = ()) -> Task:
+    """`load`, of a checkpoint that was read from a path."""
     try:
         cfg = config_of(checkpoint, trust)
         audio = _audio_spec(checkpoint["specs"])

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from wavespace.errors import BadInput
 from wavespace.files import byte_progress, hash_into, open_regular
+from wavespace.text import counted
 
 KEPT = ".digests.jsonl"
 """The file of digests in a folder of stores: a line for each file that was read, the last of a path counts."""
@@ -83,7 +84,9 @@ class Digests:
         todo = {path: stat for path, stat in zip(paths, stats) if path not in found}
         total = sum(stat.st_size for stat in todo.values())
         if total > most:
-            raise Unread(f"{len(todo)} files ({total / 1e9:.1f} GB) were not read yet; wavespace prepare reads them")
+            raise Unread(
+                f"not read yet: {counted(len(todo), 'files')} ({total / 1e9:.1f} GB); wavespace prepare reads them"
+            )
         if todo:
             found |= self._look(list(todo), total)
         return [found[path] for path in paths]
@@ -91,7 +94,9 @@ class Digests:
     def _look(self, paths: list[Path], total: int) -> dict[Path, Seen]:
         """Read files, and keep the digests of those whose stamps will tell of a change."""
         if total > TOLD:
-            print(f"reading {len(paths)} files ({total / 1e9:.1f} GB) to know what they hold", file=sys.stderr)
+            print(
+                f"reading {counted(len(paths), 'files')} ({total / 1e9:.1f} GB) to know what they hold", file=sys.stderr
+            )
         begun = time.time_ns()
         with byte_progress("reading", total) as advance, ThreadPoolExecutor(4) as threads:
 

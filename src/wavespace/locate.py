@@ -48,6 +48,8 @@ def locate(source: str | Path) -> Path:
     Raises:
         UserError: it can't be had.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"{type(source).__name__}: a checkpoint is named by a path or an address, as text or Path")
     text = str(source)
     if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
         return _downloaded(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -19,3 +20,11 @@ def _escaped(character: str) -> str:
 def printable(name: object) -> str:
     """Return a name on one line, with line breaks and tabs as escape codes, too."""
     return printable_text(str(name)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count and what is counted, given in the plural: of 1, `1 file is left out` for "files are left out"."""
+    if count == 1:
+        verbs = {" are": " is", " have": " has"}
+        what = re.sub(r"s\b( are| have)?", lambda found: verbs.get(found[1], ""), what, count=1)
+    return f"{count:,} {what}"

@@ -123,10 +123,10 @@ def test_the_command_writes_pages_of_runs_only_where_they_are_old(
     for seed in (0, 1):
         write_run(tmp_path / "runs" / f"{seed}", config_of("two", seed, 1e-3, 4), 1.0 + seed)
     report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "page")])
-    assert "2 pages of runs written anew, 0 were up to date" in capsys.readouterr().out
+    assert "2 pages of runs written anew; up to date: 0" in capsys.readouterr().out
     (tmp_path / "runs" / "1" / "status.json").touch()
     report.main([str(tmp_path / "runs" / "0"), str(tmp_path / "runs" / "1"), "--out", str(tmp_path / "page")])
-    assert "1 pages of runs written anew, 1 were up to date" in capsys.readouterr().out
+    assert "1 page of runs written anew; up to date: 1" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "page" / "runs.csv")) == 2
     with pytest.raises(UserError, match="no run has the metric 'val/x'; there are: test/l1_db, val/l1_db"):
         report.main([str(tmp_path / "runs"), "--metric", "val/x"])

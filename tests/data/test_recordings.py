@@ -51,6 +51,16 @@ def test_recordings_with_a_score_are_split_and_sound_where_their_notes_are(folde
         assert sound[-1] == pytest.approx(offset, abs=0.01)
 
 
+def test_recordings_that_are_too_few_are_told_before_they_are_read(tmp_path: Path) -> None:
+    for count in (1, 2, 3):
+        record(tmp_path / "music" / f"{count}.wav", onset=0.1)
+        data = AudioFolder(folder=str(tmp_path / "music"), stores=str(tmp_path / "stores"))
+        if count < 3:
+            with pytest.raises(BadInput, match=f"no recordings, of {count} in all; it takes three"):
+                data.unprepared()
+    assert "prepared" in data.unprepared()
+
+
 def test_windows_agree_with_their_labels(folder: Path) -> None:
     data = ready(folder)
     for position in range(40):

@@ -525,9 +525,12 @@ def test_a_bad_recording_is_named_and_may_be_mended(stored: Store, tmp_path: Pat
         put(folder, recordings)
     assert not folder.exists()
     audio.unlink()
-    with pytest.raises(BadInput, match=r"3\.wav: there is no such file"):
+    last = recordings[5].audio.read_bytes()
+    soundfile.write(recordings[5].audio, broken, RATE, subtype="FLOAT")
+    with pytest.raises(BadInput, match=r"3\.wav: there is no such file.*\n.*5\.wav: sample 0 is not a number"):
         put(folder, recordings)
     audio.write_bytes(whole)
+    recordings[5].audio.write_bytes(last)
     assert content(put(folder, recordings).folder) == content(stored.folder)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from wavespace.config import signature
 from wavespace.config.trust import add_trust, configuration, safe_yaml
 from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.files import read_regular
 from wavespace.locate import locate
 from wavespace.provenance import refuse_foreign, write_marked
 from wavespace.terminal import Arguments, folder_or_file
+from wavespace.text import counted
 
 if TYPE_CHECKING:
     from wavespace.tasks.base import Task
@@ -39,7 +41,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--onnx", action="store_true", help="also the net, features to output, as FILE.onnx; needs onnx"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files of other runs, and those that wavespace did not write, too",
+    )
     add_trust(parser)
     given = parser.parse_args(arguments)
     written = [*export(given.checkpoint, given.out, onnx=given.onnx, overwrite=given.overwrite, trust=given.trust)]
@@ -56,7 +62,7 @@ def export(
         source: as `locate` takes it.
         target: a file.
         onnx: write the net as ONNX, too.
-        overwrite: replace files that this program did not write, too.
+        overwrite: replace files of other runs, and those that this program did not write, too.
         trust: as of `wavespace.load`.
 
     Raises:
@@ -76,7 +82,10 @@ def export(
     if target.exists() and target.resolve() == file.resolve():
         raise BadInput(f"{target}: is the checkpoint itself; name another file with --out")
     refuse_foreign(card, [target, net] if onnx else [target], overwrite=overwrite)
-    task, whole = checkpoint.load(path, trust), checkpoint.read(path)
+    whole = checkpoint.read(path)
+    task = checkpoint.built(path, whole, trust)
+    if not overwrite:
+        _refuse_another(target, task.config_text)
     status = _status(path)
     slim: dict[str, Any] = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(slim)
@@ -92,12 +101,26 @@ def export(
     written = {target: data.getvalue()}
     if onnx:
         with TemporaryDirectory() as folder:
-            written[net] = export_onnx(path, Path(folder) / net.name, trust).read_bytes()
+            written[net] = export_onnx(task, Path(folder) / net.name).read_bytes()
     try:
         write_marked(card, model_card(slim, task, target.name, status, trust).encode(), written)
     except OSError as error:
         raise BadInput(f"{target}: can't be written ({error.strerror}); name another file with --out") from None
     return target, card, *([net] if onnx else [])
+
+
+def _refuse_another(target: Path, config: str) -> None:
+    """Raise `BadInput` if a file that was exported before is of a run of another configuration, or can't be read."""
+    from wavespace import checkpoint
+
+    if target.exists() and _identity(checkpoint.read(target)["config"]) != _identity(config):
+        raise BadInput(f"{target}: is of another run; --overwrite replaces it, --out names another place")
+
+
+def _identity(text: str) -> str:
+    from omegaconf import OmegaConf
+
+    return signature(OmegaConf.create(safe_yaml(text)))
 
 
 def _status(path: Path) -> dict[str, Any]:
@@ -162,7 +185,7 @@ def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, An
         lines += ["", "`val` chose the checkpoint and its thresholds; `baseline` is a model that no gradient teaches."]
     else:
         lines.append("Nothing: the run has no figures.")
-    spent = [f"{status['step']} steps"] if "step" in status else []
+    spent = [counted(status["step"], "steps")] if "step" in status else []
     spent += [f"{status['minutes']:.1f} minutes"] if isinstance(status.get("minutes"), int | float) else []
     lines += [
         "",
@@ -190,23 +213,20 @@ def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, An
 # --- ONNX ---------------------------------------------------------------------------------------------------
 
 
-def export_onnx(source: str | Path, target: Path, trust: Sequence[str] = ()) -> Path:
-    """The net as ONNX, features `(1, C, F, T)` to what the task makes of it, held to torch's output.
+def export_onnx(task: Task, target: Path) -> Path:
+    """The net of a task as ONNX, features `(1, C, F, T)` to what the task makes of it, held to torch's output.
 
     Of any length T where the net can be traced so, else of the length that is written in the file. Front-ends stay
     outside: their transforms are not ONNX's.
 
     Raises:
-        UserError: onnx, onnxscript and onnxruntime are not installed, or the source can't be used.
+        UserError: onnx, onnxscript and onnxruntime are not installed.
         Incompatible: the net can't be traced, or ONNX gives something else.
     """
     import importlib.util
 
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise UserError(f"--onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    from wavespace import checkpoint
-
-    task = checkpoint.load(source, trust)
     rate = task.frontend.in_spec.sample_rate
     frames = 2 * task.frontend.out_spec.frames(round(task.frontend.in_spec.seconds * rate), rate)
     temporary = target.with_name(f".{target.name}.new")

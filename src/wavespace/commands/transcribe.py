@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wavespace.config.trust import add_trust
 from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
@@ -20,7 +21,7 @@ from wavespace.provenance import is_ours, refuse_foreign, write_marked
 from wavespace.runfolder import newest_finished
 from wavespace.signals import if_stopped, stop_deferred
 from wavespace.terminal import Arguments, folder_or_file
-from wavespace.text import printable
+from wavespace.text import counted, printable
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
@@ -85,7 +86,7 @@ def _transcribe_to(
         midi = _midi(notes)
         with stop_deferred():  # a signal waits until the files of a recording are all there, and counted
             write_marked(Path(f"{target}.mid"), midi, beside)
-            print(f"{printable(file)}: {len(notes)} notes -> {printable(target)}.mid", flush=True)
+            print(f"{printable(file)}: {counted(len(notes), 'notes')} -> {printable(target)}.mid", flush=True)
             done.append(file)
     except UserError as error:
         failed.append(type(error)(printable(error)))
@@ -136,35 +137,41 @@ def _recordings(folder: Path) -> list[Path]:
     return found
 
 
-def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = None, trust: Sequence[str] = ()) -> Notes:
-    """Notes `(K, 4)` of an audio file: onset and offset in seconds, MIDI pitch, velocity.
+def transcribe(
+    audio: str | Path | tuple[NDArray[Any], int],
+    checkpoint: str | Path | PianoRoll | None = None,
+    trust: Sequence[str] = (),
+) -> Notes:
+    """Notes `(K, 4)` of audio: onset and offset in seconds, MIDI pitch, velocity.
 
     Args:
-        path: any file that soundfile reads, of any length.
+        audio: any file that soundfile reads, of any length; or mono samples `(N,)`, int16 or floats in -1..1, and
+            their rate in Hz.
         checkpoint: a checkpoint, a run folder, or a loaded task; None: the newest finished run under `runs/`.
         trust: packages whose code it may call, as of `wavespace.load`.
 
     Raises:
         UserError: the file or the checkpoint can't be used.
+        TypeError: an argument is of another kind.
     """
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
     from wavespace.data.base import NO_NOTES
-    from wavespace.data.files.audio import read_blocks, seconds_of
     from wavespace.inference import computes_in_bfloat16, stream
+    from wavespace.tasks.base import Task
 
-    given = checkpoint is None or isinstance(checkpoint, str | Path)
-    task: Any = _load(checkpoint, trust) if given else checkpoint  # type: ignore[arg-type]
+    task: Any = checkpoint if isinstance(checkpoint, Task) else _load(checkpoint, trust)
     decoder = task.decoder()
     found: list[Notes] = []
     rate, console = task.out_spec.frame_rate, Console(stderr=True)
     device = task.device.type
     half = torch.autocast(device, torch.bfloat16, enabled=device in ("cpu", "cuda") and computes_in_bfloat16(device))
     with half, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(printable(Path(path).name), total=seconds_of(Path(path)))
-        for output in stream(task, read_blocks(Path(path), task.frontend.in_spec.sample_rate)):
+        name, seconds, blocks = _blocks(audio, task.frontend.in_spec.sample_rate)
+        bar = progress.add_task(name, total=seconds)
+        for output in stream(task, blocks):
             found.append(decoder.push(*output.sigmoid().cpu().numpy()))
             progress.advance(bar, output.shape[-1] / rate)
     found.append(decoder.flush())
@@ -172,11 +179,32 @@ def transcribe(path: str | Path, checkpoint: str | Path | PianoRoll | None = Non
     return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
 
+def _blocks(audio: Any, rate: int) -> tuple[str, float, Iterable[NDArray[Any]]]:
+    """Name, seconds and blocks at a rate of what `transcribe` takes."""
+    import soxr
+
+    from wavespace.data.files.audio import read_blocks, seconds_of
+    from wavespace.inference import scaled
+
+    match audio:
+        case str() | Path():
+            return printable(Path(audio).name), seconds_of(Path(audio)), read_blocks(Path(audio), rate)
+        case (np.ndarray(ndim=1) as samples, int(own)) if own > 0:
+            samples = scaled(samples).numpy()
+            if not np.isfinite(samples).all():
+                raise BadInput("the audio has samples that are no finite numbers")
+            return "audio", len(samples) / own, [samples if own == rate else soxr.resample(samples, own, rate)]
+    raise TypeError(
+        f"audio is {type(audio).__name__}; it takes the path of a file, or (samples, rate): a NumPy array (N,) and "
+        "its sample rate in Hz as an int"
+    )
+
+
 def _load(path: str | Path | None, trust: Sequence[str] = ()) -> PianoRoll:
     from wavespace import checkpoint
     from wavespace.tasks.piano_roll import PianoRoll
 
-    path = locate(path) if path else _newest()
+    path = _newest() if path is None else locate(path)
     task = checkpoint.load(path, trust)
     if not isinstance(task, PianoRoll):
         raise Incompatible(

@@ -67,6 +67,8 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
     """
     if isinstance(overrides, str):
         raise ConfigError(f"{overrides}: overrides are a list, as in [{overrides!r}]")
+    if not isinstance(overrides, Sequence) or not all(isinstance(each, str) for each in overrides):
+        raise TypeError(f"{overrides!r}: overrides are a list of texts, as in ['experiment=demo', 'seed=3']")
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
     for file in userfiles.files(Path(config_dir)) if config_dir is not None else ():

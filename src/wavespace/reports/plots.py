@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from wavespace.analysis.runs import Run, Series
+from wavespace.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +212,9 @@ def against(
             _legend(figure, by)
         return figure
 
-    said = f"{len(known)} runs" + (f" by {by}: {', '.join(groups)}" if by else "") + (f". {note}" if note else "")
+    said = (
+        counted(len(known), "runs") + (f" by {by}: {', '.join(groups)}" if by else "") + (f". {note}" if note else "")
+    )
     return Drawing(f"{_file(metric)}-against-{_file(key)}", f"{metric} against {key}", said, draw)
 
 
@@ -287,8 +290,10 @@ def curves(runs: Sequence[Run], metric: str, labels: Sequence[str] | None = None
             _legend(figure, by)
         return figure
 
-    said = f"{len(found)} runs over their steps" + (
-        f", by {by}: {', '.join(kinds[:12])}" if by and len(kinds) > 1 else ""
+    said = (
+        counted(len(found), "runs")
+        + " over their steps"
+        + (f", by {by}: {', '.join(kinds[:12])}" if by and len(kinds) > 1 else "")
     )
     return Drawing(f"{_file(metric)}-over-steps", f"{metric} over steps", said, draw)
 

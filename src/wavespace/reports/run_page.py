@@ -41,7 +41,7 @@ from wavespace.reports.plots import thinned, together
 from wavespace.runfolder import RunFolder
 from wavespace.signals import set_stop_handler
 from wavespace.terminal import Arguments, folder_or_file
-from wavespace.text import printable_text
+from wavespace.text import counted, printable_text
 
 MEDIA_LIMIT = 4_500_000
 """Bytes of pictures and sounds (as base64) in a page; what does not fit is named by its file."""
@@ -113,7 +113,9 @@ def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], N
         shown = track(faults, "pages", len(old), console=console, transient=True, disable=not console.is_terminal)
         found = [fault for fault in shown if fault]
         if folders:
-            print(f"{len(old) - len(found)} pages of runs written anew, {len(folders) - len(old)} were up to date")
+            print(
+                f"{counted(len(old) - len(found), 'pages of runs')} written anew; up to date: {len(folders) - len(old)}"
+            )
         for fault in found[:MOST_LINES]:
             print(printable_text(fault))
 

@@ -25,7 +25,7 @@ from wavespace.digests import Digests, Seen, digest
 from wavespace.errors import BadInput
 from wavespace.files import named_file, read_regular
 from wavespace.provenance import is_ours
-from wavespace.text import printable
+from wavespace.text import counted, printable
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
@@ -210,7 +210,7 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
 def say_left_out(place: Path, what: str, paths: Sequence[Path]) -> None:
     """Tell how many files of a folder are left out, why, and the first of them."""
     if paths:
-        say(f"{place}: {len(paths)} {what}: {listed([path.relative_to(place).as_posix() for path in paths])}")
+        say(f"{place}: {counted(len(paths), what)}: {listed([path.relative_to(place).as_posix() for path in paths])}")
 
 
 def listed(names: Sequence[object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -95,10 +96,21 @@ class AudioFolder(Recordings):
                 sizes[split] = 1
         return {split: np.sort(rows) for split, rows in zip(SPLITS, np.split(order, np.cumsum(sizes)[:2]))}
 
+    def unprepared(self) -> str:
+        """As of every dataset; where recordings are too few to train on, `BadInput` says so before they are read."""
+        shares = [split for split, share in zip(SPLITS, self.splits) if share > 0]
+        if (count := len(self.found())) < len(shares):
+            raise self._too_few(shares[count], self.place, count)
+        return super().unprepared()
+
     def _need(self, split: str) -> None:
         if len(self.store) < 3 and not hasattr(self, f"{split}_set") and self.splits[SPLITS.index(split)] > 0:
-            raise BadInput(
-                f"{self.store.folder}: its {split} split has no recordings, of {len(self.store)} in all; it takes "
-                "three for training, validation and test: add some, or cut a long one, and its MIDI file, into pieces"
-            )
+            raise self._too_few(split, self.store.folder, len(self.store))
         super()._need(split)
+
+    @staticmethod
+    def _too_few(split: str, place: Path, count: int) -> BadInput:
+        return BadInput(
+            f"{place}: its {split} split has no recordings, of {count} in all; it takes "
+            "three for training, validation and test: add some, or cut a long one, and its MIDI file, into pieces"
+        )

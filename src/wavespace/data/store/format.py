@@ -460,10 +460,11 @@ def build_store(
                 check_space(folder.parent, need)
                 with byte_progress(f"preparing {folder.name}", kept + need, kept) as advance:
                     if processes == 0:
-                        for shard in todo:
-                            _build_shard(partial, shard, source, advance)
+                        refused = list(_refusals(partial, todo, source, advance))
                     else:
-                        _build(partial, todo, source, processes or os.cpu_count() or 1, advance)
+                        refused = _build(partial, todo, source, processes or os.cpu_count() or 1, advance)
+                if refused:
+                    raise BadInput("\n".join(sorted(refused)))
                 facts = {"made_by": made_by, "made_from": made_from, "licence": licence, "citation": citation}
                 _finish(partial, shards, source, facts)
                 os.rename(partial, folder)
@@ -501,7 +502,9 @@ def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> 
     if any(set(recording.labels) != set(recordings[0].labels) for recording in recordings):
         raise ValueError("all recordings must have the same labels")
     with ThreadPoolExecutor(8) as threads:  # a network volume answers slowly, to many at a time
-        sizes = [count * _row_bytes(source) for count in threads.map(source.count, recordings)]
+        sizes = [
+            count * _row_bytes(source) for count in threads.map(lambda recording: _count(source, recording), recordings)
+        ]
     limit = min(shard_bytes, max(sum(sizes) // 32, 2**24))
 
     groups: list[list[int]] = [[]]
@@ -518,6 +521,14 @@ def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> 
         content = [[r.content, sizes[place]] for r, place in zip(members, group)]
         shards.append(_Shard(number, members, sum(sizes[i] for i in group), _digest([FORMAT, source.rate, content])))
     return shards
+
+
+def _count(source: Source, recording: Recording) -> int:
+    """Rows by the header of a file; 0 of one that is refused, which is told when all are read."""
+    try:
+        return source.count(recording)
+    except BadInput:
+        return 0
 
 
 def _is_done(partial: Path, shard: _Shard, row_bytes: int) -> bool:
@@ -539,9 +550,10 @@ def _clear(partial: Path, done: list[_Shard]) -> None:
 
 def _build(
     partial: Path, shards: list[_Shard], source: Source, processes: int, advance: Callable[[int], object]
-) -> None:
-    """Build shards in processes side by side; the first failure ends them all."""
+) -> list[str]:
+    """Build shards in processes side by side; why recordings are refused. Any other failure ends them all."""
     running: dict[Any, multiprocessing.Process] = {}
+    refused: list[str] = []
     try:
         for first in range(min(processes, len(shards))):
             receive, send = multiprocessing.Pipe(duplex=False)
@@ -564,7 +576,11 @@ def _build(
                 else:
                     if isinstance(message, UserError):
                         raise message
-                    advance(message)
+                    if isinstance(message, str):
+                        refused.append(message)
+                    else:
+                        advance(message)
+        return refused
     finally:
         for process in running.values():
             process.kill()
@@ -582,41 +598,62 @@ def _work(send: Connection, partial: Path, shards: list[_Shard], source: Source)
 
     try:
         with explained(partial):
-            for shard in shards:
-                _build_shard(partial, shard, source, written)
+            for refused in _refusals(partial, shards, source, written):
+                send.send(refused)
     except UserError as error:
         send.send(error)
 
 
+def _refusals(
+    partial: Path, shards: Sequence[_Shard], source: Source, written: Callable[[int], object]
+) -> Iterator[str]:
+    """Write shards; why recordings in them are refused."""
+    for shard in shards:
+        try:
+            _build_shard(partial, shard, source, written)
+        except BadInput as error:
+            yield str(error)
+
+
 def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable[[int], object]) -> None:
-    """Write a shard, and when it is on the disk, the record that says so."""
+    """Write a shard, and when it is on the disk, the record that says so.
+
+    Raises:
+        BadInput: recordings are refused; a line for each.
+    """
     digest, frames, clipped, notes, digests = hashlib.sha256(), [], [], [], []
     remarks: list[tuple[str, str, str]] = []
+    refused: list[str] = []
     with written_whole(partial / _shard_file(shard.number)) as file:
         for recording in shard.recordings:
-            own, levels = hashlib.sha256(), Levels()
-            frames.append(0)
-            clipped.append(0)
-            for block, beyond in source.rows(recording):
-                data = block.astype(source.dtype, order="C", copy=False).data
-                file.write(data)
-                digest.update(data)
-                own.update(data)
+            try:
+                own, levels = hashlib.sha256(), Levels()
+                frames.append(0)
+                clipped.append(0)
+                for block, beyond in source.rows(recording):
+                    data = block.astype(source.dtype, order="C", copy=False).data
+                    file.write(data)
+                    digest.update(data)
+                    own.update(data)
+                    if source.dtype == PCM:
+                        levels.add(block)
+                    frames[-1] += len(block)
+                    clipped[-1] += beyond
+                    written(block.nbytes)
+                digests.append(np.frombuffer(own.digest()[:16], np.uint8))
+                notes.append(NO_NOTES if recording.notes is None else recording.notes())
                 if source.dtype == PCM:
-                    levels.add(block)
-                frames[-1] += len(block)
-                clipped[-1] += beyond
-                written(block.nbytes)
-            digests.append(np.frombuffer(own.digest()[:16], np.uint8))
-            notes.append(NO_NOTES if recording.notes is None else recording.notes())
-            if source.dtype == PCM:
-                said = [("audio", what) for what in (*channel_remarks(recording.audio), *levels.remarks())]
-                if recording.notes is not None:
-                    said += _label_remarks(notes[-1], frames[-1] / source.rate, levels.is_silent)
-                remarks += [(kind, recording.name, what) for kind, what in said]
-            for seen in recording.seen:
-                if not seen.is_unchanged():
-                    raise BadInput(f"{seen.path}: has changed since this command began; repeat the command")
+                    said = [("audio", what) for what in (*channel_remarks(recording.audio), *levels.remarks())]
+                    if recording.notes is not None:
+                        said += _label_remarks(notes[-1], frames[-1] / source.rate, levels.is_silent)
+                    remarks += [(kind, recording.name, what) for kind, what in said]
+                for seen in recording.seen:
+                    if not seen.is_unchanged():
+                        raise BadInput(f"{seen.path}: has changed since this command began; repeat the command")
+            except BadInput as error:
+                refused.append(str(error))
+        if refused:
+            raise BadInput("\n".join(refused))
     with written_whole(partial / WORK / f"{shard.number}.npz") as file:
         np.savez(
             file,
