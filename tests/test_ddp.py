@@ -5,10 +5,16 @@ from __future__ import annotations
 import csv
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from socket import socket
 
 import pytest
 import torch
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
+from pytorch_lightning.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from processes import command, forked
 from test_preemption import train_until_told
@@ -62,6 +68,50 @@ def test_two_processes_that_are_told_to_stop_go_on_to_what_one_finds(
         assert row == pytest.approx(other, rel=1e-3)
     figures = score(checkpoint.load(folder.path), build(alone).data, "val")
     assert {name: folder.status()["metrics"][f"val/{name}"] for name in figures} == pytest.approx(figures, rel=1e-6)
+
+
+def test_a_run_of_several_processes_leaves_the_threads_of_later_ones_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    start = distributed.subprocess.Popen
+    monkeypatch.setattr(distributed.subprocess, "Popen", lambda _, **given: start(["cat"], **given))
+    with distributed.others(RunFolder(tmp_path), 2):
+        _set_num_threads_if_needed(2)  # as Lightning does
+        assert "OMP_NUM_THREADS" in os.environ
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def gradients_from_any_step(rank: int, world: int, port: int) -> None:
+    """Gradients of a net that is set up at step 0, 1 or 2, reduced as `train` has it; they are equal bits."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    strategy = DDPStrategy(parallel_devices=[torch.device("cpu")] * world)
+    distributed.fix_buckets(strategy, world)
+    found = []
+    for start in range(3):
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(61, 61) for _ in range(4)]
+        net = DistributedDataParallel(torch.nn.Sequential(*layers), **strategy._ddp_kwargs)
+        for step in range(start, 3):
+            net.zero_grad()
+            for batch in range(2):  # accumulated
+                torch.manual_seed(100 * step + 10 * batch + rank)
+                with net.no_sync() if batch == 0 else nullcontext():
+                    net(torch.randn(8, 61)).square().sum().backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    assert all(torch.equal(each, found[0]) for each in found)
+    torch.distributed.destroy_process_group()
+
+
+def test_accumulated_gradients_of_three_are_reduced_to_the_same_bits_from_whichever_step() -> None:
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(pool.map(lambda rank: forked(gradients_from_any_step, rank, 3, port), range(3)))
+    assert [each.returncode for each in ended] == [0, 0, 0], ended[0].stderr
 
 
 def processes_of(folder: RunFolder) -> list[str]:

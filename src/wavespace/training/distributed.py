@@ -64,6 +64,16 @@ def check_devices(cfg: DictConfig, data: Any, trainer: Any) -> None:
         )
 
 
+def fix_buckets(strategy: Any, world: int) -> None:
+    """Have gradients reduced to the same bits after a resume, on the CPU.
+
+    DDP puts them into buckets in another order after its first step, unless it looks for unused parameters. How a sum
+    of three or more numbers is grouped depends on its place in a bucket; that of two is the same either way.
+    """
+    if world > 2 and strategy.root_device.type == "cpu":
+        strategy._ddp_kwargs["find_unused_parameters"] = True
+
+
 @contextmanager
 def others(folder: RunFolder, world: int) -> Iterator[None]:
     """The other processes of a run on several devices, where torchrun has not started them; this one is the first.
@@ -93,7 +103,8 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
         for rank in range(1, world)
     ]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    before = {name: os.environ.get(name) for name in (*shared, "LOCAL_RANK")}
+    # Lightning sets the last one, and a later run of this process would keep to it: sums depend on it.
+    before = {name: os.environ.get(name) for name in (*shared, "LOCAL_RANK", "OMP_NUM_THREADS")}
     os.environ.update(shared | {"LOCAL_RANK": "0"})  # else Lightning would start them as well
     over = Event()
 

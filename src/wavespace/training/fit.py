@@ -40,8 +40,8 @@ from wavespace.signals import (
     set_stop_handler,
 )
 from wavespace.terminal import flags_and_words, guarded, hydra_arguments
-from wavespace.text import printable_text
-from wavespace.training.distributed import check_devices, follow, others
+from wavespace.text import counted, printable_text
+from wavespace.training.distributed import check_devices, fix_buckets, follow, others
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -325,6 +325,7 @@ def _trainer(
     # Lightning's own would speak to the other ranks at once, who are in the midst of something else.
     connector: Any = trainer._signal_connector
     connector._sigterm_notifier_fn = lambda *_: None
+    fix_buckets(trainer.strategy, trainer.world_size)
     return trainer
 
 
@@ -561,7 +562,8 @@ def _close(cfg: DictConfig, folder: RunFolder) -> float | None:
         print(f"{name:{max(len(row[0]) for row in rows)}}" + "".join(f"{cell:>10}" for cell in cells))
     for claim in claims(cfg.expect, status.get("metrics", {})):
         print(f"{claim.text}: {'met' if claim.met else 'not measured' if claim.met is None else 'NOT MET'}")
-    print(f"\n{status.get('step')} steps, {status.get('minutes', 0):.1f} minutes\nopen {folder.path / 'report.html'}")
+    steps = counted(status.get("step", 0), "steps")
+    print(f"\n{steps}, {status.get('minutes', 0):.1f} minutes\nopen {folder.path / 'report.html'}")
     return status.get("metrics", {}).get(status.get("monitor"))
 
 
