@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import logging
 import math
 import os
 import re
-import typing
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +20,10 @@ from wavespace.config import trainer
 from wavespace.config.claims import claims
 from wavespace.config.moved import moved
 from wavespace.errors import ConfigError, place_of
+from wavespace.settings import annotations_of, type_fault
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    pass
 from wavespace.config.experiments import misplaced_values
 from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
 
@@ -221,36 +220,7 @@ def constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, An
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
     found = get_object(target)
     function: Any = getattr(found, "__init__") if isinstance(found, type) else found  # noqa: B009
-    try:
-        hints = typing.get_type_hints(function)
-    except Exception:  # annotations that only a type checker can resolve
-        hints = {}
-    return dict(inspect.signature(function).parameters), hints
-
-
-@cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    from pydantic import ConfigDict, TypeAdapter
-
-    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-
-
-def type_fault(value: Any, annotation: Any) -> str | None:
-    """Why a value from YAML does not fit an annotation; None if it does.
-
-    The value goes through JSON, whose strict mode takes a list for a tuple and an int for a float, but no text for
-    a number.
-    """
-    from pydantic import PydanticSchemaGenerationError, ValidationError
-
-    try:
-        adapter = (_adapter if isinstance(annotation, Hashable) else _adapter.__wrapped__)(annotation)
-        adapter.validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        return " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
-    except (PydanticSchemaGenerationError, NameError, TypeError, ValueError):
-        return None  # not an annotation that data can be held against
-    return None
+    return dict(inspect.signature(function).parameters), annotations_of(found)
 
 
 def _origin(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
