@@ -309,8 +309,8 @@ def test_progress_counts_the_seconds_of_the_recording(
 
 def transcribe_until_told(moment: str, call: int, arguments: list[str]) -> None:
     """`wavespace transcribe`, to which Ctrl-C comes in a function's n-th call."""
-    from wavespace.commands import transcribe as module
     from wavespace.cli import main
+    from wavespace.commands import transcribe as module
 
     function, calls = getattr(module, moment), iter(range(1, 100))
 
