@@ -290,12 +290,14 @@ def search_of(member: Member) -> dict[str, Any]:
     known = ("method", "metric", "parameters", "run_cap", "early_terminate")
     if faults := [key for key in search if key not in known] or [key for key in known[:4] if not search.get(key)]:
         raise ConfigError(f"search.{faults[0]} is missing or not known; a search has {', '.join(known)}")
-    for values in itertools.zip_longest(*(_probes(key, space) for key, space in search["parameters"].items())):
-        compose([*member.job.overrides, *(probe for probe in values if probe is not None)])
+    for values in itertools.zip_longest(
+        *(_parameter_extremes(key, space) for key, space in search["parameters"].items())
+    ):
+        compose([*member.job.overrides, *(value for value in values if value is not None)])
     return search
 
 
-def _probes(key: str, space: Mapping[str, Any]) -> list[str]:
+def _parameter_extremes(key: str, space: Mapping[str, Any]) -> list[str]:
     """Overrides that a parameter may become: each of its values, or the ends of its range."""
     found = space.get("values") or [space[name] for name in ("value", "min", "max", "mu") if name in space]
     if not found:
