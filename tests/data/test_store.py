@@ -12,6 +12,7 @@ import signal
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -481,6 +482,36 @@ def test_two_builders_at_once_are_one(stored: Store, tmp_path: Path, monkeypatch
     first.join()
     assert first.exitcode == 0
     assert content(folder) == content(stored.folder)
+
+
+def test_two_builders_without_locks_leave_no_half_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins while the first writes, and is in the midst of writing when the first is done."""
+    recordings, rows, first = recordings_in(tmp_path / "audio"), Samples.rows, os.getpid()
+    (began, begin), (ended, end) = os.pipe(), os.pipe()
+    children: list[int] = []
+    monkeypatch.setattr(module, "lock", lambda *_, **__: True)
+
+    def interrupted(self: Samples, recording: Recording) -> Iterator[Any]:
+        yield from rows(self, recording)
+        if os.getpid() == first and not children:
+            children.append(os.fork())
+            if children[0] == 0:
+                with suppress(UserError):
+                    put(tmp_path / "store", recordings, processes=0)
+                os._exit(0)
+            os.read(began, 1)
+        elif os.getpid() != first and recording is recordings[0]:
+            os.write(begin, b"1")
+            os.read(ended, 1)
+
+    monkeypatch.setattr(Samples, "rows", interrupted)
+    with suppress(UserError):
+        put(tmp_path / "store", recordings, processes=0)
+    os.write(end, b"1")
+    os.waitpid(children[0], 0)
+    for descriptor in (began, begin, ended, end):
+        os.close(descriptor)
+    Store.open(tmp_path / "store").verify()
 
 
 def test_a_disk_without_room_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

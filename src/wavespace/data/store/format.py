@@ -624,7 +624,7 @@ def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable
     digest, frames, clipped, notes, digests = hashlib.sha256(), [], [], [], []
     remarks: list[tuple[str, str, str]] = []
     refused: list[str] = []
-    with written_whole(partial / _shard_file(shard.number)) as file:
+    with written_whole(partial / _shard_file(shard.number), _mark()) as file:
         for recording in shard.recordings:
             try:
                 own, levels = hashlib.sha256(), Levels()
@@ -654,7 +654,7 @@ def _build_shard(partial: Path, shard: _Shard, source: Source, written: Callable
                 refused.append(str(error))
         if refused:
             raise BadInput("\n".join(refused))
-    with written_whole(partial / WORK / f"{shard.number}.npz") as file:
+    with written_whole(partial / WORK / f"{shard.number}.npz", _mark()) as file:
         np.savez(
             file,
             key=shard.key,
@@ -707,7 +707,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
     labels = list(recordings[0].labels)
 
     notes = np.concatenate([record["notes"] for record in records])
-    with written_whole(partial / NOTES) as file:
+    with written_whole(partial / NOTES, _mark()) as file:
         np.save(file, notes)
     index: dict[str, Any] = {
         "shard": np.repeat(np.arange(len(shards)), [len(shard.recordings) for shard in shards]),
@@ -722,7 +722,7 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
         "names": np.frombuffer("\n".join(r.name for r in recordings).encode("utf-8", "surrogateescape"), np.uint8),
     }
     index |= {f"label_{name}": np.array([r.labels[name] for r in recordings], np.int64) for name in labels}
-    with written_whole(partial / INDEX) as file:
+    with written_whole(partial / INDEX, _mark()) as file:
         np.savez(file, **index)
     hashes = {_shard_file(shard.number): str(record["sha256"]) for shard, record in zip(shards, records)}
     hashes |= {name: _hash(partial / name) for name in (INDEX, NOTES)}
@@ -747,9 +747,14 @@ def _finish(partial: Path, shards: list[_Shard], source: Source, facts: dict[str
         "remarks": [remark for record in records for remark in json.loads(str(record["remarks"]))],
         "files": {name: {"bytes": (partial / name).stat().st_size, "sha256": hash} for name, hash in hashes.items()},
     }
-    with written_whole(partial / MANIFEST) as file:
+    with written_whole(partial / MANIFEST, _mark()) as file:
         file.write(json.dumps(manifest, indent=2).encode() + b"\n")
     sync_folder(partial)
+
+
+def _mark() -> str:
+    """What tells the unfinished files of processes apart: where there are no locks, two may build a store."""
+    return str(os.getpid())
 
 
 def _shard_file(number: int) -> str:
