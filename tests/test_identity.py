@@ -17,7 +17,7 @@ from datasets import PIECES, RATE, maestro, record
 from training import make_medley
 from wavespace import config
 from wavespace import digests as contents
-from wavespace.build import make
+from wavespace.config.construction import make
 from wavespace.config.own_code import code_of
 from wavespace.data.files.midi import write_midi
 from wavespace.inputs import inputs

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from parts import parts_of
 from wavespace import build, config
-from wavespace.build import check_shapes, make
+from wavespace.build import check_shapes
+from wavespace.config.construction import make
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec

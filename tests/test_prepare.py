@@ -125,8 +125,8 @@ def test_a_part_costs_a_part_and_the_rest_can_follow(server: FileServer, tmp_pat
 
 
 def test_training_fetches_nothing(server: FileServer, tmp_path: Path) -> None:
-    from wavespace.build import make
     from wavespace.config import compose
+    from wavespace.config.construction import make
 
     data = make(compose(words(server, tmp_path)).data, "data")
     with pytest.raises(BadInput, match="or fetch it with wavespace prepare data=maestro"):

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from parts import AUDIO, small_task
-from wavespace.build import build_task, check_shapes, make
+from wavespace.build import build_task, check_shapes
 from wavespace.config import compose
+from wavespace.config.construction import make
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.data.labels import pitch_salience
 from wavespace.decode import pitches_of, strongest_of

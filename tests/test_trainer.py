@@ -12,8 +12,9 @@ import wandb
 from omegaconf import OmegaConf
 
 from wavespace import config
-from wavespace.build import check_trainer, make
+from wavespace.build import check_trainer
 from wavespace.config import trainer
+from wavespace.config.construction import make
 from wavespace.errors import ConfigError
 
 KEYS = [key for key in OmegaConf.load(config.conf_dir() / "trainer" / "default.yaml") if key != "_target_"]

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from wavespace import config
 from wavespace.config import trainer
+from wavespace.config.construction import choice_of, make
 from wavespace.config.own_code import code_of
 from wavespace.data.base import DataModule
 from wavespace.data.sources.recordings import Recordings
 from wavespace.errors import BadInput, ConfigError, Incompatible, UserError, place_of
-from wavespace.signals import stop_deferred
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
 
@@ -52,12 +50,12 @@ def build(cfg: DictConfig) -> Parts:
 def _read_features(cfg: DictConfig, data: DataModule, task: Task) -> None:
     if not isinstance(data, Recordings):
         raise Incompatible(
-            f"cache=true keeps features of recordings, and data={_name(cfg.data)} makes its audio as it goes; "
+            f"cache=true keeps features of recordings, and data={choice_of(cfg.data)} makes its audio as it goes; "
             "set cache=false, or use data=maestro, medley_solos or audio_folder"
         )
     if any(parameter.requires_grad for parameter in task.frontend.parameters()):
         raise Incompatible(
-            f"cache=true keeps what a frozen front-end gives, and frontend={_name(cfg.frontend)} learns; "
+            f"cache=true keeps what a frozen front-end gives, and frontend={choice_of(cfg.frontend)} learns; "
             "set cache=false, or frontend.trainable=false"
         )
     code = {} if config.is_own(cfg.frontend._target_) else code_of(cfg.frontend._target_)
@@ -79,11 +77,11 @@ def check_shapes(cfg: DictConfig, audio: AudioSpec) -> Task:
         except UserError:
             raise
         except Exception as error:
-            named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
+            named = f"model={choice_of(cfg.model)} on frontend={choice_of(cfg.frontend)} ({features})"
             raise Incompatible(f"{named} can't process {frames} frames: {error}{place_of(error)}") from error
     if found != wanted:
-        named = f"model={_name(cfg.model)} on frontend={_name(cfg.frontend)} ({features})"
-        raise Incompatible(f"{named} gives {found}, but task={_name(cfg.task)} needs {wanted} ({task.out_spec})")
+        named = f"model={choice_of(cfg.model)} on frontend={choice_of(cfg.frontend)} ({features})"
+        raise Incompatible(f"{named} gives {found}, but task={choice_of(cfg.task)} needs {wanted} ({task.out_spec})")
     if cfg.baseline is not None:
         check_shapes(with_baseline(cfg), audio)
     return task
@@ -114,45 +112,13 @@ def build_task(cfg: DictConfig, audio: AudioSpec) -> Task:
     task: Task = make(cfg.task, "task", frontend=frontend)
     if missing := [label for label in task.needs if label not in audio.labels]:
         raise Incompatible(
-            f"task={_name(cfg.task)} needs {' and '.join(missing)} labels, and data={_name(cfg.data)} has "
+            f"task={choice_of(cfg.task)} needs {' and '.join(missing)} labels, and data={choice_of(cfg.data)} has "
             f"{' and '.join(audio.labels) or 'none'}; data with them: {', '.join(_data_with(task.needs)) or 'none'}"
         )
     model = make(cfg.model, "model", in_spec=frontend.out_spec, out_spec=task.out_spec)
     task.model = model.to(memory_format=torch.channels_last)  # as `Task.apply_model` lays out its input
     task.optim = make(cfg.optim, "optim")
     return task
-
-
-def make(node: DictConfig, key: str, **built: Any) -> Any:
-    """Call the constructor that a section names, with its settings and what was built before it.
-
-    Raises:
-        ConfigError: the constructor refused a value.
-    """
-    try:
-        # A partial, because Hydra would turn the specs among `built` into configurations.
-        with stop_deferred():  # or a signal comes out of OmegaConf as another error
-            constructor = instantiate(OmegaConf.to_container(node, resolve=True), _partial_=True, _convert_="all")
-        return constructor(**built)
-    except UserError:
-        raise
-    except InstantiationException as error:  # of a part within the section
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        if error.__cause__ is not None:
-            said = f"{error.__cause__}{place_of(error.__cause__)}"
-            raise ConfigError(f"{key}={_name(node)} refuses its settings: {said}") from None
-        raise
-    except ImportError as error:
-        package = f"; pip install {error.name}" if error.name else ""
-        raise ConfigError(f"{key}={_name(node)} needs what is not installed: {error}{package}") from error
-    except Exception as error:  # a number that is too large is one of many kinds of error
-        said = (
-            f"{error}{place_of(error)}"
-            if isinstance(error, ValueError)
-            else f"{type(error).__name__}: {error}{place_of(error)}"
-        )
-        raise ConfigError(f"{key}={_name(node)} refuses its settings: {said}") from error
 
 
 def check_splits(data: DataModule, limit_val_batches: Any) -> None:
@@ -203,27 +169,6 @@ def _check_wandb(node: DictConfig) -> None:
             "logger=wandb: this machine has no key for W&B; run `wandb login`, or set WANDB_API_KEY, or keep the run "
             "here with logger.offline=true (wandb sync sends it later)"
         )
-
-
-def _name(node: DictConfig) -> str:
-    """How a person calls a part: the choice whose file is most like it, else its target."""
-    target = str(node.get("_target_"))
-    alike = {
-        choice: sum(node.get(str(key)) == value for key, value in stored.items())
-        for choice, stored in _shipped()
-        if stored.get("_target_") == target
-    }
-    return max(alike, key=lambda choice: alike[choice]) if alike else target
-
-
-@lru_cache
-def _shipped() -> list[tuple[str, dict[Any, Any]]]:
-    """Each choice of each group, and what its file says."""
-    files = [
-        config.conf_dir() / group / f"{choice}.yaml" for group in config.GROUPS for choice in config.choices(group)
-    ]
-    stored = [(file.stem, OmegaConf.to_container(OmegaConf.load(file))) for file in files]
-    return [(choice, section) for choice, section in stored if isinstance(section, dict)]
 
 
 @lru_cache

@@ -15,9 +15,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from wavespace.config import RUNTIME, is_own, resolved, targets
+from wavespace.config.construction import make
 from wavespace.config.own_code import code_of
 from wavespace.data.files.discovery import PATHS, READERS
 from wavespace.digests import Digests, digest
+from wavespace.frontends.weights import encodec_weights
 
 _known: dict[str, dict[str, str]] | None = None
 
@@ -79,6 +81,8 @@ def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _read(node: Mapping[str, Any], digests: Digests, most: float, *, of_data: bool) -> dict[str, str]:
     target = str(node["_target_"])
+    if target == "wavespace.frontends.encodec.EnCodec":
+        return {"weights": digests.of([encodec_weights(node.get("weights"))], most)[0].digest}
     if is_own(target):
         return READERS[target](node, digests, most) if target in READERS else {}
     found = {f"code {name}": value for name, value in code_of(target).items()}
@@ -95,7 +99,6 @@ def _of_own_data(node: Mapping[str, Any]) -> dict[str, str]:
     from hydra.utils import get_object
     from omegaconf import OmegaConf
 
-    from wavespace.build import make
     from wavespace.data.base import DataModule
 
     kind = get_object(str(node["_target_"]))

@@ -12,7 +12,8 @@ from encodec.modules import SEANetEncoder
 
 from training import TRAINER
 from wavespace import config
-from wavespace.build import build, make
+from wavespace.build import build
+from wavespace.config.construction import make
 from wavespace.data.base import collate
 from wavespace.data.sources.audio_folder import AudioFolder
 from wavespace.data.store import features as module

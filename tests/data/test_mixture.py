@@ -10,7 +10,7 @@ import pytest
 
 from datasets import record
 from wavespace import config
-from wavespace.build import make
+from wavespace.config.construction import make
 from wavespace.data.base import Item
 from wavespace.data.sources.mixture import Mixed, Mixture
 from wavespace.errors import BadInput, ConfigError

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from wavespace.build import make
 from wavespace.config import compose
+from wavespace.config.construction import make
 from wavespace.data.base import collate
 from wavespace.data.labels import piano_roll
 from wavespace.data.synthesis.augment import LOUDEST

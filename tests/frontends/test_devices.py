@@ -18,7 +18,7 @@ from torch import Tensor
 
 from parts import parts_of
 from wavespace import config
-from wavespace.build import make
+from wavespace.config.construction import make
 from wavespace.frontends import base
 from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from wavespace.build import build_task, check_shapes, make
+from wavespace.build import build_task, check_shapes
 from wavespace.config import compose
-from wavespace.data.files.discovery import ENCODEC as OFFICIAL
+from wavespace.config.construction import make
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends import encodec
 from wavespace.frontends.encodec import HOP, EnCodec
+from wavespace.frontends.weights import ENCODEC as OFFICIAL
 from wavespace.models.blocks import Scale
 from wavespace.models.harmonic import Harmonic
 from wavespace.models.peaks import Peaks

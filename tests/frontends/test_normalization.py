@@ -15,8 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from wavespace import checkpoint
-from wavespace.build import build, check_shapes, make
+from wavespace.build import build, check_shapes
 from wavespace.config import compose
+from wavespace.config.construction import make
 from wavespace.data.base import Batch, DataModule, collate
 from wavespace.errors import ConfigError, Incompatible
 from wavespace.frontends.base import LEAST, FrontEnd, scaled

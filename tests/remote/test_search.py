@@ -22,8 +22,9 @@ from processes import forked
 from remote.pretend import in_place_of_python
 from remote.simulation import Killed, SimulatedCloud, simulated
 from training import RENDERED, TRAINER
-from wavespace.build import check_shapes, make
+from wavespace.build import check_shapes
 from wavespace.config import choices, compose
+from wavespace.config.construction import make
 from wavespace.errors import ConfigError
 from wavespace.training import fit as train
 from wavespace.training.fit import Sweep

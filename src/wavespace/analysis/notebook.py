@@ -12,7 +12,7 @@ import torch
 from matplotlib import rc_context
 
 from wavespace import checkpoint, config
-from wavespace.build import make
+from wavespace.config.construction import make
 from wavespace.config.trust import configuration
 from wavespace.data.base import DataModule, Item, collate
 from wavespace.data.files.midi import window

@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from wavespace.build import check_shapes, check_splits, check_trainer, make
+    from wavespace.build import check_shapes, check_splits, check_trainer
+    from wavespace.config.construction import make
     from wavespace.inputs import places
 
     check_trainer(cfg)

@@ -94,7 +94,7 @@ def _data_for(task: Task, cfg: DictConfig) -> DataModule:
     Raises:
         Incompatible: it has another rate, or lacks labels.
     """
-    from wavespace.build import make
+    from wavespace.config.construction import make
     from wavespace.errors import Incompatible
 
     audio = task.frontend.in_spec

@@ -40,8 +40,9 @@ def main(arguments: list[str]) -> None:
         return
     cfg = config.compose(given.overrides, given.config_dir)
 
-    from wavespace.build import build, make
+    from wavespace.build import build
     from wavespace.commands.check import show
+    from wavespace.config.construction import make
 
     data = build(cfg).data if cfg.cache else make(cfg.data, "data")
     try:

@@ -95,8 +95,8 @@ def write_video(
     import torch
 
     from wavespace import config
-    from wavespace.build import make
     from wavespace.checkpoint import load
+    from wavespace.config.construction import make
     from wavespace.data.files.audio import read_audio
     from wavespace.spec import AudioSpec
 

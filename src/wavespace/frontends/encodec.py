@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavespace.data.files.discovery import ENCODEC, encodec_weights
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends.base import FrontEnd
+from wavespace.frontends.weights import ENCODEC, encodec_weights
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 
 RATE, HOP, CHANNELS = 24_000, 320, 128

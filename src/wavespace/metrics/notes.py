@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.base import Notes
+from wavespace.data.files.midi import on_keyboard
 from wavespace.decode import Pitches
 from wavespace.metrics import precision_recall_f1
 from wavespace.spec import PIANO_PITCHES
@@ -95,11 +96,6 @@ def pitches_at(notes: Notes, *, hop: float, duration: float) -> Pitches:
     pitches = np.column_stack([frame, np.repeat(notes[:, 2], count), np.ones(len(frame))])
     pitches = pitches[np.lexsort((pitches[:, 1], pitches[:, 0]))]
     return pitches[np.append(True, np.diff(pitches[:, :2], axis=0).any(axis=1))[: len(pitches)]]
-
-
-def on_keyboard(notes: Notes) -> Notes:
-    """The notes of the 88 keys of a piano."""
-    return notes[(np.rint(notes[:, 2]) >= PIANO_PITCHES[0]) & (np.rint(notes[:, 2]) <= PIANO_PITCHES[-1])]
 
 
 def _near_pairs(reference: Notes, estimate: Notes) -> NDArray[np.int64]:

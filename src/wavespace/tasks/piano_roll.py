@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wavespace.data.base import Batch, Notes
+from wavespace.data.files.midi import on_keyboard
 from wavespace.data.labels import Roll, piano_roll
 from wavespace.decode import Decoder
 from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.metrics import average, mean
-from wavespace.metrics.notes import frame_scores, note_scores, on_keyboard
+from wavespace.metrics.notes import frame_scores, note_scores
 from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
 from wavespace.tasks.base import Picture, Sample, Task
 

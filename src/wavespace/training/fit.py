@@ -291,7 +291,7 @@ def _trainer(
     """Lightning's trainer with what a run adds to it; in a new run, what is measured before the first step, too."""
     from pytorch_lightning.callbacks import LambdaCallback, Timer
 
-    from wavespace.build import make
+    from wavespace.config.construction import make
     from wavespace.training.callbacks.checkpoints import WholeFiles
     from wavespace.training.callbacks.divergence import Divergence
     from wavespace.training.callbacks.progress import TrainingProgress
@@ -433,7 +433,7 @@ def _extra_logger(cfg: DictConfig, folder: RunFolder) -> list[Any]:
     """The logger that was chosen beside metrics.csv; a W&B run's id is the run's own identity."""
     if not cfg.logger:
         return []
-    from wavespace.build import make
+    from wavespace.config.construction import make
 
     if cfg.logger.get("_target_", "").endswith("WandbLogger"):
         identity = {"id": f"{cfg.name}-{folder.path.name}", "name": f"{cfg.name}/{folder.path.name}", "resume": "allow"}
@@ -497,7 +497,8 @@ class Sweep(Callback):
                 config.hydra.sweeper.direction = {"min": "minimize", "max": "maximize"}[task.mode]
 
     def _check_members(self, overrides: list[str], folder: str | None, params: dict[str, str]) -> None:
-        from wavespace.build import check_shapes, make
+        from wavespace.build import check_shapes
+        from wavespace.config.construction import make
 
         given = [f"{key}={values}" for key, values in params.items()]  # of the chosen sweep; the command line wins
         choices = list(

@@ -475,16 +475,11 @@ def of_rendered(node: Mapping[str, Any], digests: Digests, most: float = math.in
     return found
 
 
-def _of_encodec(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
-    return {"weights": digests.of([encodec_weights(node.get("weights"))], most)[0].digest}
-
-
 READERS: dict[str, Callable[[Mapping[str, Any], Digests, float], dict[str, str]]] = {
     "wavespace.data.sources.audio_folder.AudioFolder": _of_audio_folder,
     "wavespace.data.sources.maestro.Maestro": _of_maestro,
     "wavespace.data.sources.medley_solos.MedleySolos": _of_medley_solos,
     "wavespace.data.synthesis.rendered.Rendered": of_rendered,
-    "wavespace.frontends.encodec.EnCodec": _of_encodec,
 }
 """By constructor: a digest of what its files hold, by the setting that names them.
 
@@ -494,13 +489,3 @@ They take the settings, the digests that are known, and the bytes that may be re
 
 PATHS = ("root", "folder", "midi", "test_midi", "soundfont", "weights")
 """Settings of those constructors that name files."""
-
-ENCODEC = "encodec_24khz-d7cc33bc.th"
-"""The official weights."""
-
-
-def encodec_weights(weights: str | None) -> Path:
-    """The file of EnCodec's weights: one that is named, or the official one in a folder; by default in data/encodec."""
-    place = Path(weights or "data/encodec").expanduser()
-    is_folder = place.is_dir() or not (place.suffix or place.exists())
-    return place / ENCODEC if is_folder else place

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wavespace.data.base import NO_NOTES, Notes
 from wavespace.errors import BadInput
 from wavespace.files import read_regular
+from wavespace.spec import PIANO_PITCHES
 
 SHORTEST = 0.01
 """Seconds that any note lasts at least; strikes of one pitch that are closer than this are one strike."""
@@ -104,6 +105,11 @@ def window(notes: Notes, start: float, stop: float) -> Notes:
     """The notes that sound between two times, counted from the first; what goes beyond them is not cut off."""
     notes = notes[(notes[:, 0] < stop) & (notes[:, 1] > start)]
     return notes - np.array([start, start, 0.0, 0.0])
+
+
+def on_keyboard(notes: Notes) -> Notes:
+    """The notes of the 88 keys of a piano."""
+    return notes[(np.rint(notes[:, 2]) >= PIANO_PITCHES[0]) & (np.rint(notes[:, 2]) <= PIANO_PITCHES[-1])]
 
 
 def read_midi(path: str | Path) -> Performance:

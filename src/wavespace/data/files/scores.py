@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wavespace.data.files.midi import Performance, read_midi
+from wavespace.data.files.midi import Performance, on_keyboard, read_midi
 from wavespace.digests import Seen, digest
 from wavespace.errors import BadInput
 from wavespace.files import byte_progress
-from wavespace.metrics.notes import on_keyboard
 
 READER = 2
 """Raised when other notes are read from the same files."""

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,26 @@ from torch import Tensor
 from wavespace.data.files.discovery import Recording
 from wavespace.data.store.format import Rows, Store, build_store, store_name
 from wavespace.digests import digest
-
-if TYPE_CHECKING:
-    from wavespace.frontends.base import FrontEnd
+from wavespace.spec import FeatureSpec
 
 BLOCK = 4096
 """Frames to compute at once."""
+
+
+class FrontEnd(Protocol):
+    """What is asked of a frozen front-end, which is a `torch.nn.Module`."""
+
+    @property
+    def out_spec(self) -> FeatureSpec: ...
+    @property
+    def unbounded(self) -> bool: ...
+    @property
+    def context(self) -> int: ...
+    def plain_features(self, audio: Tensor) -> Tensor: ...
+    def buffers(self) -> Iterator[Tensor]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]: ...
+    def to(self, device: Any) -> Any: ...
 
 
 class FeatureCache:
