@@ -242,7 +242,7 @@ def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypa
     other_bytes(paths[0])
     assert digests.of(paths)[0] != first[0]
     assert digests.of(paths)[1] == first[1]
-    with pytest.raises(contents.Unread, match="1 files"):
+    with pytest.raises(contents.Unread, match="1 file "):
         contents.Digests(tmp_path / "none").of(paths[:1], most=3)
 
 
