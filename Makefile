@@ -50,6 +50,7 @@ image: ## build the image that pods run, with docker or buildah: docker/README.m
 
 lock: ## pin the newest packages that fit, with hashes
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade -q -o requirements.lock
+	sed -n '/^tinysoundfont==/,/[^\\]$$/p' requirements.lock > src/wavespace/data/synthesis/tinysoundfont.txt
 
 clean: ## remove .venv and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -15,6 +15,12 @@ from typing import IO, Any, BinaryIO
 from wavespace.errors import BadInput, UserError
 
 
+def cache_folder() -> Path:
+    """Where what was downloaded is kept: `$WAVESPACE_CACHE`, or `wavespace/` in the user's cache folder."""
+    own = os.environ.get("WAVESPACE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavespace"
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading, if it is a regular one: a pipe would be waited for, and a device may have no end.
 

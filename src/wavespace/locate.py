@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from wavespace.archive import fault
 from wavespace.errors import BadCheckpoint, UserError
+from wavespace.files import cache_folder
 from wavespace.runfolder import newest_finished
 from wavespace.text import printable
 
@@ -28,12 +29,6 @@ FIRST_SECONDS, SLOWEST = 60.0, 20_000
 """A download may take so many seconds, and one more for so many bytes that have come."""
 
 MOST_REDIRECTS = 5
-
-
-def cache_folder() -> Path:
-    """Where what was downloaded is kept: `$WAVESPACE_CACHE`, or `wavespace/` in the user's cache folder."""
-    own = os.environ.get("WAVESPACE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavespace"
 
 
 def locate(source: str | Path) -> Path:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from wavespace.data.base import Notes
+from wavespace.data.synthesis import soundfont
 from wavespace.data.synthesis.soundfont import LOUDNESS, Sampler, Voice, bundled_soundfont
 from wavespace.errors import BadInput, UserError
 from wavespace.spec import midi_to_hz
@@ -156,7 +163,112 @@ def test_a_file_that_is_no_soundfont_is_told_by_name(tmp_path: Path) -> None:
             Sampler(tmp_path / f"{name}.sf2", RATE)
 
 
-def test_without_tinysoundfont_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tinysoundfont", None)
-    with pytest.raises(UserError, match="pip install --no-deps tinysoundfont"):
+# --- Where tinysoundfont is not installed --------------------------------------------------------------------
+
+RELEASE = "tinysoundfont==0.3.7"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheels that installers find: one of tinysoundfont, whose hash is pinned."""
+    found = find_spec("tinysoundfont._tinysoundfont")
+    assert found is not None
+    assert found.origin is not None
+    own = Path(found.origin)
+    info = "tinysoundfont-0.3.7.dist-info"
+    files = {
+        f"tinysoundfont/{own.name}": own.read_bytes(),
+        "tinysoundfont/__init__.py": b"import pyaudio",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tinysoundfont\nVersion: 0.3.7\nRequires-Dist: pyaudio\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"]).encode()
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with ZipFile(wheel := folder / "tinysoundfont-0.3.7-py3-none-any.whl", "w") as file:
+        for name, data in files.items():
+            file.writestr(name, data)
+    pinned = tmp_path / "pinned.txt"
+    pinned.write_text(f"{RELEASE} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+    monkeypatch.setattr(soundfont, "PINNED", pinned)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(folder), "USER": "1", "REQUIRE_VIRTUALENV": "1"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    for name, value in {"OFFLINE": "1", "NO_CONFIG": "1", "FIND_LINKS": str(folder)}.items():
+        monkeypatch.setenv(f"UV_{name}", value)
+    return folder
+
+
+def test_what_is_not_installed_is_fetched_once_to_the_users_cache(
+    sampler: Sampler, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAVESPACE_CACHE", str(tmp_path / "cache"))
+    code = f"""
+import hashlib, sys
+from pathlib import Path
+sys.modules["tinysoundfont"] = None  # as if it were not there
+from wavespace.data.synthesis import soundfont
+soundfont.PINNED = Path({str(soundfont.PINNED)!r})
+import numpy as np
+voice = soundfont.Voice(np.array([[0.1, 0.4, 60.0, 90.0]]))
+print(hashlib.sha256(soundfont.Sampler(None, {RATE}).render([voice], 8000).tobytes()).hexdigest())
+"""
+    expected = hashlib.sha256(sampler.render([Voice(note(0.1, 0.4, 60, 90))], 8000).tobytes()).hexdigest()
+    for told in (True, False):
+        ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert ran.stdout.strip() == expected, ran.stderr
+        assert (f"wavespace: fetching {RELEASE}" in ran.stderr) == told
+        assert ran.stderr.count("\n") == told
+        (index / "tinysoundfont-0.3.7-py3-none-any.whl").unlink(missing_ok=True)
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(kept) == 1  # the module alone, and nothing half done
+
+
+def test_without_pip_uv_fetches(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uv = Path(sys.executable).with_name("uv")
+    if not uv.is_file():
+        pytest.skip("needs uv")
+    monkeypatch.setattr(soundfont, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: str(uv))
+    assert soundfont._fetch(RELEASE, tmp_path / "kept") is None
+    assert [path.name.partition(".")[0] for path in (tmp_path / "kept").iterdir()] == ["_tinysoundfont"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("changed", "DO NOT MATCH THE HASHES"),
+        ("absent", "Could not find a version"),
+        ("no installer", "no pip, and there is no uv.*-m ensurepip && "),
+    ],
+)
+def test_what_can_not_be_fetched_is_one_sentence_with_the_command_that_works(
+    fault: str, said: str, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAVESPACE_CACHE", str(tmp_path / "cache"))
+    for module in ("tinysoundfont", "tinysoundfont._tinysoundfont"):
+        monkeypatch.setitem(sys.modules, module, None)
+    soundfont._tinysoundfont.cache_clear()
+    wheel = next(index.iterdir())
+    if fault == "changed":
+        with ZipFile(wheel, "a") as file:
+            file.writestr("tinysoundfont/more.py", b"")
+    elif fault == "absent":
+        wheel.unlink()
+    else:
+        monkeypatch.setattr(soundfont, "find_spec", lambda name: None if name == "pip" else find_spec(name))
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(
+        UserError, match=rf"can't be fetched \(.*{said}.*-m pip install --no-deps tinysoundfont$"
+    ) as told:
         Sampler(None, RATE)
+    assert "\n" not in str(told.value)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_what_is_fetched_is_what_the_lock_pins() -> None:
+    lock = Path(__file__).parents[2] / "requirements.lock"
+    if not lock.is_file():
+        pytest.skip("needs requirements.lock, which only a checkout has")
+    assert f"\n{soundfont.PINNED.read_text()}" in lock.read_text()
+    assert soundfont.PINNED.read_text().startswith(f"{RELEASE} ")

@@ -20,8 +20,7 @@ import numpy as np
 
 from wavespace.analysis.runs import MOST_METRICS, Run, Series, as_figure, flat, read_run
 from wavespace.errors import BadInput, UserError
-from wavespace.files import read_regular, write_atomic
-from wavespace.locate import cache_folder
+from wavespace.files import cache_folder, read_regular, write_atomic
 
 PAGE, AT_ONCE = 100, 8
 """Runs a page of the list, and histories that are downloaded side by side."""

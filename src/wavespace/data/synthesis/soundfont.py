@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module, invalidate_caches
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.base import Notes
 from wavespace.errors import BadInput, UserError
+from wavespace.files import cache_folder
 
 LOUDNESS = 0.06
 """RMS of a middle C of velocity 90 in its first half second: every program is brought to this level."""
+
+PINNED = Path(__file__).with_name("tinysoundfont.txt")
+"""The release of tinysoundfont that is fetched, and hashes of its wheels: `make lock` copies them."""
 
 MOST_VOICES = 16
 """The channels of MIDI: how many voices can sound in one render."""
@@ -47,6 +57,66 @@ def bundled_soundfont() -> Path:
     return Path(package.origin).with_name("TimGM6mb.sf2")
 
 
+@cache
+def _tinysoundfont() -> Any:
+    """TinySoundFont's extension module: what is installed, or what was fetched to the user's cache.
+
+    The package asks for pyaudio, which plays aloud and needs audio headers to be built, so Wavespace can't ask for it.
+
+    Raises:
+        UserError: it is neither, and can't be fetched.
+    """
+    try:
+        return import_module("tinysoundfont._tinysoundfont")
+    except ImportError:
+        release = PINNED.read_text().split()[0]
+    folder = cache_folder() / release
+    if (spec := PathFinder.find_spec("_tinysoundfont", [str(folder)])) is None:
+        fault = _fetch(release, folder)
+        invalidate_caches()
+        if fault or (spec := PathFinder.find_spec("_tinysoundfont", [str(folder)])) is None:
+            python = shlex.quote(sys.executable)
+            needed = "" if find_spec("pip") else f"{python} -m ensurepip && "
+            raise UserError(
+                f"rendering needs tinysoundfont, which is not installed and can't be fetched ({fault or 'no module'}): "
+                f"{needed}{python} -m pip install --no-deps tinysoundfont"
+            )
+    module = module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache  # what failed once in a process is not tried again
+def _fetch(release: str, folder: Path) -> str | None:
+    """Put the extension module of a release in a folder, by the user's own installer and index; returns why it can't.
+
+    Wheels alone, held against `PINNED`. Several processes may do so at once, and the environment stays as it is.
+    """
+    if find_spec("pip"):
+        installer = [sys.executable, "-P", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    elif uv := shutil.which("uv"):
+        installer = [uv, "pip", "install", "--python", sys.executable]
+    else:
+        return "this Python has no pip, and there is no uv"
+    print(f"wavespace: fetching {release}, which renders notes, into {folder}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".coming-", dir=folder) as coming:
+        rules = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+        done = subprocess.run(
+            [*installer, *rules, "--target", coming, "-r", str(PINNED)],
+            env=os.environ | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"},  # a --target goes with neither
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
+        if done.returncode:
+            lines = done.stderr.split("\n")
+            told = [line for line in lines if line.lower().startswith("error")] or lines
+            return " ".join(told[0].split())[:200] or f"its installer ended with {done.returncode}"
+        for module in Path(coming).glob("tinysoundfont/_tinysoundfont.*"):
+            os.replace(module, folder / module.name)
+    return None
+
+
 class Sampler:
     """Renders notes with the sampled instruments of a soundfont (TinySoundFont).
 
@@ -59,26 +129,18 @@ class Sampler:
 
     Raises:
         BadInput: the file is missing or is no soundfont.
-        UserError: tinysoundfont is not installed.
+        UserError: tinysoundfont is not installed and can't be fetched.
     """
 
     def __init__(self, soundfont: str | Path | None, sample_rate: int) -> None:
-        # The extension alone: the package's player asks for pyaudio, which rendering does not need.
-        try:
-            from tinysoundfont import _tinysoundfont
-        except ImportError:
-            raise UserError(
-                "rendering needs tinysoundfont, which is not installed: "
-                f"{shlex.quote(sys.executable)} -m pip install --no-deps tinysoundfont"
-            ) from None
+        self._tsf = _tinysoundfont()
         path = Path(soundfont).expanduser() if soundfont else bundled_soundfont()
         if not path.is_file():
             raise BadInput(f"there is no soundfont at {path}")
         try:
-            self._font = _tinysoundfont.SoundFont(str(path))
+            self._font = self._tsf.SoundFont(str(path))
         except RuntimeError:
             raise BadInput(f"{path} is not a soundfont that can be read (.sf2 or .sf3)") from None
-        self._tsf = _tinysoundfont
         self.sample_rate = sample_rate
         self.programs = tuple(p for p in range(128) if self._font.get_preset_index(0, p) >= 0)
         """The melodic programs that the soundfont has."""

@@ -113,7 +113,7 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
             longest = max([len(sound) for sound in sounds.values()], default=round(SECONDS * rate))
             voice = Voice(clean(sample.estimate))
             sounds["transcription"] = Sampler(None, rate).render([voice], longest)
-        except UserError as error:  # tinysoundfont is optional
+        except UserError as error:  # tinysoundfont may be missing, and the network too
             missing = f"The transcription is not rendered: {error}."
 
     files = {title: f"{index}-{_safe(title)}.flac" for title in sounds}
