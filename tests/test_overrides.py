@@ -84,6 +84,18 @@ def test_names_of_a_sweep_and_of_the_launcher_are_text() -> None:
     assert config.read(["hydra/launcher=runpod", "hydra.launcher.max_pods=3"])[1] == "hydra.launcher.max_pods=3"
 
 
+@pytest.mark.parametrize(("key", "said"), [("name", "2024_05_01"), ("name", "on"), ("runs", "1e3")])
+def test_a_text_of_an_experiment_that_yaml_reads_as_something_else_is_a_fault(
+    key: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text(f"# @package _global_\n{key}: {said}\n")
+    assert f"(in {file}): it holds text" in faults("experiment=mine", folder=tmp_path)
+    file.write_text(f"# @package _global_\n{key}: '{said}'\n")
+    assert config.compose(["experiment=mine"], tmp_path)[key] == said
+
+
 def test_a_choice_of_a_group_may_look_like_a_number(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "2024_05_01.yaml").write_text("# @package _global_\nname: mine\n")
@@ -276,6 +288,7 @@ def test_the_command_reads_its_arguments_as_compose_does(monkeypatch: pytest.Mon
         ("data.seconds.x=3", "data.seconds is a value, which has no keys"),
         ("hydra/launcher=nope", "Could not find 'hydra/launcher/nope'.*local"),
         ("save_every=${save_every}", "save_every .*leads back to itself"),
+        ("hydra.foo=1", "no key 'hydra.foo'; keys of hydra: run, "),
     ],
 )
 def test_an_override_that_does_nothing_or_does_not_fit_says_why(override: str, said: str) -> None:
@@ -283,6 +296,19 @@ def test_an_override_that_does_nothing_or_does_not_fit_says_why(override: str, s
     assert re.search(said, found, re.MULTILINE), found
     assert "Hydra" not in found
     assert "a fault:" in found
+
+
+def test_keys_added_to_hydras_own_section_are_those_that_it_has() -> None:
+    keys = ["job.env_set.A", "launcher.env.A", "callbacks.mine.x", "hydra_logging.loggers.x", "job_logging.loggers.x"]
+    config.compose([*(f"+hydra.{key}=1" for key in keys), "hydra.verbose=true", "++hydra.job.name=x"])
+    for wrong in (
+        "+hydra.foo=1",
+        "++hydra.jobb.name=x",
+        "++hydra.run.dirr=x",
+        "++hydra.run={dirr:x}",
+        "+hydra.run.a.b=1",
+    ):
+        assert re.search(rf"{re.escape(wrong)}: Key '.*' not in '.*; keys: .*dir", faults(wrong)), faults(wrong)
 
 
 def test_an_experiments_values_for_another_choice_are_refused(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import shlex
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -63,7 +64,7 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
     """Overrides as Hydra should read them (`wavespace.config.overrides`).
 
     Raises:
-        ConfigError: there is no such folder of configuration files.
+        ConfigError: there is no such folder of configuration files, or + adds a key that Hydra has not got.
     """
     if isinstance(overrides, str):
         raise ConfigError(f"{overrides}: overrides are a list, as in [{overrides!r}]")
@@ -80,6 +81,8 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
                 f"{file}: Wavespace has a {file.parent.name} of this name, which is taken; rename the file"
             )
     texts = as_text(overrides, _text_keys(overrides, config_dir))
+    if unknown := list(_unknown_to_hydra(texts)):
+        raise ConfigError(fault_list(unknown))
     typed = {text.partition("=")[0].lstrip("+~") for text in texts}
     for group, values in experiment_values(texts, config_dir).items():
         if f"{group}._target_" in typed:  # its values are for another constructor
@@ -87,6 +90,21 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
         elif "_target_" in values and group not in typed:  # nor is the default choice for this one
             texts = [f"~{group}", *texts]
     return started_anew(texts, GROUPS)
+
+
+def _unknown_to_hydra(overrides: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for each override that adds to Hydra's section, by + or ++, what its schema has not got."""
+    parser = OverridesParser.create()
+    for text in (text for text in overrides if text.lstrip("+").startswith("hydra.") and text.startswith("+")):
+        known = OmegaConf.create({"hydra": HydraConf(hydra_logging={}, job_logging={})})
+        try:
+            each = parser.parse_override(text)
+            OmegaConf.update(known, each.key_or_group, each.value())
+        except HydraException:  # which is told when it is composed
+            continue
+        except OmegaConfBaseException as error:
+            names = list(error.parent_node) if isinstance(error.parent_node, DictConfig) else []
+            yield f"{text}: {str(error).splitlines()[0]}{nearest(error.key, names)}; keys: {', '.join(map(str, names))}"
 
 
 def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: DictConfig | None = None) -> IsText:
@@ -130,7 +148,9 @@ def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: Dict
     return is_text
 
 
-def compose_unchecked(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+def compose_unchecked(
+    overrides: Sequence[str], config_dir: str | Path | None = None, with_hydra: bool = False
+) -> DictConfig:
     """Compose a configuration as Hydra does, also while a multirun of Hydra's is under way."""
     search = []
     if config_dir:
@@ -140,7 +160,7 @@ def compose_unchecked(overrides: Sequence[str], config_dir: str | Path | None = 
     GlobalHydra.instance().clear()
     try:
         with stop_deferred(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose("train", overrides=[*overrides, *search])
+            return hydra_compose("train", overrides=[*overrides, *search], return_hydra_config=with_hydra)
     finally:
         GlobalHydra.instance().hydra = under_way
 
@@ -251,7 +271,7 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
             message = "its file begins with the line `# @package _global_`; without it, it says nothing of a run"
         return f"{override}: {message}"
     try:
-        known = compose_unchecked(good, config_dir)
+        known = compose_unchecked(good, config_dir, with_hydra=key.startswith("hydra."))
     except Exception:
         return f"{override}: {message}"
     if key.startswith("hydra/"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wavespace.config.schema import conf_dir
+from wavespace.config.schema import TEXT, conf_dir
 
 PARTS = ("data", "frontend", "model", "task")
 
@@ -38,6 +38,14 @@ def misplaced_values(overrides: Sequence[str], config_dir: str | Path | None) ->
                 f"values of {group} to a file {group}/NAME.yaml beside it, with `defaults: [{own[group]}]"
                 f"`, and choose that in the experiment with `override /{group}: NAME`"
             )
+
+
+def unquoted_texts(overrides: Sequence[str], config_dir: str | Path | None) -> Iterator[str]:
+    """Yield a sentence for each text of the chosen experiment that YAML reads as something else, such as a number."""
+    file, found = _read(overrides, config_dir)
+    for key in TEXT:
+        if not isinstance(value := found.get(key, ""), str):
+            yield f"{key} = {value} (in {file}): it holds text, and YAML reads this as something else; put it in quotes"
 
 
 def _read(overrides: Sequence[str], config_dir: str | Path | None) -> tuple[Path | None, dict[str, Any]]:

@@ -24,7 +24,7 @@ from wavespace.settings import annotations_of, type_fault
 
 if TYPE_CHECKING:
     pass
-from wavespace.config.experiments import misplaced_values
+from wavespace.config.experiments import misplaced_values, unquoted_texts
 from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
 
 
@@ -51,6 +51,7 @@ def faults(
     if root:
         yield from _faults_of_root(plain, where)
         yield from misplaced_values(overrides, config_dir)
+        yield from unquoted_texts(overrides, config_dir)
 
 
 def plain_values(node: Any, key: str, broken: dict[str, str]) -> Any:
