@@ -197,7 +197,8 @@ def _without_tf32(device: torch.device) -> AbstractContextManager[object]:
 @contextmanager
 def _ieee() -> Iterator[None]:
     """CUDA without TF32, which keeps 10 bits of a factor: PyTorch convolves in it unless told otherwise."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     parts: list[tuple[Any, str, Any]]
     if hasattr(cudnn, "conv"):  # since torch 2.9
         parts = [(part, "fp32_precision", "ieee") for part in (cudnn.conv, cudnn.rnn, matmul)]
