@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from omegaconf import OmegaConf
 
 from parts import parts_of
 from wavespace import config
+from wavespace.config import composition
+from wavespace.config.composition import compose_by_hydra, compose_unchecked
 from wavespace.errors import ConfigError, Incompatible
 
 
@@ -148,26 +151,28 @@ def test_amending_a_stored_configuration_changes_its_data_alone() -> None:
             config.amend(stored, ["data.batch_size=2", other], 22_050)
 
 
-def test_members_of_a_multirun_are_what_hydra_composes_alone() -> None:
-    """Groups, values, additions and removals, each set for itself."""
-    sets = [
+def test_what_is_composed_of_files_that_were_read_before_is_what_hydra_composes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups, values, additions and removals, in an order that matters, too."""
+    for chosen in (
         ["experiment=medley_unet", "optim.lr=0.01", "seed=3"],
         ["model=transformer", "experiment=medley_unet", "seed=4", "trainer.max_steps=7"],
-        [
-            "data=medley_solos",
-            "task=reconstruction",
-            "+expect={test/l1_db: '< 3'}",
-            "~trainer.deterministic",
-            "model.width=4",
-        ],
-        ["seed=5", "data.midi=null"],
-    ]
-    composed = config.compose_once()
-    for _ in range(2):
-        for chosen in sets:
-            assert composed(chosen, None) == config.compose(chosen)
-            with pytest.raises(ConfigError, match="there is no key 'optim\\.nothing'"):
-                composed([*chosen, "optim.nothing=1"], None)
+        ["data=medley_solos", "task=reconstruction", "+expect={test/l1_db: '< 3'}", "~trainer.deterministic", "seed=5"],
+        ["data.midi=null", "optim.lr=0.1", "++optim.lr=0.2", "model.width=3", "model={_target_: a, width: 4}"],
+        ["logger=wandb", "logger.offline=true", "~optim.lr", "++optim.lr=0.3", "optim.lr=0.4"],
+    ):
+        for seed in (6, 7):
+            given = [*chosen, f"seed={seed}"]
+            assert OmegaConf.to_yaml(compose_unchecked(given)) == OmegaConf.to_yaml(compose_by_hydra(given))
+        with pytest.raises(ConfigError, match="there is no key 'optim\\.nothing'"):
+            config.compose_read([*chosen, "optim.nothing=1"])
+    folder = shutil.copytree(config.conf_dir(), tmp_path / "conf")
+    monkeypatch.setattr(composition, "conf_dir", lambda: folder)
+    before = config.compose(["model=unet"]).model.width
+    file = folder / "model" / "unet.yaml"
+    file.write_text(file.read_text().replace(f"width: {before}", f"width: {before + 1}"))
+    assert config.compose(["model=unet"]).model.width == before + 1, "a file that was edited meanwhile"
 
 
 def test_members_that_share_their_parts_are_probed_once_and_none_is_let_through(

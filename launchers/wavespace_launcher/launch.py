@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from wavespace.config import command_line, compose, compose_once, resolved, signature
+from wavespace.config import command_line, compose, compose_read, resolved, signature
 from wavespace.errors import ConfigError, UserError
 from wavespace.signals import leave_terminal, set_stop_handler
 from wavespace.text import counted
@@ -50,10 +50,10 @@ def members(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
     Raises:
         ConfigError: every fault of the first override-set that has one.
     """
-    composed, folder = compose_once(), command_line(config.hydra)[1]
+    folder = command_line(config.hydra)[1]
     found = []
     for index, chosen in enumerate(overrides, first):
-        own = composed(list(chosen), folder)
+        own = compose_read(chosen, folder)
         hydra = OmegaConf.masked_copy(config, ["hydra"])
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.job.id, hydra.hydra.job.num = str(index), index
@@ -290,14 +290,12 @@ def search_of(member: Member) -> dict[str, Any]:
     known = ("method", "metric", "parameters", "run_cap", "early_terminate")
     if faults := [key for key in search if key not in known] or [key for key in known[:4] if not search.get(key)]:
         raise ConfigError(f"search.{faults[0]} is missing or not known; a search has {', '.join(known)}")
-    for values in itertools.zip_longest(
-        *(_parameter_extremes(key, space) for key, space in search["parameters"].items())
-    ):
-        compose([*member.job.overrides, *(value for value in values if value is not None)])
+    for values in itertools.zip_longest(*(_probes(key, space) for key, space in search["parameters"].items())):
+        compose([*member.job.overrides, *(probe for probe in values if probe is not None)])
     return search
 
 
-def _parameter_extremes(key: str, space: Mapping[str, Any]) -> list[str]:
+def _probes(key: str, space: Mapping[str, Any]) -> list[str]:
     """Overrides that a parameter may become: each of its values, or the ends of its range."""
     found = space.get("values") or [space[name] for name in ("value", "min", "max", "mu") if name in space]
     if not found:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import shlex
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType, Quote, QuotedString
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -51,7 +53,11 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     Raises:
         ConfigError: listing every fault with its key, its file and the nearest valid name.
     """
-    overrides = read(overrides, config_dir)
+    return compose_read(read(overrides, config_dir), config_dir)
+
+
+def compose_read(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """`compose` for overrides that `read` has returned, or that Hydra's sweeper has made of them."""
     try:
         cfg = compose_unchecked(overrides, config_dir)
     except Exception as error:  # of Hydra, OmegaConf or YAML: a user's files may hold anything
@@ -148,10 +154,46 @@ def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: Dict
     return is_text
 
 
-def compose_unchecked(
+def compose_unchecked(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """Compose a configuration as Hydra does, but read files once for each combination of choices.
+
+    Hydra takes a tenth of a second for a configuration; here values are set on a copy of what it has composed.
+    """
+    with suppress(Exception), stop_deferred():  # Hydra itself says what is wrong
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        values = [each for each in parsed if _is_value(each, parsed)]
+        files = [*conf_dir().rglob("*.yaml"), *(userfiles.files(Path(config_dir)) if config_dir else ())]
+        times = tuple((file, file.stat().st_mtime_ns) for file in sorted(files))
+        folder = Path(config_dir).absolute() if config_dir else None
+        chosen = tuple(str(each.input_line) for each in parsed if each not in values)
+        cfg: DictConfig = pickle.loads(_pickled(chosen, folder, times))  # in a third of deepcopy's time
+        for each in values:
+            OmegaConf.update(cfg, each.key_or_group, each.value(), merge=True)
+        return cfg
+    return compose_by_hydra(overrides, config_dir)
+
+
+def _is_value(override: Override, among: Sequence[Override]) -> bool:
+    """Whether an override sets a value, whatever order it and the other ones that are no such values have."""
+    key = override.key_or_group
+    if override.type is not OverrideType.CHANGE or override.is_sweep_override() or "/" in key or key in GROUPS:
+        return False
+    return not key.startswith("hydra.") and not any(
+        f"{key}.".startswith(f"{other.key_or_group}.") or f"{other.key_or_group}.".startswith(f"{key}.")
+        for other in among
+        if other.type is not OverrideType.CHANGE or isinstance(other.value(), dict)
+    )
+
+
+@cache
+def _pickled(chosen: tuple[str, ...], config_dir: Path | None, _times: tuple[tuple[Path, int], ...]) -> bytes:
+    return pickle.dumps(compose_by_hydra(chosen, config_dir))
+
+
+def compose_by_hydra(
     overrides: Sequence[str], config_dir: str | Path | None = None, with_hydra: bool = False
 ) -> DictConfig:
-    """Compose a configuration as Hydra does, also while a multirun of Hydra's is under way."""
+    """Compose a configuration from its files, also while a multirun of Hydra's is under way."""
     search = []
     if config_dir:
         folder = QuotedString(f"file://{Path(config_dir).absolute()}", Quote.single).with_quotes()
@@ -163,38 +205,6 @@ def compose_unchecked(
             return hydra_compose("train", overrides=[*overrides, *search], return_hydra_config=with_hydra)
     finally:
         GlobalHydra.instance().hydra = under_way
-
-
-def compose_once() -> Callable[[Sequence[str], str | Path | None], DictConfig]:
-    """Return a `compose` for the many override-sets of a multirun, as Hydra's sweeper writes them.
-
-    Hydra takes a tenth of a second for a configuration, so each combination of choices is composed once, and values
-    are set on a copy of it.
-    """
-    parser = OverridesParser.create()
-    chosen: dict[tuple[str, ...], bytes] = {}
-
-    def composed(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
-        try:
-            parsed = [parser.parse_override(text) for text in overrides]
-            values = [each for each in parsed if each.type is OverrideType.CHANGE and _is_value(each.key_or_group)]
-            key = tuple(text for text, each in zip(overrides, parsed) if each not in values)
-            if key not in chosen:
-                chosen[key] = pickle.dumps(compose_unchecked(key, config_dir))
-            cfg: DictConfig = pickle.loads(chosen[key])  # in a third of deepcopy's time
-            for each in values:
-                OmegaConf.update(cfg, each.key_or_group, each.value(), merge=True)
-        except Exception as error:
-            raise ConfigError(explain(overrides, config_dir) or first_line(error)) from None
-        check(cfg, overrides, config_dir)
-        return cfg
-
-    return composed
-
-
-def _is_value(key: str) -> bool:
-    """Whether a key of an override names a value rather than a choice of a group."""
-    return key not in GROUPS and "/" not in key and not key.startswith("hydra.")
 
 
 def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many: bool = False) -> str | None:
@@ -271,7 +281,7 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
             message = "its file begins with the line `# @package _global_`; without it, it says nothing of a run"
         return f"{override}: {message}"
     try:
-        known = compose_unchecked(good, config_dir, with_hydra=key.startswith("hydra."))
+        known = compose_by_hydra(good, config_dir, with_hydra=key.startswith("hydra."))
     except Exception:
         return f"{override}: {message}"
     if key.startswith("hydra/"):

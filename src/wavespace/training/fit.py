@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, open_dict, read_write
 
-from wavespace.config import check, command_line, compose, compose_once, conf_dir, explain, read, resolved
+from wavespace.config import check, command_line, compose_read, conf_dir, explain, read, resolved
 from wavespace.config.claims import claims
 from wavespace.config.trainer import cluster_environment, quiet, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
@@ -471,7 +471,6 @@ class Sweep(Callback):
     """A multirun: every member is checked before the first starts, and one table ends it."""
 
     members: list[tuple[str, DictConfig]]
-    composed: Callable[[Sequence[str], str | None], DictConfig] = staticmethod(compose)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.members = []
@@ -483,7 +482,6 @@ class Sweep(Callback):
         if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # it decides as it goes
             guarded(lambda: self._set_direction(config))
         else:
-            self.composed = compose_once()
             guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
         if str(config.hydra.launcher._target_).startswith("hydra._internal"):
             defer_stop()  # Hydra composes the first job
@@ -513,7 +511,7 @@ class Sweep(Callback):
         specs: dict[str, Any] = {}
         fit: set[str] = set()
         for member in itertools.product(*choices):
-            cfg = self.composed(member, folder)
+            cfg = compose_read(member, folder)
             # Each part is built once, and parts that members share are held against each other once.
             parts = {part: json.dumps(section, sort_keys=True) for part, section in resolved(cfg).items()}
             if parts["data"] not in specs:
