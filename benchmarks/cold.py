@@ -15,7 +15,8 @@ import soundfile
 from harness import Row
 
 from wavespace.data.files.discovery import Recording
-from wavespace.data.store.format import Samples, Store, build_store
+from wavespace.data.store.build import Samples, build_store
+from wavespace.data.store.format import Store
 
 RATE, MINUTES, WINDOWS = 44_100, 10, 100
 SECONDS = 10

@@ -19,7 +19,10 @@ from harness import Row, compare
 
 from wavespace.data.base import Notes, collate
 from wavespace.data.files.discovery import Recording
-from wavespace.data.store.format import INDEX, MANIFEST, Samples, Store, StoreWindows, build_store
+from wavespace.data.store.build import Samples, build_store
+from wavespace.data.store.format import Store
+from wavespace.data.store.manifest import INDEX, MANIFEST
+from wavespace.data.store.windows import StoreWindows
 
 RATE, MINUTES, RECORDINGS = 44_100, 3, 3
 WINDOW = 10 * RATE
@@ -43,7 +46,7 @@ def rows(rounds: int = 15) -> Iterator[Row]:
 
 
 def _reading(folder: Path, rounds: int) -> Iterator[Row]:
-    pread, memmap = Store.open(folder), Store.open(folder, "memmap")
+    store = Store.open(folder)
     rng = np.random.default_rng(0)
     places = [(int(rng.integers(RECORDINGS)), int(rng.integers(RATE * 60 * MINUTES - WINDOW))) for _ in range(160)]
     raw = [np.memmap(path, np.int16, "r") for path in sorted(folder.glob("*.rows"))]
@@ -56,7 +59,7 @@ def _reading(folder: Path, rounds: int) -> Iterator[Row]:
         return all_of_them
 
     flac_file = folder.parent / "0.flac"
-    soundfile.write(flac_file, pread.window(0, 0, int(pread.frames[0])), RATE)
+    soundfile.write(flac_file, store.window(0, 0, int(store.frames[0])), RATE)
 
     def flac(recording: int, start: int) -> None:
         with soundfile.SoundFile(flac_file) as file:
@@ -64,25 +67,21 @@ def _reading(folder: Path, rounds: int) -> Iterator[Row]:
             file.read(WINDOW, dtype="int16")
 
     bare = each(lambda shard, start: np.array(raw[shard][start : start + WINDOW]), places)
-    for store in (memmap, pread):
-        ours = each(partial(_window, store), places)
-        goal = 1.11 if store is memmap else 1.67
-        yield compare(f"10 s windows, {store.mode}", ours, bare, "np.memmap copy", goal, rounds)
+    yield compare("10 s windows", each(partial(_window, store), places), bare, "np.memmap copy", 1.67, rounds)
     short = each(lambda shard, start: np.array(raw[shard][start : start + 2 * RATE]), places)
-    for store, goal in ((memmap, 1.8), (pread, 1.8)):
-        ours = each(partial(_window, store, samples=2 * RATE), places)
-        yield compare(f"2 s windows, {store.mode}", ours, short, "np.memmap copy", goal, rounds)
+    ours = each(partial(_window, store, samples=2 * RATE), places)
+    yield compare("2 s windows", ours, short, "np.memmap copy", 1.8, rounds)
     few = places[:8]
-    frames = _compressed(pread)
+    frames = _compressed(store)
 
     def original(recording: int, start: int) -> None:
         torch.load(io.BytesIO(zstandard.decompress(frames[start % len(frames)])))
 
-    ours = each(partial(_window, pread), few)
-    yield compare("10 s windows, pread", ours, each(original, few), "zstd of torch.save", 1 / 20, 3)
-    yield compare("10 s windows, pread", each(partial(_window, pread), few), each(flac, few), "FLAC, seek", 1 / 40, 3)
+    ours = each(partial(_window, store), few)
+    yield compare("10 s windows", ours, each(original, few), "zstd of torch.save", 1 / 20, 3)
+    yield compare("10 s windows", each(partial(_window, store), few), each(flac, few), "FLAC, seek", 1 / 40, 3)
 
-    windows, position = StoreWindows(pread, pread.split("train"), WINDOW, seed=0), iter(range(2**62))
+    windows, position = StoreWindows(store, store.split("train"), WINDOW, seed=0), iter(range(2**62))
     groups = [places[first : first + 16] for first in range(0, len(places), 16)]
 
     def batches() -> None:
@@ -91,7 +90,7 @@ def _reading(folder: Path, rounds: int) -> Iterator[Row]:
 
     def stacks() -> None:
         for group in groups:
-            torch.stack([torch.from_numpy(pread.window(recording, start, WINDOW)) for recording, start in group])
+            torch.stack([torch.from_numpy(store.window(recording, start, WINDOW)) for recording, start in group])
 
     yield compare("batches of 16 with notes", batches, stacks, "windows and torch.stack", 1.43, rounds)
 

@@ -19,7 +19,7 @@ from training import RENDERED, TRAINER
 from wavespace import files as disk
 from wavespace.config import compose
 from wavespace.data.files.download import _Part
-from wavespace.data.store.format import _sole_builder
+from wavespace.data.store.build import _sole_builder
 from wavespace.errors import UserError
 from wavespace.files import byte_progress, written_whole
 from wavespace.runfolder import RunFolder

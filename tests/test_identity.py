@@ -207,7 +207,7 @@ def store_of(cfg: DictConfig) -> str | None:
     if not hasattr(data, "found"):
         return None
     from wavespace.data.files.discovery import see
-    from wavespace.data.store.format import store_name
+    from wavespace.data.store.build import store_name
 
     return store_name(data.made_by(see(data.found(), contents.Digests(data.stores))))
 
@@ -248,7 +248,7 @@ def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypa
 
 def test_a_file_that_changes_while_a_store_is_made_of_it_is_refused(tmp_path: Path) -> None:
     from wavespace.data.files.discovery import see
-    from wavespace.data.store.format import Samples, build_store
+    from wavespace.data.store.build import Samples, build_store
     from wavespace.errors import BadInput
 
     cfg = composed(recordings(tmp_path / "root"), tmp_path)

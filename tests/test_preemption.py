@@ -179,7 +179,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 def prepare_until_told(number: int, arguments: list[str]) -> None:
     """`wavespace prepare`, where a signal comes to all its processes while one of them writes a shard."""
     from wavespace.cli import main
-    from wavespace.data.store import format as store
+    from wavespace.data.store import build as store
 
     os.setsid()
     build_shard = store._build_shard

@@ -26,8 +26,10 @@ from wavespace.data.files import download
 from wavespace.data.files.discovery import Recording
 from wavespace.data.files.download import extract
 from wavespace.data.sources.medley_solos import MedleySolos
-from wavespace.data.store.format import Samples, Store, StoreItems, build_store
+from wavespace.data.store.build import Samples, build_store
+from wavespace.data.store.format import Store
 from wavespace.data.store.manifest import read_arrays
+from wavespace.data.store.windows import StoreItems
 from wavespace.digests import Digests
 from wavespace.errors import BadInput, UserError
 from wavespace.files import named_file, open_regular, read_regular

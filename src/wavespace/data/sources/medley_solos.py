@@ -25,8 +25,9 @@ from wavespace.data.files.discovery import (
 from wavespace.data.files.download import extract, fetch
 from wavespace.data.files.download import verify as hold_against
 from wavespace.data.sources.recordings import SPLITS, Recordings, Rows
-from wavespace.data.store.format import Store, StoreItems
+from wavespace.data.store.format import Store
 from wavespace.data.store.manifest import MANIFEST
+from wavespace.data.store.windows import StoreItems
 from wavespace.errors import BadInput
 from wavespace.spec import AudioSpec
 

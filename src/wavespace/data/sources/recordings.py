@@ -26,9 +26,11 @@ from wavespace.data.files.discovery import (
     see,
     unpacked,
 )
+from wavespace.data.store.build import Samples, build_store, store_name
 from wavespace.data.store.features import FeatureCache, FrontEnd
-from wavespace.data.store.format import PCM, Samples, Store, StoreItems, StoreWindows, build_store, store_name
+from wavespace.data.store.format import PCM, Store
 from wavespace.data.store.manifest import MANIFEST
+from wavespace.data.store.windows import StoreItems, StoreWindows
 from wavespace.digests import Digests, Unread
 from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.spec import AudioSpec

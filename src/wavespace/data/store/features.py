@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wavespace.data.files.discovery import Recording
-from wavespace.data.store.format import Rows, Store, build_store, store_name
+from wavespace.data.store.build import build_store, store_name
+from wavespace.data.store.format import Rows, Store
 from wavespace.digests import digest
 from wavespace.spec import FeatureSpec
 

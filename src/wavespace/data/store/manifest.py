@@ -26,6 +26,12 @@ MANIFEST, INDEX, NOTES = "manifest.json", "index.npz", "notes.npy"
 FILE = re.compile(r"index\.npz|notes\.npy|shard-(\d{5})\.rows")
 """The files that a manifest may name."""
 
+
+def shard_file(number: int) -> str:
+    """The name of a file of rows."""
+    return f"shard-{number:05}.rows"
+
+
 MOST_BYTES = 2**26
 """Of a manifest: a hundred thousand recordings take 10 MB."""
 

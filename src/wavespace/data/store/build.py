@@ -1,0 +1,451 @@
+"""Building a store in a hidden folder beside its own, a shard at a time; it is renamed when all of it is on the disk.
+
+A build that was killed goes on after the shards that it had finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wavespace.data.base import NO_NOTES, Notes
+from wavespace.data.files.audio import Audio, Levels, read_blocks, seconds_of
+from wavespace.data.files.audio import remarks as channel_remarks
+from wavespace.data.files.discovery import Recording
+from wavespace.data.store.format import PCM, Rows, Store
+from wavespace.data.store.manifest import FORMAT, INDEX, MANIFEST, NOTES, read_arrays, shard_file
+from wavespace.digests import digest, file_digest
+from wavespace.errors import BadInput, UserError
+from wavespace.files import byte_progress, check_space, explained, lock, sync_folder, written_whole
+from wavespace.signals import set_stop_handler
+
+WORK = ".building"
+"""Folder within an unfinished store: the lock, and a record of each finished shard."""
+
+
+def store_name(made_by: Mapping[str, Any]) -> str:
+    """Twelve hex digits for the folder of a store: equal settings share it, other settings have another.
+
+    Args:
+        made_by: all that decides what the store holds, as JSON can write it: data set, version, sample rate, ...
+    """
+    return digest([FORMAT, made_by])[:12]
+
+
+class Source(Protocol):
+    """Where the rows of a store come from. It is sent to other processes, so it must pickle."""
+
+    @property
+    def rate(self) -> float:
+        """Rows a second."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a value; little-endian."""
+
+    @property
+    def width(self) -> int:
+        """Values in a row."""
+
+    @property
+    def outside(self) -> NDArray[Any]:
+        """The row of silence, `(width,)`."""
+
+    def count(self, recording: Recording) -> int:
+        """About how many rows a recording will have, from what its header says."""
+
+    def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
+        """The rows of a recording in blocks, and how many of each block's values had to be clipped."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Audio files as 16-bit mono samples: channels are averaged, other sample rates resampled (soxr HQ)."""
+
+    rate: int
+    dtype = PCM
+    width = 1
+    outside = np.zeros(1, PCM)
+
+    def count(self, recording: Recording) -> int:
+        return math.ceil(seconds_of(recording.audio) * self.rate)
+
+    def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
+        return map(to_int16, read_blocks(recording.audio, self.rate))
+
+
+class Shard(NamedTuple):
+    """A part of a build, done or not."""
+
+    number: int
+    recordings: list[Recording]
+    size: int
+    """Bytes, by the headers of the audio files."""
+    key: str
+    """Of all that it should hold: a finished shard with another key is not one of this build."""
+
+
+def build_store(
+    folder: Path,
+    recordings: Sequence[Recording],
+    source: Source,
+    made_by: Mapping[str, Any],
+    *,
+    licence: str,
+    citation: str,
+    made_from: Mapping[str, Any] | None = None,
+    processes: int | None = None,
+    shard_bytes: int = 2**29,
+) -> Store:
+    """Read rows and notes of all recordings into a store, or open the store if it is there.
+
+    Samples beyond full scale are clipped and counted. What takes memory is a block of rows in each process, however
+    long the files are.
+
+    Args:
+        folder: where the store will be; by convention `.../store_name(made_by)`.
+        recordings: in the order in which they are kept.
+        source: of the rows.
+        made_by: the settings that decide what is in it; kept in its manifest.
+        licence: of the data, kept in the manifest.
+        citation: of the data, kept in the manifest.
+        made_from: where the files were and what each held, kept in the manifest.
+        processes: that read and write side by side; None: one a core; 0: this one.
+        shard_bytes: size at which a new file is begun; a recording is never divided. Small stores have smaller
+            files, so that there is work for all processes.
+
+    Raises:
+        BadInput: a file can't be used, or is another than when its digest was taken.
+        UserError: the disk has no room, another process is at it, or the folder holds a store of other settings.
+    """
+    if not folder.exists():
+        shards = _plan(recordings, source, shard_bytes)
+        partial = folder.with_name(f".{folder.name}.partial")
+        with explained(folder), _sole_builder(folder, partial):
+            if folder.exists():  # another process was quicker
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                done = [shard for shard in shards if _is_done(partial, shard, _row_bytes(source))]
+                todo = [shard for shard in shards if shard not in done]
+                _clear(partial, done)
+                kept, need = sum(shard.size for shard in done), sum(shard.size for shard in todo)
+                check_space(folder.parent, need)
+                with byte_progress(f"preparing {folder.name}", kept + need, kept) as advance:
+                    if processes == 0:
+                        refused = [said for shard in todo for said in _refusals(partial, shard, source, advance)]
+                    else:
+                        count = min(processes or os.cpu_count() or 1, len(todo) or 1)
+                        refused = _build_in_processes(partial, todo, source, count, advance)
+                if refused:
+                    raise BadInput("\n".join(sorted(refused)))
+                facts = {"made_by": made_by, "made_from": made_from, "licence": licence, "citation": citation}
+                _finish(partial, shards, source, facts)
+                os.rename(partial, folder)
+                sync_folder(folder.parent)
+                shutil.rmtree(folder / WORK)
+    store = Store.open(folder)
+    if store.manifest["made_by"] != json.loads(json.dumps(made_by)):
+        raise UserError(f"{folder}: holds a store of other settings ({MANIFEST} has them); choose another folder")
+    return store
+
+
+@contextmanager
+def _sole_builder(folder: Path, partial: Path) -> Iterator[None]:
+    (partial / WORK).mkdir(parents=True, exist_ok=True)
+    with (partial / WORK / "lock").open("w") as file:
+        # A lock of the process, which its workers don't inherit: they may outlive a kill by a moment.
+        if not lock(file, unguarded="nothing keeps a second process from preparing this store: start no other"):
+            raise UserError(
+                f"{folder}: another process is preparing it; wait until it has done, or stop it and repeat the command"
+            )
+        yield
+
+
+def _row_bytes(source: Source) -> int:
+    return source.width * source.dtype.itemsize
+
+
+def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> list[Shard]:
+    """Which recordings go into which shard; the same for the same recordings, so that a build can go on."""
+    names = [recording.name for recording in recordings]
+    if not recordings:
+        raise BadInput("there are no recordings to make a store of")
+    if odd := next((name for name, times in Counter(names).items() if times > 1 or "\n" in name), None):
+        raise BadInput(f"names of recordings must be unique, and without line breaks: rename {odd[:80]!r}")
+    if any(set(recording.labels) != set(recordings[0].labels) for recording in recordings):
+        raise ValueError("all recordings must have the same labels")
+    with ThreadPoolExecutor(8) as threads:  # a network volume answers slowly, to many at a time
+        sizes = [
+            count * _row_bytes(source) for count in threads.map(lambda recording: _count(source, recording), recordings)
+        ]
+    limit = min(shard_bytes, max(sum(sizes) // 32, 2**24))
+
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for place, size in enumerate(sizes):
+        if filled and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(place)
+        filled += size
+    shards = []
+    for number, group in enumerate(groups):
+        members = [recordings[place] for place in group]
+        content = [[r.content, sizes[place]] for r, place in zip(members, group)]
+        shards.append(Shard(number, members, sum(sizes[i] for i in group), digest([FORMAT, source.rate, content])))
+    return shards
+
+
+def _count(source: Source, recording: Recording) -> int:
+    """Rows by the header of a file; 0 of one that is refused, which is told when all are read."""
+    try:
+        return source.count(recording)
+    except BadInput:
+        return 0
+
+
+def _is_done(partial: Path, shard: Shard, row_bytes: int) -> bool:
+    try:
+        record = read_arrays(partial / WORK / f"{shard.number}.npz")
+        size = (partial / shard_file(shard.number)).stat().st_size
+        return str(record["key"]) == shard.key and size == record["frames"].sum() * row_bytes
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
+        return False
+
+
+def _clear(partial: Path, done: list[Shard]) -> None:
+    """Remove what a killed build left half-written, and what belongs to another."""
+    kept = {WORK, "lock"} | {shard_file(shard.number) for shard in done} | {f"{shard.number}.npz" for shard in done}
+    for path in [*partial.iterdir(), *(partial / WORK).iterdir()]:
+        if path.name not in kept:
+            path.unlink()
+
+
+def _build_in_processes(
+    partial: Path, shards: list[Shard], source: Source, processes: int, advance: Callable[[int], object]
+) -> list[str]:
+    """Build shards in processes side by side; why recordings are refused. Any other failure ends them all."""
+    refused: list[str] = []
+    stop, written = multiprocessing.RawValue("b"), _bytes_in(partial)
+    with ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(stop,)) as pool:
+        try:
+            running = {pool.submit(_build_in_worker, partial, shard, source) for shard in shards}
+            while running:
+                done, running = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
+                refused += [said for future in done for said in future.result()]
+                before, written = written, _bytes_in(partial)
+                advance(written - before)
+        except BrokenProcessPool:
+            raise UserError(
+                f"{partial}: a process that prepares it was killed, often for want of memory; repeat the command to "
+                "go on"
+            ) from None
+        finally:
+            stop.value = True
+            pool.shutdown(cancel_futures=True)
+    return refused
+
+
+def _bytes_in(partial: Path) -> int:
+    """Bytes that were written of all shards, finished or not."""
+    size = 0
+    for path in partial.glob("*shard-*"):
+        with suppress(FileNotFoundError):  # it has its final name by now
+            size += path.stat().st_size
+    return size
+
+
+_stop: Any = None
+"""In a worker: shared with the process that started it, and true when the build has failed or was stopped."""
+
+
+def _start_worker(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    set_stop_handler(signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """End a worker whose parent was killed, as another build may be at work already."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _build_in_worker(partial: Path, shard: Shard, source: Source) -> list[str]:
+    def check_stop(size: int) -> None:
+        if _stop.value:
+            raise UserError("another process has failed, or the build was stopped")
+
+    with explained(partial):
+        return _refusals(partial, shard, source, check_stop)
+
+
+def _refusals(partial: Path, shard: Shard, source: Source, written: Callable[[int], object]) -> list[str]:
+    """Write a shard; return why recordings in it are refused."""
+    try:
+        _build_shard(partial, shard, source, written)
+    except BadInput as error:
+        return str(error).splitlines()
+    return []
+
+
+def _build_shard(partial: Path, shard: Shard, source: Source, written: Callable[[int], object]) -> None:
+    """Write a shard, and when it is on the disk, the record that says so.
+
+    Raises:
+        BadInput: recordings are refused; a line for each.
+    """
+    digest, frames, clipped, notes, digests = hashlib.sha256(), [], [], [], []
+    remarks: list[tuple[str, str, str]] = []
+    refused: list[str] = []
+    with written_whole(partial / shard_file(shard.number), _mark()) as file:
+        for recording in shard.recordings:
+            try:
+                own, levels = hashlib.sha256(), Levels()
+                frames.append(0)
+                clipped.append(0)
+                for block, beyond in source.rows(recording):
+                    data = block.astype(source.dtype, order="C", copy=False).data
+                    file.write(data)
+                    digest.update(data)
+                    own.update(data)
+                    if source.dtype == PCM:
+                        levels.add(block)
+                    frames[-1] += len(block)
+                    clipped[-1] += beyond
+                    written(block.nbytes)
+                digests.append(np.frombuffer(own.digest()[:16], np.uint8))
+                notes.append(NO_NOTES if recording.notes is None else recording.notes())
+                if source.dtype == PCM:
+                    said = [("audio", what) for what in (*channel_remarks(recording.audio), *levels.remarks())]
+                    if recording.notes is not None:
+                        said += _label_remarks(notes[-1], frames[-1] / source.rate, levels.is_silent)
+                    remarks += [(kind, recording.name, what) for kind, what in said]
+                for seen in recording.seen:
+                    if not seen.is_unchanged():
+                        raise BadInput(f"{seen.path}: has changed since this command began; repeat the command")
+            except BadInput as error:
+                refused.append(str(error))
+        if refused:
+            raise BadInput("\n".join(refused))
+    with written_whole(partial / WORK / f"{shard.number}.npz", _mark()) as file:
+        np.savez(
+            file,
+            key=shard.key,
+            frames=np.array(frames),
+            clipped=np.array(clipped),
+            digest=np.stack(digests),
+            notes=np.concatenate([NO_NOTES, *notes]),
+            notes_each=np.array([len(rows) for rows in notes]),
+            sha256=digest.hexdigest(),
+            remarks=json.dumps(remarks),
+        )
+
+
+LATE = 1.0
+"""Seconds after the end of the audio from which on a note is taken not to belong to it."""
+
+
+def _label_remarks(notes: Notes, seconds: float, silent: bool) -> list[tuple[str, str]]:
+    """What is odd of notes beside audio of a length; a score that goes on after an excerpt of audio is used."""
+    if late := int((notes[:, 0] > seconds + LATE).sum()):
+        return [("labels", f"{late} of its {len(notes)} notes begin after the end of the audio at {seconds:.1f} s")]
+    if len(notes) == 0 and not silent:
+        return [("labels", "its MIDI file has no notes, and its audio is not silent")]
+    end = float(notes[:, 1].max(initial=0.0))
+    if len(notes) and seconds > max(2 * end, end + 30):
+        return [("labels", f"its notes end at {end:.1f} s, and its audio at {seconds:.1f} s")]
+    return []
+
+
+def to_int16(audio: Audio) -> tuple[NDArray[np.int16], int]:
+    """Float samples `(N,)` to the nearest 16-bit ones, and how many were beyond full scale; exact for 16-bit files."""
+    scaled = np.rint(audio * np.float32(32768))
+    kept = np.clip(scaled, -32768, 32767)
+    return kept.astype(PCM), int(np.count_nonzero(kept != scaled))
+
+
+def _finish(partial: Path, shards: list[Shard], source: Source, facts: dict[str, Any]) -> None:
+    """Join the records of all shards to index and notes, and state it all in the manifest."""
+    records = []
+    for shard in shards:
+        with np.load(partial / WORK / f"{shard.number}.npz") as record:
+            records.append(dict(record))
+    recordings = [recording for shard in shards for recording in shard.recordings]
+    frames = np.concatenate([record["frames"] for record in records])
+    notes_each = np.concatenate([record["notes_each"] for record in records])
+    splits = list(dict.fromkeys(recording.split for recording in recordings))
+    split = np.array([splits.index(recording.split) for recording in recordings], np.uint8)
+    pieces = list(dict.fromkeys(recording.piece for recording in recordings if recording.piece))
+    code = {piece: number for number, piece in enumerate(pieces)}
+    labels = list(recordings[0].labels)
+
+    notes = np.concatenate([record["notes"] for record in records])
+    with written_whole(partial / NOTES, _mark()) as file:
+        np.save(file, notes)
+    index: dict[str, Any] = {
+        "shard": np.repeat(np.arange(len(shards)), [len(shard.recordings) for shard in shards]),
+        "offset": np.concatenate([np.cumsum(record["frames"]) - record["frames"] for record in records]),
+        "frames": frames,
+        "clipped": np.concatenate([record["clipped"] for record in records]),
+        "split": split,
+        "piece": np.array([code.get(recording.piece, -1) for recording in recordings], np.int64),
+        "digest": np.concatenate([record["digest"] for record in records]),
+        "outside": source.outside,
+        "notes_end": np.cumsum(notes_each),
+        "names": np.frombuffer("\n".join(r.name for r in recordings).encode("utf-8", "surrogateescape"), np.uint8),
+    }
+    index |= {f"label_{name}": np.array([r.labels[name] for r in recordings], np.int64) for name in labels}
+    with written_whole(partial / INDEX, _mark()) as file:
+        np.savez(file, **index)
+    hashes = {shard_file(shard.number): str(record["sha256"]) for shard, record in zip(shards, records)}
+    hashes |= {name: file_digest(partial / name) for name in (INDEX, NOTES)}
+    manifest = {
+        "format": FORMAT,
+        **facts,
+        "sample_rate": source.rate,
+        "dtype": source.dtype.str,
+        "width": source.width,
+        "labels": labels,
+        "splits": {
+            name: {
+                "recordings": int((split == number).sum()),
+                "hours": round(int(frames[split == number].sum()) / source.rate / 3600, 4),
+                "notes": int(notes_each[split == number].sum()),
+            }
+            for number, name in enumerate(splits)
+        },
+        "notes": len(notes),
+        "longest_note": float((notes[:, 1] - notes[:, 0]).max(initial=0.0)),
+        "clipped": int(sum(record["clipped"].sum() for record in records)),
+        "remarks": [remark for record in records for remark in json.loads(str(record["remarks"]))],
+        "files": {name: {"bytes": (partial / name).stat().st_size, "sha256": hash} for name, hash in hashes.items()},
+    }
+    with written_whole(partial / MANIFEST, _mark()) as file:
+        file.write(json.dumps(manifest, indent=2).encode() + b"\n")
+    sync_folder(partial)
+
+
+def _mark() -> str:
+    """What tells the unfinished files of processes apart: where there are no locks, two may build a store."""
+    return str(os.getpid())
