@@ -32,7 +32,8 @@ class Net(nn.Module):
             return x @ torch.zeros(3, 7)
         found = self.net(x)
         found = found.new_zeros(len(x), self.out.channels, self.out.bins, x.shape[-1])
-        return {"": found, "shape": found[:, :, :5], "tuple": (found, found), "none": None}[self.fault]
+        kinds = {"tuple": (found, found), "none": None, "whole": found.long(), "complex": found * 1j}
+        return {"": found, "shape": found[:, :, :5], **kinds}[self.fault]
 """
 
 
@@ -62,10 +63,19 @@ def test_the_file_and_line_are_told(fault: str, line: int, nets: Path) -> None:
         ("shape", r"gives \(2, 2, 5, \d+\), but .* needs \(2, 2, 315, \d+\)"),
         ("tuple", "it gives a tuple, and must give one tensor"),
         ("none", "it gives a NoneType, and must give one tensor"),
+        ("whole", "it gives torch.int64, and must give torch.float32"),
+        ("complex", "it gives torch.complex64, and must give torch.float32"),
     ],
 )
 def test_a_wrong_output_says_what_was_found_and_what_is_wanted(fault: str, said: str, nets: Path) -> None:
     assert re.search(said, refusal(nets, fault))
+
+
+def test_a_name_that_a_module_does_not_define_is_told_with_the_nearest(nets: Path) -> None:
+    with pytest.raises(UserError, match=rf"{nets.stem} defines no 'Nets', did you mean 'Net'\?"):
+        compose(["data=synthetic", f"model._target_={nets.stem}.Nets"])
+    with pytest.raises(UserError, match=r"No module named 'nowhere'; it is looked for .* current folder"):
+        compose(["data=synthetic", "model._target_=nowhere.Net"])
 
 
 @pytest.mark.parametrize("value", ["", "1"])

@@ -360,6 +360,12 @@ def test_data_without_notes_is_refused_by_name() -> None:
         check_shapes(cfg, make(cfg.data, "data").spec)
 
 
+def test_data_whose_notes_are_left_out_says_how_they_are_read() -> None:
+    cfg = compose(["data=audio_folder", "data.notes=false", "task=salience"])
+    with pytest.raises(Incompatible, match=r"has none; data\.notes=true reads them"):
+        build_task(cfg, make(cfg.data, "data").spec)
+
+
 # --- Learning --------------------------------------------------------------------------------------------
 
 

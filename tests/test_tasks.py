@@ -56,6 +56,14 @@ def cross_entropy(logit: NDArray[np.float64], target: NDArray[np.float64]) -> ND
     return -target * np.log(probability) - (1 - target) * np.log(1 - probability)
 
 
+@pytest.mark.parametrize(("given", "said"), [({"los": 0}, r"gives \['los'\]"), (torch.zeros(()), "gives a Tensor")])
+def test_a_loss_of_another_form_is_told(given: object, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = small_task("mel", "unet", "reconstruction")
+    monkeypatch.setattr(task, "loss", lambda *_: given)
+    with pytest.raises(Incompatible, match=f"Reconstruction.loss {said}; it must give a dict of losses with 'loss'"):
+        task.training_step(batch_of(NOTES), 0)
+
+
 # --- Piano roll ------------------------------------------------------------------------------------------
 
 

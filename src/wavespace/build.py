@@ -88,15 +88,16 @@ def check_shapes(cfg: DictConfig, audio: AudioSpec) -> Task:
 
 
 def _shape(task: Task, audio: torch.Tensor) -> tuple[int, ...]:
-    """Shape of what a task's model gives for audio `(B, 1, N)`, which must be a tensor."""
-    given: list[Any] = []
-    with task.model.register_forward_hook(lambda model, features, output: given.append(output)):
-        try:
-            return tuple(task(audio).shape)
-        except AttributeError:
-            if given and not isinstance(given[0], torch.Tensor):
-                raise TypeError(f"it gives a {type(given[0]).__name__}, and must give one tensor") from None
-            raise
+    """Shape of what a task's model gives for audio `(B, 1, N)`, which must be a tensor of real numbers."""
+
+    def check(model: torch.nn.Module, features: Any, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(f"it gives a {type(output).__name__}, and must give one tensor")
+        if not output.is_floating_point():
+            raise TypeError(f"it gives {output.dtype}, and must give torch.float32")
+
+    with task.model.register_forward_hook(check):
+        return tuple(task(audio).shape)
 
 
 def with_baseline(cfg: DictConfig) -> DictConfig:
@@ -111,9 +112,12 @@ def build_task(cfg: DictConfig, audio: AudioSpec) -> Task:
     frontend = make(cfg.frontend, "frontend", in_spec=audio)
     task: Task = make(cfg.task, "task", frontend=frontend)
     if missing := [label for label in task.needs if label not in audio.labels]:
+        works = f"data with them: {', '.join(_data_with(task.needs)) or 'none'}"
+        if cfg.data.get("notes") is False and "notes" in missing:
+            works = "data.notes=true reads them, task=reconstruction and task=self_salience need none"
         raise Incompatible(
             f"task={choice_of(cfg.task)} needs {' and '.join(missing)} labels, and data={choice_of(cfg.data)} has "
-            f"{' and '.join(audio.labels) or 'none'}; data with them: {', '.join(_data_with(task.needs)) or 'none'}"
+            f"{' and '.join(audio.labels) or 'none'}; {works}"
         )
     model = make(cfg.model, "model", in_spec=frontend.out_spec, out_spec=task.out_spec)
     task.model = model.to(memory_format=torch.channels_last)  # as `Task.apply_model` lays out its input

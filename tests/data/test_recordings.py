@@ -165,6 +165,13 @@ def test_audio_without_midi_says_what_can_be_trained_on_it(tmp_path: Path) -> No
         audio_folder(tmp_path)
 
 
+def test_a_folder_of_midi_files_says_how_they_are_rendered(tmp_path: Path) -> None:
+    (tmp_path / "a.mid").touch()
+    (tmp_path / "a.m4a").touch()
+    with pytest.raises(BadInput, match=rf"\.flac.*data=rendered data\.midi={tmp_path}"):
+        audio_folder(tmp_path)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 9, 15, 40])
 def test_few_recordings_are_in_every_split_and_a_new_one_moves_few(count: int) -> None:
     def parts(names: list[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -149,7 +150,7 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
     try:
         signature, hints = constructor(target)
     except Exception as error:  # whatever importing somebody's module may raise
-        said = moved(str(target)) or f"can't be imported: {first_line(_cause(error))}{place_of(error)}"
+        said = moved(str(target)) or f"can't be imported: {_unimportable(str(target), error)}"
         yield f"{key}._target_ = {target}{where(f'{key}._target_')}: {said}"
         return
     yield from _faults_of_part(key, node, signature, where)
@@ -173,6 +174,17 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
     for name, p in parameters.items():
         if name in named and p.default is p.empty and name not in node:
             yield f"{key}.{name}: is missing; {target} needs it"
+
+
+def _unimportable(target: str, error: Exception) -> str:
+    """Why a target can't be imported: what its module does not define, or what importing it raised, and where."""
+    cause = _cause(error)
+    module, _, name = target.rpartition(".")
+    if isinstance(cause, ModuleNotFoundError) and cause.name == target and module in sys.modules:
+        return f"{module} defines no '{name}'{nearest(name, vars(sys.modules[module]))}"
+    looked = "; it is looked for among installed packages and in the current folder"
+    is_absent = isinstance(cause, ModuleNotFoundError) and cause.name == target.partition(".")[0]
+    return f"{first_line(cause)}{place_of(error)}{looked if is_absent else ''}"
 
 
 GIVEN = {"frontend": ("in_spec",), "model": ("in_spec", "out_spec"), "task": ("frontend",)}

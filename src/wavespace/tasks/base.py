@@ -159,7 +159,11 @@ class Task(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; losses go to the loggers every `log_every_n_steps`, so the device is not waited for in between."""
         features = self.features_of(batch)  # (B, C, F, T)
-        losses = self.loss(self.apply_model(features), features, batch)
+        losses: Any = self.loss(self.apply_model(features), features, batch)
+        if not isinstance(losses, dict) or "loss" not in losses:
+            found = list(losses) if isinstance(losses, dict) else f"a {type(losses).__name__}"
+            wanted = "it must give a dict of losses with 'loss' in it"
+            raise Incompatible(f"{type(self).__name__}.loss gives {found}; {wanted}")
         self.train_loss = losses["loss"].detach()
         trainer: Any = self.trainer
         step = self.global_step + 1

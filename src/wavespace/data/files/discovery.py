@@ -203,7 +203,9 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
         )
     if not found:
         what = "audio files with a MIDI file of the same stem" if notes else "audio files"
-        raise BadInput(f"{place}: there are no {what} in it; set data.folder to a folder of them")
+        scored = f", or render its MIDI files: data=rendered data.midi={place}" if midi else ""
+        kinds = ", ".join(audio_suffixes())
+        raise BadInput(f"{place}: there are no {what} in it ({kinds}); set data.folder to a folder of them{scored}")
     return sorted(found, key=lambda recording: recording.audio)
 
 
