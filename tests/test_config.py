@@ -98,6 +98,15 @@ def test_a_typo_at_depth_three_is_a_fault(tmp_path: Path) -> None:
     assert "did you mean 'lr'" in text
 
 
+def test_a_fault_in_a_file_of_the_user_s_own_names_that_file(tmp_path: Path) -> None:
+    """Not the command line, which only chose it."""
+    (tmp_path / "model").mkdir()
+    mine = tmp_path / "model" / "mine.yaml"
+    mine.write_text("_target_: wavespace.models.unet.UNet\nwidht: 4\n")
+    assert f"model.widht (in {mine})" in faults("model=mine", folder=tmp_path)
+    assert "model.depht (on the command line)" in faults("model=mine", "+model.depht=4", folder=tmp_path)
+
+
 def test_a_class_that_cannot_be_imported_is_a_fault() -> None:
     assert "can't be imported" in faults("model._target_=nowhere.Net")
 

@@ -238,7 +238,8 @@ def constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, An
 
 def _origin(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
     """Where a key was set, as ` (in …)`: the command line, the experiment, or the group's own file."""
-    if any(f"{key}.".startswith(f"{text.split('=')[0].lstrip('+')}.") for text in overrides):
+    typed = {text.split("=")[0].lstrip("+") for text in overrides} - (set(GROUPS) - {key})  # a choice names a file
+    if any(f"{key}.".startswith(f"{name}.") for name in typed):
         return " (on the command line)"
     chosen = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
     group, _, rest = key.partition(".")
