@@ -14,10 +14,11 @@ from hydra import initialize_config_dir
 
 from parts import small_task
 from training import TRAINER, make_medley
+from wavespace.analysis.probes import instrument_probe
 from wavespace.build import build
 from wavespace.config import choices, compose, conf_dir
 from wavespace.data.base import Batch
-from wavespace.metrics.probes import balanced_accuracy, instrument_probe
+from wavespace.metrics.probes import balanced_accuracy
 from wavespace.models.conv1d import Conv1D
 from wavespace.models.conv2d import Conv2D
 from wavespace.models.dense import Dense
@@ -35,7 +36,7 @@ SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 def a_few_windows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """To fit a PCA and to teach a probe on data of three tones."""
     monkeypatch.setattr("wavespace.training.fit.MEASURED", 16)
-    monkeypatch.setattr("wavespace.metrics.probes.WINDOWS", 16)
+    monkeypatch.setattr("wavespace.analysis.probes.WINDOWS", 16)
 
 
 def features(items: int = 6, frames: int = 32) -> torch.Tensor:

@@ -12,11 +12,11 @@ import torch
 
 from training import RENDERED
 from wavespace import compose
+from wavespace.analysis.note_errors import errors, shares
+from wavespace.analysis.probes import Response, response
 from wavespace.build import build
 from wavespace.data.base import NO_NOTES
 from wavespace.errors import Incompatible
-from wavespace.metrics.errors import errors, shares
-from wavespace.metrics.probes import Response, response
 from wavespace.training.callbacks.audits import draw_errors, draw_response
 
 
@@ -68,7 +68,7 @@ def test_errors_are_the_notes_that_decoding_misses() -> None:
 
 
 def test_polyphony_counts_what_sounds_at_the_onset() -> None:
-    from wavespace.metrics.errors import _of_notes
+    from wavespace.analysis.note_errors import _of_notes
 
     notes = np.array([[0.0, 1.0, 60, 80], [0.0, 0.4, 64, 80], [0.5, 1.0, 67, 80], [2.0, 3.0, 60, 80]])
     task: Any = SimpleNamespace(decode=lambda heads: notes[:1])

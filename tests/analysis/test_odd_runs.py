@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from made_runs import config_of, write_run
-from wavespace.analysis.runs import read_run, read_runs, table
+from wavespace.analysis.runs import read_run
 from wavespace.analysis.sweeps import read_launch
+from wavespace.analysis.tables import read_runs, table
 from wavespace.errors import BadInput, UserError
 from wavespace.reports import run_page as report
 from wavespace.reports.run_page import is_current, write_report

@@ -22,11 +22,8 @@ from wavespace.analysis.runs import (
     parse_config,
     parse_metrics,
     read_run,
-    read_runs,
-    spread,
-    swept,
-    table,
 )
+from wavespace.analysis.tables import read_runs, spread, swept, table
 from wavespace.errors import BadInput, UserError
 
 

@@ -11,31 +11,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wavespace.analysis.fidelity import CONTROL, pareto, tradeoff
     from wavespace.analysis.fits import CantFit, effects, parabola, power_law
-    from wavespace.analysis.notebook import facts, listen, look, open_data, open_run, sample, show
-    from wavespace.analysis.runs import objective, read_runs, spread, swept, table
-    from wavespace.metrics.errors import errors, shares
-    from wavespace.metrics.probes import control, response
+    from wavespace.analysis.note_errors import errors, shares
+    from wavespace.analysis.notebook import facts, features, listen, open_data, open_run, sample
+    from wavespace.analysis.probes import control, response
+    from wavespace.analysis.tables import objective, read_runs, spread, swept, table
+    from wavespace.reports.figures import look, show
     from wavespace.reports.plots import against, curves, draw_effects, draw_tradeoff
     from wavespace.reports.study_page import write_study
     from wavespace.training.callbacks.audits import draw_errors, draw_response
 
 _HOMES = {
     "analysis.fits": ("CantFit", "effects", "parabola", "power_law"),
-    "analysis.notebook": ("facts", "listen", "look", "open_data", "open_run", "sample", "show"),
+    "analysis.notebook": ("facts", "features", "listen", "open_data", "open_run", "sample"),
+    "reports.figures": ("look", "show"),
     "reports.plots": ("against", "curves", "draw_effects", "draw_tradeoff"),
     "reports.study_page": ("write_study",),
-    "analysis.runs": ("objective", "read_runs", "spread", "swept", "table"),
+    "analysis.tables": ("objective", "read_runs", "spread", "swept", "table"),
     "analysis.fidelity": ("CONTROL", "pareto", "tradeoff"),
     "training.callbacks.audits": ("draw_errors", "draw_response"),
-    "metrics.errors": ("errors", "shares"),
-    "metrics.probes": ("control", "response"),
+    "analysis.note_errors": ("errors", "shares"),
+    "analysis.probes": ("control", "response"),
 }
 
 __all__ = [
     "CONTROL", "CantFit", "against", "control", "curves", "draw_effects", "draw_errors", "draw_response",
-    "draw_tradeoff", "effects", "errors", "facts", "listen", "look", "objective", "open_data", "open_run", "parabola",
-    "pareto", "power_law", "read_runs", "response", "sample", "shares", "show", "spread", "swept", "table", "tradeoff",
-    "write_study",
+    "draw_tradeoff", "effects", "errors", "facts", "features", "listen", "look", "objective", "open_data", "open_run",
+    "parabola", "pareto", "power_law", "read_runs", "response", "sample", "shares", "show", "spread", "swept", "table",
+    "tradeoff", "write_study",
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Fidelity against control: which runs lose least of a sound for what their codes let one set.
 
-`wavespace.metrics.probes` measures control.
+`wavespace.analysis.probes` measures control.
 """
 
 from __future__ import annotations

@@ -1,30 +1,24 @@
-"""What notebooks do twice: open a run with its data, take an item through it, look, listen."""
+"""What notebooks share: open a run with its data, take an item through it, listen."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import rc_context
 
 from wavespace import checkpoint, config
 from wavespace.config.construction import make
 from wavespace.config.trust import configuration
 from wavespace.data.base import DataModule, Item, collate
 from wavespace.data.files.midi import window
-from wavespace.frontends.base import scaled
-from wavespace.reports.figures import STYLE, draw
+from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.tasks.base import Picture, Sample, Task
 
 if TYPE_CHECKING:
-    from IPython.display import Audio, Image
-    from matplotlib.figure import Figure
-
-    from wavespace.frontends.base import FrontEnd
+    from IPython.display import Audio
 
 SECONDS = 10.0
 """How much of an item is taken, from its start."""
@@ -73,26 +67,13 @@ def sample(task: Task, data: DataModule, index: int = 0) -> Sample:
     return task.sample(task.apply_model(features), features, moved, 0)
 
 
-def look(what: Sample | tuple[FrontEnd, Item]) -> Image:
-    """The pictures of a sample, one under the other; or an item of audio as a front-end hears it, with its notes."""
-    if not isinstance(what, Sample):
-        frontend, item = what
-        spec = frontend.out_spec
-        with torch.inference_mode():
-            values = frontend(item.audio.reshape(1, 1, -1))[0, frontend.shown].numpy()  # (F, T)
-        picture = Picture("input", values, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
-        what = Sample(item.name, [picture], {}, item.notes, item.notes)
-    return show(draw(what)[0])
-
-
-def show(figure: Figure) -> Image:
-    """A figure as a notebook displays it, whatever backend of matplotlib there is."""
-    from IPython.display import Image
-
-    picture = io.BytesIO()
-    with rc_context(STYLE):  # ticks are made as they are drawn
-        figure.savefig(picture, format="png", dpi=150)
-    return Image(picture.getvalue(), width=560)
+@torch.inference_mode()
+def features(frontend: FrontEnd, item: Item) -> Sample:
+    """Features of an item's audio, and its notes, as a sample to look at."""
+    spec = frontend.out_spec
+    values = frontend(item.audio.reshape(1, 1, -1))[0, frontend.shown].numpy()  # (F, T)
+    picture = Picture("input", values, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
+    return Sample(item.name, [picture], {}, item.notes, item.notes)
 
 
 def listen(sound: np.ndarray, sample_rate: int) -> Audio:

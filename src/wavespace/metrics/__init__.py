@@ -1,4 +1,4 @@
-"""Metrics: `notes` and `pitch` score as mir_eval does, `errors` lists what was missed, `probes` measures models.
+"""Metrics: `notes` and `pitch` score as mir_eval does, `probes` measures codes.
 
 Every score lies in 0..1. Where reference and estimate are both empty it is undefined, where only one is it is 0.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from wavespace.spec import midi_to_hz
 from wavespace.tasks.base import Picture, Sample
 
 if TYPE_CHECKING:
+    from IPython.display import Image
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -62,6 +64,28 @@ def draw(sample: Sample) -> tuple[Figure, str]:
             axes.tick_params(axis="x", labelbottom=row == panels - 1)
         figure.text(0.525, 0.05 / height, "seconds", color=FAINT, ha="center", va="bottom")
     return figure, f"{seconds:.1f} seconds, one under the other: {'; '.join(said)}"
+
+
+def look(sample: Sample) -> Image:
+    """Draw a sample as a notebook shows it."""
+    return show(draw(sample)[0])
+
+
+def show(figure: Figure) -> Image:
+    """A figure as a notebook shows it, whichever backend of matplotlib there is."""
+    from IPython.display import Image
+
+    return Image(png(figure, dpi=150), width=560)
+
+
+def png(figure: Figure, **options: Any) -> bytes:
+    """A figure in `STYLE` as the bytes of a PNG."""
+    from matplotlib import rc_context
+
+    picture = io.BytesIO()
+    with rc_context(STYLE):  # ticks are made as they are drawn
+        figure.savefig(picture, format="png", **options)
+    return picture.getvalue()
 
 
 def _draw_picture(picture: Picture, axes: Axes, bar: Axes) -> None:

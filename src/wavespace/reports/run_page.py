@@ -31,8 +31,8 @@ from wavespace.analysis.runs import (
     parse_status,
     read_metrics,
     read_part,
-    read_runs,
 )
+from wavespace.analysis.tables import read_runs
 from wavespace.errors import BadInput, UserError
 from wavespace.files import named_file, open_regular, read_regular, write_atomic
 from wavespace.provenance import refuse_foreign

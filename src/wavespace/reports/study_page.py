@@ -19,7 +19,8 @@ import numpy as np
 
 from wavespace.analysis.fidelity import CONTROL, tradeoff
 from wavespace.analysis.fits import CantFit, effects, parabola, power_law
-from wavespace.analysis.runs import Run, files_read, objective, spread, swept, table
+from wavespace.analysis.runs import Run
+from wavespace.analysis.tables import config_keys, files_read, objective, spread, swept, table
 from wavespace.errors import UserError
 from wavespace.provenance import refuse_foreign, write_marked
 from wavespace.reports.pages import number, render
@@ -400,7 +401,5 @@ def _faults(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def _settings(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """What all runs have in common."""
-    from wavespace.analysis.runs import config_keys
-
     alike = (key for key in config_keys(rows) if rows[key].nunique(dropna=False) == 1 and "." in key)
     return [(key, _cell(rows[key].iloc[0])) for key in sorted(alike)]

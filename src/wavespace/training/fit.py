@@ -404,8 +404,8 @@ def _training_audio(data: Any) -> Iterator[Any]:
 
 def _metrics(name: str, task: Any, data: Any) -> dict[str, float]:
     """Metrics of the test split and of what codes and maps distinguish, as `name/metric`."""
+    from wavespace.analysis.probes import control, instrument_probe
     from wavespace.commands.evaluate import score
-    from wavespace.metrics.probes import control, instrument_probe
     from wavespace.training.callbacks.progress import shown
 
     metrics = score(task, data, "test")

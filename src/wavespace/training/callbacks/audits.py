@@ -15,10 +15,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wavespace.analysis.note_errors import errors, shares
+from wavespace.analysis.probes import Labels, Response, averages, encode, response
 from wavespace.data.base import Batch, DataModule, collate
 from wavespace.errors import Incompatible
-from wavespace.metrics.errors import errors, shares
-from wavespace.metrics.probes import Labels, Response, averages, encode, response
 from wavespace.reports.figures import DARKEST, EXTRA, FAINT, FOUND, MISSED, PANEL, STYLE
 from wavespace.tasks.base import Task
 

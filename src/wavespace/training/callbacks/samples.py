@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from wavespace.data.base import DataModule, collate
@@ -21,7 +19,7 @@ from wavespace.data.files.midi import clean, window, write_midi
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.errors import UserError
 from wavespace.files import write_atomic
-from wavespace.reports.figures import STYLE, draw
+from wavespace.reports.figures import draw, png
 from wavespace.tasks.base import Sample, Task
 from wavespace.training.callbacks.audits import Audit, audits
 
@@ -131,7 +129,7 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
 
     figure, description = draw(sample)
     name = f"{index}-{_safe(sample.name)}.png"
-    _write_picture(figure, folder / name)
+    write_atomic(folder / name, png(figure))
     return {
         "kind": "sample",
         "name": sample.name,
@@ -146,16 +144,9 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
 def _write_audit(audit: Audit, folder: Path) -> dict[str, Any]:
     """The file of one audit; returns its entry in the manifest."""
     name = f"audit-{_safe(audit.name)}.png"
-    _write_picture(audit.figure, folder / name)
+    write_atomic(folder / name, png(audit.figure))
     entry = {"kind": "audit", "name": audit.name, "description": audit.description, "picture": name}
     return entry | {"sounds": [], "midi": [], "missing": None}
-
-
-def _write_picture(figure: Figure, path: Path) -> None:
-    picture = io.BytesIO()
-    with rc_context(STYLE):  # ticks are made as they are drawn
-        figure.savefig(picture, format="png")
-    write_atomic(path, picture.getvalue())
 
 
 def _safe(name: str) -> str:
