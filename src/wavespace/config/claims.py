@@ -1,4 +1,4 @@
-"""What an experiment claims of its figures, as in `expect: {test/note_f1_onset: ">= 0.80"}`, and what a run found."""
+"""Claims of an experiment on its metrics, as in `expect: {test/note_f1_onset: ">= 0.80"}`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ FORM = re.compile(r"(<=?|>=?)\s*(?:([\d.]+)\s*\*\s*)?(-?[\d.]+(?:e-?\d+)?|[a-z]+
 
 
 class Claim(NamedTuple):
-    """A figure and its bound, as text; `met` is None where the run lacks one of the two."""
+    """A metric and its bound, as text; `met` is None where the run lacks one of the two."""
 
     text: str
     met: bool | None
 
 
-def claims(expect: Mapping[str, str] | None, figures: Mapping[str, float]) -> list[Claim]:
-    """Each claim held against a run's figures.
+def claims(expect: Mapping[str, str] | None, metrics: Mapping[str, float]) -> list[Claim]:
+    """Compare each claim with the metrics of a run.
 
     Args:
-        expect: by figure: a relation (`<`, `<=`, `>`, `>=`) and a number, another figure, or a multiple of one, as in
+        expect: by metric, a relation (`<`, `<=`, `>`, `>=`) and a number, another metric, or a multiple of one, as in
             `"< 0.5 * baseline/l1_db"`.
-        figures: of the run, by name.
+        metrics: of the run, by name.
 
     Raises:
         ValueError: a claim is of another form.
@@ -39,7 +39,7 @@ def claims(expect: Mapping[str, str] | None, figures: Mapping[str, float]) -> li
         if not (match := FORM.fullmatch(str(text).strip())):
             raise ValueError(f"{text!r} is no claim on {name}; write it as '>= 0.8' or '< 0.5 * baseline/l1_db'")
         relation, factor, bound = match.groups()
-        value, other = figures.get(name), figures.get(bound) if "/" in bound else float(bound)
+        value, other = metrics.get(name), metrics.get(bound) if "/" in bound else float(bound)
         met = None
         if value is not None and other is not None:
             met = RELATIONS[relation](value, float(factor or 1) * other)

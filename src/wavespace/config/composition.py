@@ -1,4 +1,4 @@
-"""Overrides and files to a configuration, with Hydra."""
+"""Compose a configuration from overrides and files, with Hydra."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -23,14 +23,9 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wavespace.config import userfiles
-from wavespace.config.overrides import IsText, as_text, started_anew
-from wavespace.errors import ConfigError
-from wavespace.signals import stop_deferred
-
-if TYPE_CHECKING:
-    pass
 from wavespace.config.experiments import experiment_values
 from wavespace.config.identity import resolved
+from wavespace.config.overrides import IsText, as_text, started_anew
 from wavespace.config.schema import GROUPS, TEXT, choices, conf_dir
 from wavespace.config.validation import (
     check,
@@ -41,6 +36,8 @@ from wavespace.config.validation import (
     nearest,
     type_fault,
 )
+from wavespace.errors import ConfigError
+from wavespace.signals import stop_deferred
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -57,7 +54,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
 
 def compose_read(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
-    """`compose` for overrides that `read` has returned, or that Hydra's sweeper has made of them."""
+    """Compose and validate overrides that `read` returned, or that Hydra's sweeper made of those."""
     try:
         cfg = compose_unchecked(overrides, config_dir)
     except Exception as error:  # of Hydra, OmegaConf or YAML: a user's files may hold anything
@@ -67,7 +64,7 @@ def compose_read(overrides: Sequence[str], config_dir: str | Path | None = None)
 
 
 def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
-    """Overrides as Hydra should read them (`wavespace.config.overrides`).
+    """Rewrite overrides as Hydra should read them (`wavespace.config.overrides`).
 
     Raises:
         ConfigError: there is no such folder of configuration files, or + adds a key that Hydra has not got.
@@ -106,7 +103,7 @@ def _unknown_to_hydra(overrides: Sequence[str]) -> Iterator[str]:
         try:
             each = parser.parse_override(text)
             OmegaConf.update(known, each.key_or_group, each.value())
-        except HydraException:  # which is told when it is composed
+        except HydraException:  # composing will say it
             continue
         except OmegaConfBaseException as error:
             names = list(error.parent_node) if isinstance(error.parent_node, DictConfig) else []
@@ -114,9 +111,9 @@ def _unknown_to_hydra(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: DictConfig | None = None) -> IsText:
-    """Which keys hold text: by the root's schema, and by what a section's constructor takes.
+    """Return a function that says whether a key holds text, by the root's schema and the constructors' annotations.
 
-    The overrides are of the configuration `on`; None: of the one that is composed.
+    The overrides change the configuration `on`; with None, the one that they compose.
     """
     known = {} if on is None else {"cfg": on}
 
@@ -136,7 +133,7 @@ def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: Dict
             chosen = [text for text in overrides if text.split("=")[0] in GROUPS and "," not in text]
             try:
                 known["cfg"] = compose_unchecked(chosen, config_dir)
-            except Exception:  # which is told when all of them are composed
+            except Exception:  # composing all of them will say it
                 known["cfg"] = OmegaConf.create()
         node = OmegaConf.select(known["cfg"], parent)
         stands = node._get_node(last) if isinstance(node, DictConfig) and last in node else None
@@ -174,7 +171,7 @@ def compose_unchecked(overrides: Sequence[str], config_dir: str | Path | None = 
 
 
 def _is_value(override: Override, among: Sequence[Override]) -> bool:
-    """Whether an override sets a value, whatever order it and the other ones that are no such values have."""
+    """Return whether an override sets a value independently of the overrides that choose, add or remove."""
     key = override.key_or_group
     if override.type is not OverrideType.CHANGE or override.is_sweep_override() or "/" in key or key in GROUPS:
         return False
@@ -193,7 +190,7 @@ def _pickled(chosen: tuple[str, ...], config_dir: Path | None, _times: tuple[tup
 def compose_by_hydra(
     overrides: Sequence[str], config_dir: str | Path | None = None, with_hydra: bool = False
 ) -> DictConfig:
-    """Compose a configuration from its files, also while a multirun of Hydra's is under way."""
+    """Compose a configuration from its files, also during a multirun of Hydra's."""
     search = []
     if config_dir:
         folder = QuotedString(f"file://{Path(config_dir).absolute()}", Quote.single).with_quotes()
@@ -208,7 +205,7 @@ def compose_by_hydra(
 
 
 def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many: bool = False) -> str | None:
-    """What is wrong with overrides that don't compose: each is tried alone on top of those that do. None if they do.
+    """Say which overrides don't compose, and why; None if all do. Each is tried on top of those that do.
 
     Args:
         overrides: as they were given to Hydra.
@@ -245,7 +242,7 @@ def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many
 
 
 def _quoted_for_a_shell(override: str) -> str:
-    """How a shell gives Hydra, as a text, a value with signs of Hydra's grammar in it."""
+    """Show the shell form that passes a value with characters of Hydra's grammar as text."""
     key, equals, value = override.partition("=")
     text = QuotedString(value, Quote.single).with_quotes()
     return f"; as a text it is {shlex.quote(key + equals + text)}" if equals else ""
@@ -301,7 +298,7 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
 
 
 def command_line(hydra: DictConfig | None = None) -> tuple[list[str], str | None]:
-    """Overrides and `--config-dir` of the Hydra run that is under way, for messages that name a key's origin."""
+    """Return the overrides and the `--config-dir` of the current Hydra run."""
     if hydra is None:
         if not HydraConfig.initialized():
             return [], None
@@ -311,9 +308,9 @@ def command_line(hydra: DictConfig | None = None) -> tuple[list[str], str | None
 
 
 def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictConfig:
-    """A checkpoint's configuration with overrides of its data on top; data that is chosen anew replaces its section.
+    """Apply overrides of the data to a checkpoint's configuration; `data=…` replaces the section.
 
-    New data is read at the checkpoint's `sample_rate` unless an override says otherwise.
+    New data is read at the checkpoint's `sample_rate`, unless an override sets another.
 
     Raises:
         ConfigError: an override names what isn't there, doesn't fit, or is not of the data.

@@ -1,4 +1,4 @@
-"""The only place that calls the constructors which a configuration names."""
+"""Call the constructors that a configuration names; nothing else does."""
 
 from __future__ import annotations
 

@@ -1,17 +1,13 @@
-"""What a configuration computes, as a signature: everything but what can't change the result."""
+"""The signature of a configuration: a hash of every setting that can change its result."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import typing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-if TYPE_CHECKING:
-    pass
-
 
 RUNTIME = {
     "": {"name", "fresh", "resume", "runs", "logger", "compile", "save_every", "expect", "search"},
@@ -22,36 +18,36 @@ RUNTIME = {
         "log_every_n_steps", "detect_anomaly", "barebones",
     },
 }  # fmt: skip
-"""What can't change the result of a run, by section: left out of its identity."""
+"""Settings that can't change the result of a run, by section."""
 
 
 PLACES = {"root", "stores", "url", "weights"}
-"""Those of them that say where files are, in our own constructors."""
+"""Those of `RUNTIME` that are paths, in our own constructors."""
 
 
 FILES = ("folder", "midi", "test_midi", "soundfont")
-"""Settings that say where files are, and null that there are none: that they are set is part of the identity."""
+"""Paths of files, or null for none: that they are set is part of the identity, their text is not."""
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain data, with every interpolation resolved."""
+    """Return the configuration as plain data, with every interpolation resolved."""
     return typing.cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
 
 
 def signature(cfg: DictConfig) -> str:
-    """Twelve hex digits that name what a configuration computes, with whatever files it is given.
+    """Hash a configuration to twelve hex digits.
 
-    The whole resolved configuration is hashed, without what can't change the result (paths, logger, workers,
-    device): single runs, members of a multirun and remote jobs of one configuration share it. The run folder's name
-    has the digest of what its files hold, too (`wavespace.runfolder.RunFolder.of`).
+    What can't change the result (paths, logger, workers, device) is left out, so single runs, members of a multirun
+    and remote jobs of one configuration share it. The name of the run folder also has a digest of the files' content
+    (`wavespace.runfolder.RunFolder.of`).
     """
     return hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration without what can't change the result of a run.
+    """Return the resolved configuration without what can't change the result of a run, and without paths.
 
-    Paths are left out, too: what their files hold is `wavespace.inputs`.
+    The content of the files is `wavespace.inputs`.
     """
     plain = {key: value for key, value in resolved(cfg).items() if key not in RUNTIME[""]}
     for section, keys in RUNTIME.items():
@@ -61,9 +57,9 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _without(node: Any, keys: set[str]) -> Any:
-    """A section without some keys of its constructors, at any depth: its parts may be sections of the same group.
+    """Drop keys from the constructors of a section, at any depth.
 
-    What settings of other packages' constructors mean is not known, so their paths stay.
+    Paths of other packages' constructors stay: what such a setting means there is not known.
     """
     if not isinstance(node, dict):
         return node
@@ -75,5 +71,5 @@ def _without(node: Any, keys: set[str]) -> Any:
 
 
 def is_own(target: str) -> bool:
-    """Whether a `_target_` is one of Wavespace's own."""
+    """Return whether a `_target_` is one of Wavespace's own."""
     return target.startswith("wavespace.")

@@ -1,4 +1,4 @@
-"""Code of the user's own, as digests of its Python files. Imports no torch, and nothing of that code."""
+"""Digests of the user's own Python files. Neither torch nor that code is imported."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ IMPORTS = re.compile(r"^[ \t]*(?:from[ \t]+(\w+)[\w.]*[ \t]+import\b|import[ \t]
 
 @cache  # what was imported stays what it was
 def code_of(target: str) -> dict[str, str]:
-    """Digests of the Python files that define a target outside Wavespace, by their path from where it is imported.
+    """Return digests of the Python files that define a target outside Wavespace, by relative path.
 
-    They are all of its package, or its module; and all packages and modules beside it that these import. Of an
-    installed package, its version.
+    These are all files of its package or module, and of the packages and modules beside it that they import. For an
+    installed package it is the version.
     """
     top = target.partition(".")[0]
     if top in sys.stdlib_module_names or top in VERSIONED:

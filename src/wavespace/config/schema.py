@@ -51,11 +51,11 @@ class TrainConfig:
     compile: bool = False
     """Compile the model with torch.compile."""
     baseline: Any = None
-    """A model without parameters that is scored on the same test data beside the trained one."""
+    """A model without parameters that is scored on the same test data."""
     search: Any = None
     """A search that W&B draws, for `train -m hydra/launcher=runpod`: method, metric, parameters, run_cap."""
     expect: Any = None
-    """What is claimed of the figures, by name: `{test/l1_db: "< 0.5 * baseline/l1_db"}`; told at the end of a run."""
+    """Claims on metrics, such as `{test/l1_db: "< 0.5 * baseline/l1_db"}`; printed at the end of a run."""
 
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)

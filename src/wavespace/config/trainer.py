@@ -1,4 +1,4 @@
-"""What a run takes of Lightning's trainer: which keys within which ranges, and which of its processes this is."""
+"""Settings of Lightning's trainer that a run accepts, their ranges, and the rank of this process."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ OURS = {
     "limit_test_batches": "the test split is scored whole",
     "limit_predict_batches": "wavespace transcribe takes files",
     "fast_dev_run": "trainer.max_steps=1 trainer.val_check_interval=1 tries everything once",
-    "barebones": "it would leave out checkpoints and figures",
+    "barebones": "it would leave out checkpoints and metrics",
     "profiler": "what it reports goes to Lightning's log, which a run keeps quiet",
     "model_registry": "wavespace export makes a file to hand on",
     "enable_autolog_hparams": "config.yaml in the run's folder has every setting",
 }
-"""Keys of Lightning that would be swallowed, and what does the same."""
+"""Keys of Lightning that would have no effect, and what to use instead."""
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
-"""What a run can be trained in; front-ends and losses are in float32 in all of them."""
+"""Precisions of training; front-ends and losses compute in float32 in all of them."""
 
 CLOCK = re.compile(r"\d\d:[0-2]\d:[0-5]\d:[0-5]\d")
 MOST = 2**53
@@ -96,11 +96,11 @@ RULES: dict[str, Rule] = {
     "num_nodes": (_count(1, 4096), "it is a number of machines, 1 or more"),
     "deterministic": (lambda value: value in (None, True, False, "warn"), "it is true, false or warn"),
 }
-"""Which values a run can be trained with, and how that is said. Lightning would take others, and train nothing."""
+"""A test for each key, and its sentence. Lightning accepts more values, with which it trains nothing."""
 
 
 def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys of a `trainer` section and what is wrong with each."""
+    """Yield each faulty key of a `trainer` section, and a sentence about it."""
     for key in settings:
         if key in OURS:
             yield key, f"it has no effect here: {OURS[key]}"
@@ -117,14 +117,14 @@ def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def quiet() -> None:
-    """Lightning's advice on settings that are ours stays out of the terminal."""
+    """Silence Lightning's advice on settings that a run sets itself."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.|lightning_fabric\.")
 
 
 def refusal(settings: Mapping[str, Any]) -> str | None:
-    """What Lightning does not take on this machine, with the key that it is about; None if it takes all."""
+    """Say which setting Lightning refuses on this machine, and why; None if it accepts all."""
     from pytorch_lightning import Trainer
 
     quiet()
@@ -147,7 +147,7 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
 
 
 def rank() -> int:
-    """Which of the processes of one run this is: 0, unless torchrun or `others` has started it.
+    """Return the rank of this process: 0, unless torchrun or `wavespace.training.distributed` has started it.
 
     Raises:
         UserError: RANK is set, but not as torchrun sets it. As rank 1 of nothing, a run would train and keep nothing.
@@ -165,10 +165,10 @@ def rank() -> int:
 
 
 def cluster_environment() -> Any:
-    """Lightning's view of the processes of a run: torchrun's, or those that this program starts, and no scheduler's.
+    """Return Lightning's environment for torchrun's processes, or for our own; never a scheduler's.
 
-    Lightning takes a Slurm, LSF or Kubeflow job for its launcher wherever their variables are set. In an allocation,
-    whose tasks are runs of their own, it then refuses to start, or takes task 3 for rank 3 and logs nothing.
+    Lightning takes a Slurm, LSF or Kubeflow job for its launcher wherever their variables are set. In an allocation
+    whose tasks are separate runs it would refuse to start, or take task 3 for rank 3 and log nothing.
     """
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
     from lightning_fabric.utilities.rank_zero import rank_zero_only

@@ -1,4 +1,4 @@
-"""A composed configuration held against the constructors that it names: every fault at once."""
+"""Check a composed configuration against the constructors that it names, and report every fault at once."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wavespace.config import trainer
 from wavespace.config.claims import claims
+from wavespace.config.experiments import misplaced_values, unquoted_texts
 from wavespace.config.moved import moved
+from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
 from wavespace.errors import ConfigError, place_of
 from wavespace.settings import annotations_of, type_fault
-
-if TYPE_CHECKING:
-    pass
-from wavespace.config.experiments import misplaced_values, unquoted_texts
-from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> None:
@@ -38,7 +35,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | Path
 def faults(
     cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None, root: bool = True
 ) -> Iterator[str]:
-    """Everything that is wrong with a composed configuration: its root, its values, and each node with a `_target_`."""
+    """Yield a sentence for each fault of a composed configuration: its root, its values, its constructors."""
     where = lambda key: _origin(key, overrides, config_dir)  # noqa: E731
     broken: dict[str, str] = {}
     plain = plain_values(cfg, "", broken)
@@ -56,7 +53,7 @@ def faults(
 
 
 def plain_values(node: Any, key: str, broken: dict[str, str]) -> Any:
-    """A configuration as plain data; `...` stands for what has no value, which goes to `broken` with the reason."""
+    """Convert a configuration to plain data; a broken value becomes `...`, and its reason goes to `broken`."""
     if isinstance(node, ListConfig):
         return [_plain_at(node, i, f"{key}.{i}", broken) for i in range(len(node))]
     if isinstance(node, DictConfig):
@@ -104,7 +101,7 @@ def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Itera
         yield from (f"runs={runs}{where('runs')}: {reason}" for reason in _unusable(runs))
     expect = plain.get("expect")
     if expect is not None and expect is not ... and not isinstance(expect, dict):
-        yield f"expect = {expect}{where('expect')}: it is null, or claims by the name of a figure"
+        yield f"expect = {expect}{where('expect')}: it is null, or claims by the name of a metric"
         expect = None
     try:
         claims(None if expect is ... else expect, {})
@@ -133,7 +130,7 @@ def _faults_of_root(plain: dict[Any, Any], where: Callable[[str], str]) -> Itera
 
 
 def _unusable(folder: str) -> Iterator[str]:
-    """Why a folder can't be made."""
+    """Yield why a folder can't be made."""
     if not folder.strip() or "\0" in folder:
         yield "it must name a folder"
     elif folder.startswith("~"):
@@ -177,7 +174,7 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
 
 
 def _unimportable(target: str, error: Exception) -> str:
-    """Why a target can't be imported: what its module does not define, or what importing it raised, and where."""
+    """Say why a target can't be imported: its module lacks the name, or importing it raised an error, and where."""
     cause = _cause(error)
     module, _, name = target.rpartition(".")
     if isinstance(cause, ModuleNotFoundError) and cause.name == target and module in sys.modules:
@@ -188,13 +185,13 @@ def _unimportable(target: str, error: Exception) -> str:
 
 
 GIVEN = {"frontend": ("in_spec",), "model": ("in_spec", "out_spec"), "task": ("frontend",)}
-"""What the builder gives to each part, which its constructor must take."""
+"""Arguments that the builder passes to each part, so its constructor must take them."""
 
 
 def _faults_of_part(
     key: str, node: dict[str, Any], signature: dict[str, inspect.Parameter], where: Callable[[str], str]
 ) -> Iterator[str]:
-    """What a section's place in a run asks of it, beside its constructor."""
+    """Yield the faults that follow from a section's role in a run."""
     given = GIVEN.get("model" if key == "baseline" else key, ())
     absent = [name for name in given if name not in signature]
     if absent and not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
@@ -214,11 +211,11 @@ def _cause(error: BaseException) -> BaseException:
 
 
 BUILT = frozenset({"self", "in_spec", "out_spec", "frontend", "callbacks"})
-"""Constructor arguments that the builder gives: sizes follow from the parts, so they never stand in YAML."""
+"""Constructor arguments that the builder passes, so they never stand in YAML."""
 
 
 def targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each mapping with a `_target_` in plain data, at any depth, with its dotted key."""
+    """Yield each mapping with a `_target_` in plain data, at any depth, with its dotted key."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     if isinstance(node, dict) and "_target_" in node:
         yield key, node
@@ -228,6 +225,7 @@ def targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @cache
 def constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """Import a target; return the parameters of its constructor, and their annotations."""
     from hydra.utils import get_object
 
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
@@ -237,7 +235,7 @@ def constructor(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, An
 
 
 def _origin(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
-    """Where a key was set, as ` (in …)`: the command line, the experiment, or the group's own file."""
+    """Return where a key was set, as ` (in …)`: the command line, the experiment, or the group's file."""
     typed = {text.split("=")[0].lstrip("+") for text in overrides} - (set(GROUPS) - {key})  # a choice names a file
     if any(f"{key}.".startswith(f"{name}.") for name in typed):
         return " (on the command line)"
@@ -246,16 +244,16 @@ def _origin(key: str, overrides: Sequence[str], config_dir: str | Path | None) -
     places = [("experiment", chosen.get("experiment"), key), (group, chosen.get(group), rest)]
     for folder in (f for f in (config_dir, conf_dir()) if f):
         for name, choice, path in places:
-            if choice and path and _says(file := Path(folder) / name / f"{choice}.yaml", path):
+            if choice and path and _sets(file := Path(folder) / name / f"{choice}.yaml", path):
                 return f" (in {file})"
         for file in sorted((Path(folder) / group).glob("*.yaml")) if rest and not chosen.get(group) else ():
-            if _says(file, rest):
+            if _sets(file, rest):
                 return f" (in {file})"
     return ""
 
 
-def _says(file: Path, key: str) -> bool:
-    """Whether a file of configuration sets a key."""
+def _sets(file: Path, key: str) -> bool:
+    """Return whether a configuration file sets a key."""
     try:
         node: Any = OmegaConf.to_container(OmegaConf.load(file))
     except Exception:  # it is not there, or can't be read, which is told elsewhere
@@ -268,11 +266,13 @@ def _says(file: Path, key: str) -> bool:
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
+    """Return `, did you mean '…'?` with the most similar name; empty where none is similar."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f", did you mean '{close[0]}'?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
+    """Return the informative part of an error of Hydra, OmegaConf or YAML on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
     if error.__cause__ is not None and (not lines or lines[0].startswith("Error merging override")):
@@ -281,6 +281,7 @@ def first_line(error: BaseException) -> str:
 
 
 def fault_list(found: Sequence[str]) -> str:
+    """Return one message that lists each fault once."""
     unique = list(dict.fromkeys(found))
     head = "The configuration has a fault:" if len(unique) == 1 else f"The configuration has {len(unique)} faults:"
     return "\n".join([head, *(f"  {line}" for line in unique)])
