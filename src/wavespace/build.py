@@ -112,9 +112,10 @@ def build_task(cfg: DictConfig, audio: AudioSpec) -> Task:
     frontend = make(cfg.frontend, "frontend", in_spec=audio)
     task: Task = make(cfg.task, "task", frontend=frontend)
     if missing := [label for label in task.needs if label not in audio.labels]:
-        works = f"data with them: {', '.join(_data_with(task.needs)) or 'none'}"
         if cfg.data.get("notes") is False and "notes" in missing:
             works = "data.notes=true reads them, task=reconstruction and task=self_salience need none"
+        else:
+            works = f"data with them: {', '.join(_data_with(task.needs)) or 'none'}"
         raise Incompatible(
             f"task={choice_of(cfg.task)} needs {' and '.join(missing)} labels, and data={choice_of(cfg.data)} has "
             f"{' and '.join(audio.labels) or 'none'}; {works}"
