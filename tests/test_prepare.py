@@ -20,7 +20,7 @@ from processes import SERVER, as_started_by_hand
 from standins.files import Fault, FileServer, serving
 from training import make_medley
 from wavespace.commands import check, prepare
-from wavespace.data.files.discovery import medley_solos
+from wavespace.data.sources import medley_solos
 from wavespace.data.sources.medley_solos import ARCHIVE, DIGESTS, METADATA
 from wavespace.errors import BadInput, UserError
 
@@ -113,12 +113,12 @@ def test_maestro_is_fetched_and_a_repeat_asks_for_nothing(
 
 
 def test_a_part_costs_a_part_and_the_rest_can_follow(server: FileServer, tmp_path: Path, archive: bytes) -> None:
-    prepare.main(words(server, tmp_path, "data.only=[test]"))
+    prepare.main(words(server, tmp_path, "data.splits=[test]"))
     wavs = {name for name in names(tmp_path / "maestro") if name.endswith(".wav")}
     assert wavs == {"h.wav", "i.wav", "j.wav"}
     assert server.served < len(archive) / 2
     server.reset()
-    prepare.main(words(server, tmp_path, "data.only=[validation,test]"))
+    prepare.main(words(server, tmp_path, "data.splits=[validation,test]"))
     wavs = {name for name in names(tmp_path / "maestro") if name.endswith(".wav")}
     assert wavs == {"e.wav", "f.wav", "g.wav", "h.wav", "i.wav", "j.wav"}
     assert server.served < len(archive) / 2
@@ -146,7 +146,7 @@ def test_an_archive_is_unpacked_and_kept(given: str, archive: bytes, server: Fil
     folder.mkdir(exist_ok=True)
     (folder / "maestro.zip").write_bytes(archive)
     root = folder / "maestro.zip" if given == "beside" else folder
-    prepare.main(words(server, tmp_path, f"data.root={root}", "data.only=[train]"))
+    prepare.main(words(server, tmp_path, f"data.root={root}", "data.splits=[train]"))
     assert server.requests == []
     wavs = {name for name in names(tmp_path / "maestro") if name.endswith(".wav")}
     assert wavs == {"a.wav", "b.wav", "c.wav", "d.wav"}

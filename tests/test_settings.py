@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pytest
+from omegaconf import OmegaConf
 from pydantic import Field, PositiveInt
 
-from wavespace.config.validation import constructor
+from wavespace.config import compose
+from wavespace.config.schema import GROUPS, choices, conf_dir
+from wavespace.config.validation import constructor, targets
+from wavespace.errors import ConfigError
 from wavespace.settings import validate_settings
 
 
@@ -40,6 +44,24 @@ class Subclass(Plain):
 def test_the_decorator_leaves_signature_and_annotations_to_the_check_of_yaml(make: type) -> None:
     parameters, hints = constructor(f"{__name__}.{make.__name__}")
     assert {name for name in parameters if name != "self"} == {name for name in hints if name != "return"}
+
+
+SHIPPED = sorted(
+    {(group, choice) for group in GROUPS for choice in choices(group) if group not in ("experiment", "sweep")}
+)
+
+
+@pytest.mark.parametrize(("group", "choice"), SHIPPED)
+def test_every_setting_of_a_choice_has_an_annotation_that_can_be_read(group: str, choice: str) -> None:
+    for _, node in targets(OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{choice}.yaml")), ""):
+        if str(node["_target_"]).startswith("wavespace."):
+            parameters, hints = constructor(node["_target_"])
+            assert set(parameters) - {"self"} <= set(hints)
+
+
+def test_a_key_of_an_earlier_version_is_told_its_new_name() -> None:
+    with pytest.raises(ConfigError, match=r"data\.only.*earlier version of Wavespace, and is called splits now"):
+        compose(["data=maestro", "+data.only=[test]"])
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_evaluation_loaders_give_every_item_once_in_order() -> None:
 
 
 def test_sizes_that_can_not_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size = 0: input should be greater than 0"):
         CountingData(batch_size=0)
-    with pytest.raises(ValueError, match="workers is -1; it must be 0 or more"):
+    with pytest.raises(ValueError, match="workers = -1: input should be greater than or equal to 0"):
         CountingData(workers=-1)

@@ -137,11 +137,11 @@ def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
     assert names == sorted([*expected, f"{composed}.wav", "link/x/linked.wav"])
     said = capsys.readouterr().err.splitlines()
     assert sorted(line.partition(f"{music}: ")[2] for line in said) == [
-        "1 MIDI files are left out, as another file of the same stem is read: a.mid",
-        "1 MIDI files are left out, without an audio file of the same stem: silent film.mid",
-        "1 audio files are left out, as another file of the same stem is read: a.mp3",
-        "1 files are left out, whose format can't be read (ffmpeg -i FILE FILE.flac converts one): phone.m4a",
-        "1 recordings are left out, without a MIDI file of the same stem: alone.mp3",
+        "1 MIDI file is left out, as another file of the same stem is read: a.mid",
+        "1 MIDI file is left out, without an audio file of the same stem: silent film.mid",
+        "1 audio file is left out, as another file of the same stem is read: a.mp3",
+        "1 file is left out, whose format can't be read (ffmpeg -i FILE FILE.flac converts one): phone.m4a",
+        "1 recording is left out, without a MIDI file of the same stem: alone.mp3",
     ]
     assert len(ready(music).store) == 12
     assert [path.name for path in midi_files(music)][-3:] == ["j.Midi", "linked.mid", "silent film.mid"]
@@ -303,13 +303,17 @@ def test_a_share_is_a_part_of_a_larger_share_and_of_every_split(shared_data: Pat
     def names(**options: object) -> dict[str, str]:
         return {row.audio: row.split for row in Maestro(root=str(tmp_path), **options).wanted()}  # type: ignore[arg-type]
 
-    tenth, half = names(share=0.1), names(share=0.5)
+    tenth, half = names(fraction=0.1), names(fraction=0.5)
     assert Counter(tenth.values()) == {"train": 97, "validation": 14, "test": 18}
     assert tenth.items() <= half.items()
-    assert Counter(names(only=("test",)).values()) == {"test": 177}
+    assert Counter(names(splits=("test",)).values()) == {"test": 177}
     assert len(names()) == 1276
-    for bad in ({"only": ()}, {"share": 0.0}, {"share": 1.5}):
-        with pytest.raises(ValueError, match="one split at least, and a share"):
+    for bad, said in (
+        ({"splits": ()}, "at least 1 item"),
+        ({"fraction": 0.0}, "greater than 0"),
+        ({"fraction": 1.5}, "equal to 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
             Maestro(**bad)  # type: ignore[arg-type]
 
 
@@ -338,7 +342,7 @@ def test_validation_is_whole_recordings_or_so_many_windows(folder: Path) -> None
     assert [len(item.audio) for item in items] == [RATE // 2] * 6
     assert len({item.name for item in items}) == 6
     assert len(data.test_set[0].audio) == 3 * RATE
-    with pytest.raises(ValueError, match="val_windows is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="val_windows = 0: input should be greater than 0"):
         ready(folder, val_windows=0)
 
 
@@ -356,7 +360,7 @@ def test_balance_is_by_time_or_by_recording(folder: Path) -> None:
 
     assert share("recording") == pytest.approx(1 / 11, abs=0.01)
     assert share("time") == pytest.approx(59.5 / (59.5 + 10 * 2.5), abs=0.08)
-    with pytest.raises(ValueError, match="balance is notes; it can be time, recording"):
+    with pytest.raises(ValueError, match="balance = notes: input should be 'time' or 'recording'"):
         ready(folder, balance="notes")
 
 

@@ -166,7 +166,11 @@ def test_a_folder_of_its_own_is_the_whole_test_split_and_the_rest_trains(tmp_pat
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"programs": (128,)}, "0 to 127"), ({"programs": ()}, "one or more"), ({"test_midi": "x"}, "midi is not")],
+    [
+        ({"programs": (128,)}, "equal to 127"),
+        ({"programs": ()}, "at least 1 item"),
+        ({"test_midi": "x"}, "midi is not"),
+    ],
 )
 def test_settings_that_cannot_be_played_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -350,7 +350,7 @@ def test_power_of_a_steady_tone_is_half_its_squared_amplitude() -> None:
     ],
 )
 def test_values_that_make_no_sense_are_refused(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=f"^{named} is"):
+    with pytest.raises(ValueError, match=f"^{named} = "):
         ready(**options)
 
 

@@ -17,3 +17,12 @@ def moved(target: str) -> str | None:
             if target.startswith(prefix) and (rest := target.removeprefix(prefix)).partition(".")[0] in modules:
                 return f"is of an earlier version of Wavespace, and is {prefix}{home}.{rest} now"
     return None
+
+
+_NEW_KEYS = {"wavespace.data.sources.maestro.Maestro": {"only": "splits", "share": "fraction"}}
+
+
+def renamed(target: str, key: str) -> str | None:
+    """Return the sentence about a constructor's key that an earlier version had; None for any other."""
+    new = _NEW_KEYS.get(target, {}).get(key)
+    return new and f"is of an earlier version of Wavespace, and is called {new} now"

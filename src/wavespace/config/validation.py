@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wavespace.config import trainer
 from wavespace.config.claims import claims
 from wavespace.config.experiments import misplaced_values, unquoted_texts
-from wavespace.config.moved import moved
+from wavespace.config.moved import moved, renamed
 from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
 from wavespace.errors import ConfigError, place_of
 from wavespace.settings import annotations_of, type_fault
@@ -164,8 +164,8 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
             continue
         if name not in parameters:
             if not takes_any:
-                hint = f"{nearest(name, named)}; keys of {key}: {', '.join(named)}"
-                yield f"{place}{where(place)}: there is no such key{hint}"
+                hint = f"there is no such key{nearest(name, named)}; keys of {key}: {', '.join(named)}"
+                yield f"{place}{where(place)}: {renamed(str(target), name) or hint}"
         elif not isinstance(value, dict) and name in hints and (fault := type_fault(value, hints[name])):
             yield f"{place} = {value}{where(place)}: {fault}"
     for name, p in parameters.items():

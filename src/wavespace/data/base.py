@@ -13,19 +13,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wavespace.errors import BadInput, Incompatible
-from wavespace.spec import AudioSpec
+from wavespace.settings import validate_settings
+from wavespace.spec import MOST_SECONDS, AudioSpec
 
-MOST_WORKERS = 1024
+SampleRate = Annotated[int, Field(ge=1, le=10**6)]
+Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+Workers = Annotated[int, Field(ge=0, le=1024)]
 
 Notes = NDArray[np.float64]
 """`(K, 4)` rows of onset and offset in seconds, MIDI pitch, velocity 1-127; sorted by onset, then pitch."""
@@ -142,6 +146,7 @@ def _of_its_own_group(_: int) -> None:
     os.setpgid(0, 0)
 
 
+@validate_settings
 class DataModule(LightningDataModule):
     """A source of audio in three splits, by recording.
 
@@ -155,12 +160,10 @@ class DataModule(LightningDataModule):
         eval_batch_size: items in a validation or test batch.
     """
 
-    def __init__(self, spec: AudioSpec, batch_size: int, workers: int, eval_batch_size: int | None = None) -> None:
+    def __init__(
+        self, spec: AudioSpec, batch_size: PositiveInt, workers: Workers, eval_batch_size: PositiveInt | None = None
+    ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        if not 0 <= workers <= MOST_WORKERS:
-            raise ValueError(f"workers is {workers}; it must be 0 or more, and {MOST_WORKERS} at most")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if (needed := batch_size * spec.seconds * spec.sample_rate * 4) > memory:
             raise ValueError(

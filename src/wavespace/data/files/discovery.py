@@ -291,8 +291,10 @@ def maestro(place: Path, rows: Sequence[Row]) -> list[Recording]:
     return found
 
 
-def maestro_rows(place: Path, only: Sequence[str] = ("train", "validation", "test"), share: float = 1.0) -> list[Row]:
-    """The rows of MAESTRO's metadata in a folder, of the newest version there, that `only` and `share` choose."""
+def maestro_rows(
+    place: Path, splits: Sequence[str] = ("train", "validation", "test"), fraction: float = 1.0
+) -> list[Row]:
+    """The rows of the newest MAESTRO metadata in a folder, of some splits and a fraction of each."""
     tables = sorted(place.glob(TABLE))
     if not tables:
         raise BadInput(
@@ -301,9 +303,9 @@ def maestro_rows(place: Path, only: Sequence[str] = ("train", "validation", "tes
         )
     rows = maestro_metadata(tables[-1])
     chosen: set[str] = set()
-    for split in only:
+    for split in splits:
         names = sorted((row.audio for row in rows if row.split == split), key=_rank)
-        chosen.update(names[: math.ceil(share * len(names))])
+        chosen.update(names[: math.ceil(fraction * len(names))])
     return [row for row in rows if row.audio in chosen]
 
 
@@ -452,7 +454,7 @@ def _of_audio_folder(node: Mapping[str, Any], digests: Digests, most: float) -> 
 
 def _of_maestro(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
     place, _ = unpacked(node.get("root", "data/maestro-v3.0.0"))
-    chosen = {key: node[key] for key in ("only", "share") if key in node}
+    chosen = {key: node[key] for key in ("splits", "fraction") if key in node}
     return {"root": content_in(place, lambda: maestro(place, maestro_rows(place, **chosen)), digests, most)}
 
 

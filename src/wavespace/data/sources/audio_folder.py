@@ -3,80 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from wavespace.data.files.discovery import Recording, audio_folder
 from wavespace.data.sources.recordings import SPLITS, Recordings, Rows
 from wavespace.errors import BadInput
-from wavespace.spec import AudioSpec
+from wavespace.settings import validate_settings
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
+@validate_settings
+@dataclass(kw_only=True, eq=False, repr=False)
 class AudioFolder(Recordings):
-    """A folder of audio files, at any depth.
+    """A folder of audio files, at any depth. Further settings are those of `Recordings`.
 
     Args:
         folder: of the files; or a store that was made of them.
         notes: take recordings that have a MIDI file alone, with its notes as labels; false: all audio, without labels.
         splits: shares of recordings for training, validation and test.
         split_seed: which goes where, with the recordings' names.
-        sample_rate: in Hz; other rates are resampled.
-        seconds: length of a training window.
-        balance: of training windows: "time" or "recording".
-        val_windows: windows to validate on; None: whole recordings.
-        leaks: "drop" or "keep" training recordings whose audio is also held out.
-        batch_size: windows a batch.
-        workers: loader processes; a store is fastest with none.
-        seed: of the training windows.
-        stores: folder in which stores are kept.
 
     Raises:
-        ValueError: the shares are not shares, or a setting is out of range.
+        ValueError: the shares don't sum to 1, or a setting is out of range.
     """
+
+    folder: str
+    notes: bool = True
+    splits: tuple[Share, Share, Share] = (0.8, 0.1, 0.1)
+    split_seed: int = 0
+    balance: Literal["time", "recording"] = "time"
 
     kind = "audio_folder"
     setting = "folder"
 
-    def __init__(
-        self,
-        *,
-        folder: str,
-        notes: bool = True,
-        splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        split_seed: int = 0,
-        sample_rate: int = 22_050,
-        seconds: float = 3.7,
-        balance: Literal["time", "recording"] = "time",
-        val_windows: int | None = None,
-        leaks: Literal["drop", "keep"] = "drop",
-        batch_size: int = 6,
-        workers: int = 0,
-        seed: int = 0,
-        stores: str = "data/stores",
-    ) -> None:
-        if min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:
-            raise ValueError(
-                f"splits is {list(splits)}; it takes three shares, of training, validation and test, that sum to 1"
-            )
-        super().__init__(
-            AudioSpec(sample_rate, seconds, ("notes",) if notes else ()),
-            place=folder,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            stores=stores,
-            balance=balance,
-            leaks=leaks,
-            val_windows=val_windows,
-        )
-        self.notes, self.splits, self.split_seed = notes, splits, split_seed
+    def __post_init__(self) -> None:
+        if abs(sum(self.splits) - 1) > 1e-6:
+            raise ValueError(f"splits = {list(self.splits)}: shares of training, validation and test have to sum to 1")
+        self.read_from(self.folder, ("notes",) if self.notes else ())
 
     def found(self) -> list[Recording]:
+        """Each audio file, by its path in the folder."""
         return audio_folder(self.place, self.notes)
 
     def is_official(self) -> bool:
+        """Splits are drawn from what is in the folder."""
         return False
 
     def rows(self) -> Rows:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from wavespace.data.files.discovery import TABLE, Recording, Row, existing, maestro, maestro_rows
 from wavespace.data.files.download import RemoteZip, extract
 from wavespace.data.files.download import verify as hold_against
 from wavespace.data.sources.recordings import Recordings
 from wavespace.data.store.manifest import MANIFEST
-from wavespace.spec import AudioSpec
+from wavespace.settings import validate_settings
 
 DIGESTS = {
     "maestro-v1.0.0.zip": "sha256:97471232457147d5bffa72db8c4897166ba52afd4a64197004b806c2ec85ad27",
@@ -23,30 +25,33 @@ DIGESTS = {
 }
 
 
+@validate_settings
+@dataclass(kw_only=True, eq=False, repr=False)
 class Maestro(Recordings):
-    """MAESTRO with its official splits; notes are as long as they are heard (sustain pedal resolved).
+    """MAESTRO with its official splits; notes are as long as they sound (the sustain pedal is resolved).
 
     Five pieces are in two of the official splits (in version 2 and 3): they leave training, or validation where the
-    other split is test, unless `leaks` is "keep".
+    other split is test, unless `leaks` is "keep". Further settings are those of `Recordings`.
 
     Args:
         root: folder of `maestro-v*.csv` and the years' folders; or their zip archive; or a store made of them.
-        only: splits to have, in its own words: "train", "validation", "test".
-        share: of each of these splits, by a hash of the names; a smaller share is a part of a larger one.
+        splits: those to have, in its own words: "train", "validation", "test".
+        fraction: of each of these splits, by a hash of the names; a smaller one is a part of a larger one.
         url: of the zip archive, from which `wavespace prepare` fetches what is wanted and nothing else.
-        sample_rate: in Hz; the files have 44,100 or 48,000.
-        seconds: length of a training window.
-        balance: of training windows: "time" or "recording".
-        val_windows: windows to validate on; None: whole recordings.
-        leaks: "drop" or "keep" what is on both sides of a split.
-        batch_size: windows a batch.
-        workers: loader processes; a store is fastest with none.
-        seed: of the training windows.
-        stores: folder in which stores are kept.
 
     Raises:
         ValueError: a setting is out of range.
     """
+
+    root: str = "data/maestro-v3.0.0"
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = (
+        "train",
+        "validation",
+        "test",
+    )
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    url: str = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip"
+    balance: Literal["time", "recording"] = "time"
 
     kind = "maestro"
     licence = "CC BY-NC-SA 4.0, Google LLC"
@@ -54,37 +59,8 @@ class Maestro(Recordings):
         "Hawthorne et al., Enabling factorized piano music modeling and generation with the MAESTRO dataset, ICLR 2019"
     )
 
-    def __init__(
-        self,
-        *,
-        root: str = "data/maestro-v3.0.0",
-        only: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test"),
-        share: float = 1.0,
-        url: str = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip",
-        sample_rate: int = 22_050,
-        seconds: float = 3.7,
-        balance: Literal["time", "recording"] = "time",
-        val_windows: int | None = None,
-        leaks: Literal["drop", "keep"] = "drop",
-        batch_size: int = 6,
-        workers: int = 0,
-        seed: int = 0,
-        stores: str = "data/stores",
-    ) -> None:
-        if not only or not 0 < share <= 1:
-            raise ValueError(f"only is {list(only)} and share {share}; one split at least, and a share in (0, 1]")
-        super().__init__(
-            AudioSpec(sample_rate, seconds, ("notes",)),
-            place=root,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            stores=stores,
-            balance=balance,
-            leaks=leaks,
-            val_windows=val_windows,
-        )
-        self.only, self.share, self.url = only, share, url
+    def __post_init__(self) -> None:
+        self.read_from(self.root, ("notes",))
 
     def download(self, verify: bool = False) -> None:
         """Take what is wanted and not there out of the zip that is at hand, or fetch it from inside the remote one."""
@@ -120,6 +96,7 @@ class Maestro(Recordings):
         return {name for name in names if not existing(self.place / name).is_file()}
 
     def found(self) -> list[Recording]:
+        """The wanted performances whose audio and MIDI files are there."""
         rows = self.wanted()
         recordings = maestro(self.place, rows)
         self.absent = len(rows) - len(recordings)
@@ -138,5 +115,9 @@ class Maestro(Recordings):
         return facts
 
     def wanted(self) -> list[Row]:
-        """The rows of the metadata that `only` and `share` choose."""
-        return maestro_rows(self.place, self.only, self.share)
+        """The rows of the metadata that `splits` and `fraction` choose.
+
+        Raises:
+            BadInput: there is no metadata, or it can't be read.
+        """
+        return maestro_rows(self.place, self.splits, self.fraction)

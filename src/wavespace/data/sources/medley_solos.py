@@ -5,14 +5,16 @@ Zenodo record 3464194, version 1.2, CC BY 4.0.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 
-from wavespace.data.base import rng_for
+from wavespace.data.base import SampleRate, rng_for
 from wavespace.data.files.discovery import (
     CLIP_BYTES,
     INSTRUMENTS,
@@ -29,15 +31,19 @@ from wavespace.data.store.format import Store
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.data.store.windows import StoreItems
 from wavespace.errors import BadInput
-from wavespace.spec import AudioSpec
+from wavespace.settings import validate_settings
 
 CLIP_SECONDS = 131_072 / 44_100
 ARCHIVE = "Medley-solos-DB.tar.gz"
 DIGESTS = {METADATA: "md5:fda6a589c56785f2195c9227809c521a", ARCHIVE: "md5:f5facf398793ef5c1f80c013afdf3e5f"}
 
 
+@validate_settings
+@dataclass(kw_only=True, eq=False, repr=False)
 class MedleySolos(Recordings):
     """Single instruments, one a clip; a training window lies anywhere in its clip, the others in the middle.
+
+    Further settings are those of `Recordings`.
 
     Args:
         root: folder that holds, at any depth, the metadata CSV and the clips (`annotation/` and `audio/`, or flat) or
@@ -46,21 +52,25 @@ class MedleySolos(Recordings):
         sample_rate: in Hz; the files' own is 44,100.
         seconds: length of a window, at most 2.97.
         splits: "official" (training and validation from MedleyDB, test from solosDB: another domain), or "songs":
-            the clips at hand by song, 60/20/20, for folders that hold a part of the data.
+            the clips at hand by song, 60/20/20, for folders that hold a part of the data, whatever the seed.
         balance: of training windows: "recording" (each clip once an epoch), or "instrument" (each class as often;
             piano and violin are three quarters of the clips).
-        leaks: "drop" or "keep" what is on both sides of a split.
-        batch_size: windows a batch.
-        workers: loader processes; a store is fastest with none.
-        seed: of the order and the windows; the split by songs is the same whatever the seed.
-        stores: folder in which stores are kept.
 
     Raises:
         ValueError: a setting is out of range.
     """
 
+    root: str = "data/medley-solos-db"
+    url: str = "https://zenodo.org/record/3464194/files"
+    sample_rate: SampleRate = 44_100
+    seconds: Annotated[float, Field(gt=0, le=CLIP_SECONDS)] = 2.0
+    splits: Literal["official", "songs"] = "official"
+    balance: Literal["recording", "instrument"] = "recording"
+    batch_size: PositiveInt = 16
+    val_windows: None = field(default=None, init=False)
+
     kind = "medley_solos"
-    instruments = INSTRUMENTS
+    instruments: ClassVar[tuple[str, ...]] = INSTRUMENTS
     """Names of the classes that the label "instrument" counts."""
     licence = "CC BY 4.0"
     citation = (
@@ -68,35 +78,9 @@ class MedleySolos(Recordings):
         "ISMIR 2016"
     )
 
-    def __init__(
-        self,
-        *,
-        root: str = "data/medley-solos-db",
-        url: str = "https://zenodo.org/record/3464194/files",
-        sample_rate: int = 44_100,
-        seconds: float = 2.0,
-        splits: Literal["official", "songs"] = "official",
-        balance: Literal["recording", "instrument"] = "recording",
-        leaks: Literal["drop", "keep"] = "drop",
-        batch_size: int = 16,
-        workers: int = 0,
-        seed: int = 0,
-        stores: str = "data/stores",
-    ) -> None:
-        if not 0 < seconds <= CLIP_SECONDS:
-            raise ValueError(f"seconds is {seconds}; the clips are {CLIP_SECONDS:.2f} s long")
-        super().__init__(
-            AudioSpec(sample_rate, seconds, ("instrument",)),
-            place=root,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            stores=stores,
-            balance=balance,
-            leaks=leaks,
-        )
-        self.eval_batch_size = batch_size
-        self.url, self.splits = url, splits
+    def __post_init__(self) -> None:
+        self.read_from(self.root, ("instrument",))
+        self.eval_batch_size = self.batch_size
 
     def download(self, verify: bool = False) -> None:
         """Take the clips out of the tar.gz that is at hand; or fetch it, and the metadata."""
@@ -127,6 +111,7 @@ class MedleySolos(Recordings):
         return target
 
     def found(self) -> list[Recording]:
+        """The clips of the metadata that are there."""
         recordings, self.absent = medley_solos(self.place)
         return recordings
 
@@ -138,6 +123,7 @@ class MedleySolos(Recordings):
         return store
 
     def rows(self) -> Rows:
+        """The official splits, or by song."""
         if self.splits == "official":
             return super().rows()
         # Within each instrument songs go 60/20/20 to the splits; an instrument of one or two songs trains alone.
@@ -152,15 +138,15 @@ class MedleySolos(Recordings):
         return {split: np.flatnonzero(part == number) for number, split in enumerate(SPLITS)}
 
     def is_official(self) -> bool:
+        """Whether splits are the dataset's own."""
         return self.splits == "official"
 
-    def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
-        return self.test_items(rows)
-
     def test_items(self, rows: NDArray[np.int64]) -> StoreItems:
+        """The middle of each clip."""
         return StoreItems.middle(self.store, rows, self.spec.samples)
 
     def setup(self, stage: str | None = None) -> None:
+        """Open the splits, each of which has to have clips."""
         super().setup(stage)
         for split, rows in self.in_split.items():
             if len(rows) == 0:

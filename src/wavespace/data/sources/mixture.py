@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, PositiveInt
 from torch.utils.data import DataLoader
 
-from wavespace.data.base import Batch, DataModule, Item, Stream, rng_for
+from wavespace.data.base import Batch, DataModule, Item, Stream, Workers, rng_for
 from wavespace.errors import BadInput
-from wavespace.spec import AudioSpec
+from wavespace.settings import validate_settings
 
 
+@validate_settings
+@dataclass(kw_only=True, eq=False, repr=False)
 class Mixture(DataModule):
     """Windows of other datamodules, side by side in one batch; validation and test are those of one of them.
 
@@ -30,30 +34,26 @@ class Mixture(DataModule):
         ValueError: the shares are not shares of these parts, or the parts give audio of another kind.
     """
 
-    def __init__(
-        self,
-        *,
-        parts: dict[str, DataModule],
-        shares: dict[str, float],
-        scored: str,
-        batch_size: int = 6,
-        workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        if set(shares) != set(parts) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-            raise ValueError(f"shares is {shares}; it takes one above 0 for each of {', '.join(parts)}, in all 1")
-        if scored not in parts:
-            raise ValueError(f"scored is {scored}; it must be one of {', '.join(parts)}")
-        kinds = {(part.spec.sample_rate, part.spec.seconds) for part in parts.values()}
-        if len(kinds) > 1:
-            each = ", ".join(
-                f"{name} {part.spec.seconds:g} s at {part.spec.sample_rate} Hz" for name, part in parts.items()
-            )
+    parts: dict[str, DataModule]
+    shares: dict[str, Annotated[float, Field(gt=0, le=1)]]
+    scored: str
+    batch_size: PositiveInt = 6
+    workers: Workers = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = ", ".join(self.parts)
+        if set(self.shares) != set(self.parts) or abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError(f"shares = {self.shares}: it takes one for each of {names}, in all 1")
+        if self.scored not in self.parts:
+            raise ValueError(f"scored = {self.scored}: it must be one of {names}")
+        specs = {name: part.spec for name, part in self.parts.items()}
+        if len({(spec.sample_rate, spec.seconds) for spec in specs.values()}) > 1:
+            each = ", ".join(f"{name} {spec.seconds:g} s at {spec.sample_rate} Hz" for name, spec in specs.items())
             raise ValueError(f"its parts give windows of {each}; set sample_rate and seconds of all alike")
-        spec = parts[scored].spec
-        labels = ("notes",) if all("notes" in part.spec.labels for part in parts.values()) else ()
-        super().__init__(AudioSpec(spec.sample_rate, spec.seconds, labels), batch_size, workers)
-        self.parts, self.shares, self.scored, self.seed = parts, shares, parts[scored], seed
+        self.scored_part = self.parts[self.scored]
+        labels = ("notes",) if all("notes" in spec.labels for spec in specs.values()) else ()
+        super().__init__(replace(specs[self.scored], labels=labels), self.batch_size, self.workers)
 
     def download(self, verify: bool = False) -> None:
         """Each part's."""
@@ -92,8 +92,8 @@ class Mixture(DataModule):
                 raise BadInput(f"data.parts.{name} has nothing to train on; it holds {part.describe()}")
         self.train_set = Mixed([part.train_set for part in self.parts.values()], list(self.shares.values()), self.seed)
         for split in ("val_set", "test_set"):
-            if hasattr(self.scored, split):
-                setattr(self, split, getattr(self.scored, split))
+            if hasattr(self.scored_part, split):
+                setattr(self, split, getattr(self.scored_part, split))
 
     def verify(self) -> None:
         """Each part's."""
@@ -104,17 +104,17 @@ class Mixture(DataModule):
         """Facts of each part, and its share."""
         scored = {True: ", and scored", False: ""}
         return {
-            f"{name}, {self.shares[name]:.0%} of training{scored[part is self.scored]}": part.describe()
+            f"{name}, {self.shares[name]:.0%} of training{scored[name == self.scored]}": part.describe()
             for name, part in self.parts.items()
         }
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Of the part that is scored."""
-        return self.scored.val_dataloader()
+        return self.scored_part.val_dataloader()
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Of the part that is scored."""
-        return self.scored.test_dataloader()
+        return self.scored_part.test_dataloader()
 
 
 class Mixed:

@@ -7,14 +7,16 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from torch.utils.data import DataLoader
 
-from wavespace.data.base import Batch, DataModule
+from wavespace.data.base import Batch, DataModule, SampleRate, Seconds, Workers
 from wavespace.data.files.discovery import (
     ARCHIVES,
     Recording,
@@ -46,52 +48,56 @@ Rows = dict[str, NDArray[np.int64]]
 """Recordings of a store by split."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Recordings(DataModule):
     """Recordings that are read once into a store, and from there at any place.
 
-    A subclass gives `kind` and `found`, `rows` where splits are not the store's own, `download` where there is
-    something to download, and the licence and citation that are kept in the store's manifest.
+    A subclass is such a dataclass, too, whose fields are its settings beside those below. It gives `kind` and `found`,
+    `rows` where splits are not the store's own, `download` where there is something to download, and the licence and
+    citation that are kept in the store's manifest; its `__post_init__` calls `read_from`.
 
     Args:
-        place: folder of the dataset; or its archive; or a store of it, which is then all that is needed.
-        seed: of the training windows.
-        stores: folder in which stores are kept.
+        sample_rate: in Hz; other rates are resampled.
+        seconds: length of a training window.
         balance: "time": every second of music is as likely as any other in training; "recording": every recording as
             likely; or the name of a label: every class of it as likely.
+        val_windows: windows at equal distances that are validated on; None: whole recordings, as in test.
         leaks: "drop": a training recording of a piece that is also held out, or with the same audio, is left out, and
             a validation recording of what is in test; "keep": splits stay as they are.
-        val_windows: windows at equal distances that are validated on; None: whole recordings, as in test.
+        batch_size: windows a batch.
+        workers: loader processes; a store is fastest with none.
+        seed: of the training windows.
+        stores: folder in which stores are kept.
     """
 
-    kind: str
-    """Names the dataset in manifests."""
-    setting = "root"
-    """What `place` is called among the settings."""
-    licence = ""
-    citation = ""
+    sample_rate: SampleRate = 22_050
+    seconds: Seconds = 3.7
+    balance: str = "time"
+    val_windows: PositiveInt | None = None
+    leaks: Literal["drop", "keep"] = "drop"
+    batch_size: PositiveInt = 6
+    workers: Workers = 0
+    seed: int = 0
+    stores: str = "data/stores"
 
-    def __init__(
-        self,
-        spec: AudioSpec,
-        *,
-        place: str,
-        batch_size: int,
-        workers: int,
-        seed: int,
-        stores: str,
-        balance: str = "time",
-        leaks: Literal["drop", "keep"] = "drop",
-        val_windows: int | None = None,
-    ) -> None:
-        super().__init__(spec, batch_size, workers, eval_batch_size=1)
-        if val_windows is not None and val_windows < 1:
-            raise ValueError(f"val_windows is {val_windows}; it must be at least 1, or null for whole recordings")
-        if balance not in ("time", "recording", *spec.labels) or balance == "notes":
-            classes = [label for label in spec.labels if label != "notes"]
-            raise ValueError(f"balance is {balance}; it can be {', '.join(['time', 'recording', *classes])}")
+    kind: ClassVar[str]
+    """Names the dataset in manifests."""
+    setting: ClassVar[str] = "root"
+    """What `place` is called among the settings."""
+    licence: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+
+    def read_from(self, place: str, labels: tuple[str, ...]) -> None:
+        """Set where the dataset is, and which labels it has.
+
+        Args:
+            place: folder of the dataset; or its archive; or a store of it, which is then all that is needed.
+            labels: "notes", or names of classes.
+        """
+        spec = AudioSpec(self.sample_rate, self.seconds, labels)
+        super().__init__(spec, self.batch_size, self.workers, eval_batch_size=1)
         self.place, self.archive = unpacked(place)
-        self.stores, self.seed = Path(stores).expanduser(), seed
-        self.balance, self.leaks, self.val_windows = balance, leaks, val_windows
+        self.stores_folder = Path(self.stores).expanduser()
         self.cache: FeatureCache | None = None
 
     # --- A subclass's own ---------------------------------------------------------------------------------
@@ -153,23 +159,23 @@ class Recordings(DataModule):
         """The digest of the recordings: of the store that is open, else of those that are there."""
         if hasattr(self, "store"):
             return {self.setting: content_of_store(self.store.manifest)}
-        return {self.setting: content_in(self.place, self.found, Digests(self.stores))}
+        return {self.setting: content_in(self.place, self.found, Digests(self.stores_folder))}
 
     def is_prepared(self) -> bool:
         """Whether there is a store; files of more than `LOOKED` bytes that were never read have none."""
         if (self.place / MANIFEST).is_file():
             return True
         try:
-            recordings = see(self.found(), Digests(self.stores), LOOKED)
+            recordings = see(self.found(), Digests(self.stores_folder), LOOKED)
         except Unread:
             return False
-        return (self.stores / store_name(self.made_by(recordings))).exists()
+        return (self.stores_folder / store_name(self.made_by(recordings))).exists()
 
     def unprepared(self) -> str:
         """What there is in place of a store of the files as they are."""
         recordings = self.found()
         for store in self._earlier(recordings):
-            what = _difference(store, see(recordings, Digests(self.stores)))
+            what = _difference(store, see(recordings, Digests(self.stores_folder)))
             return f"{store.folder} was made of other files than there are in {self.place} now ({what})"
         return super().unprepared()
 
@@ -179,7 +185,7 @@ class Recordings(DataModule):
         if self.store.features is not None:
             self.store.features.verify()
         if self.recordings:
-            digests = Digests(self.stores).of([seen.path for r in self.recordings for seen in r.seen], anew=True)
+            digests = Digests(self.stores_folder).of([seen.path for r in self.recordings for seen in r.seen], anew=True)
             found = {seen.path: seen.digest for seen in digests}
             if changed := [s.path for r in self.recordings for s in r.seen if found[s.path] != s.digest]:
                 raise BadInput(
@@ -195,10 +201,10 @@ class Recordings(DataModule):
         if (self.place / MANIFEST).is_file():
             store = self._checked(Store.open(self.place))
         else:
-            self.recordings = see(self.found(), Digests(self.stores))
+            self.recordings = see(self.found(), Digests(self.stores_folder))
             made_by = self.made_by(self.recordings)
             store = build_store(
-                self.stores / store_name(made_by),
+                self.stores_folder / store_name(made_by),
                 self.recordings,
                 Samples(self.spec.sample_rate),
                 made_by,
@@ -207,7 +213,7 @@ class Recordings(DataModule):
                 made_from={"place": os.path.abspath(self.place), "files": _files(self.recordings)},
             )
         if self.cache is not None:
-            store.with_features(self.cache.store_for(store, self.stores))
+            store.with_features(self.cache.store_for(store, self.stores_folder))
         self.store = store
         for line in self.remarks():
             say(line)
@@ -273,7 +279,7 @@ class Recordings(DataModule):
         """Stores of the same folder at the same rate, made when it held something else; newest first."""
         found = []
         place, files = os.path.abspath(self.place), [self.kind, self.spec.sample_rate]
-        for manifest in self.stores.glob(f"*/{MANIFEST}") if recordings else ():
+        for manifest in self.stores_folder.glob(f"*/{MANIFEST}") if recordings else ():
             with suppress(UserError):
                 store = Store.open(manifest.parent)
                 made_by, made_from = store.manifest["made_by"], store.manifest.get("made_from") or {}

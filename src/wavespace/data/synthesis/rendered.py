@@ -12,14 +12,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from torch.utils.data import Dataset
 
-from wavespace.data.base import DataModule, Item, Notes, rng_for
+from wavespace.data.base import DataModule, Item, Notes, SampleRate, Seconds, Workers, rng_for
 from wavespace.data.files.discovery import TABLE, midi_files, of_rendered, scores
 from wavespace.data.files.midi import Performance, apply_pedal, clean, window
 from wavespace.data.files.scores import LONGEST_GAP, Scores, read_scores
@@ -28,6 +29,7 @@ from wavespace.data.synthesis.composer import compose
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.digests import Digests, file_digest
 from wavespace.errors import BadInput
+from wavespace.settings import validate_settings
 from wavespace.spec import PIANO_PITCHES, AudioSpec
 
 LEAD_IN = 2.0
@@ -49,6 +51,8 @@ OTHERS = (
 fundamental) and speak within some 60 ms (pads and slow strings do not)."""
 
 
+@validate_settings
+@dataclass(kw_only=True, eq=False, repr=False)
 class Rendered(DataModule):
     """Pieces that a composer makes up, or a folder of MIDI files, played by a soundfont.
 
@@ -78,43 +82,33 @@ class Rendered(DataModule):
         stores: folder in which the notes of MIDI files are kept, once they were read.
     """
 
-    def __init__(
-        self,
-        *,
-        sample_rate: int = 22_050,
-        seconds: float = 3.7,
-        midi: str | None = None,
-        test_midi: str | None = None,
-        soundfont: str | None = None,
-        programs: Literal["piano", "mixed"] | tuple[int, ...] = "piano",
-        melody: bool = False,
-        pedal: bool = True,
-        augment: bool = True,
-        batch_size: int = 6,
-        workers: int = 1,
-        seed: int = 0,
-        val_pieces: int = 8,
-        test_pieces: int = 16,
-        piece_seconds: float = 20.0,
-        stores: str = "data/stores",
-    ) -> None:
-        if min(seconds, piece_seconds) <= 0:
-            raise ValueError(f"seconds is {seconds} and piece_seconds is {piece_seconds}; both must be above 0")
-        if min(val_pieces, test_pieces) < 1:
-            raise ValueError(f"val_pieces is {val_pieces} and test_pieces {test_pieces}; both must be at least 1")
-        if isinstance(programs, str) and programs not in ("piano", "mixed"):
-            raise ValueError(f"programs is {programs!r}; it must be piano, mixed, or programs, as in [40, 71]")
-        if not isinstance(programs, str) and (not programs or not all(0 <= program <= 127 for program in programs)):
-            raise ValueError(f"programs is {list(programs)}; it takes one or more General MIDI programs, 0 to 127")
-        if test_midi is not None and midi is None:
+    sample_rate: SampleRate = 22_050
+    seconds: Seconds = 3.7
+    midi: str | None = None
+    test_midi: str | None = None
+    soundfont: str | None = None
+    programs: (
+        Literal["piano", "mixed"] | Annotated[tuple[Annotated[int, Field(ge=0, le=127)], ...], Field(min_length=1)]
+    ) = "piano"
+    melody: bool = False
+    pedal: bool = True
+    augment: bool = True
+    batch_size: PositiveInt = 6
+    workers: Workers = 1
+    seed: int = 0
+    val_pieces: PositiveInt = 8
+    test_pieces: PositiveInt = 16
+    piece_seconds: Annotated[float, Field(gt=0)] = 20.0
+    stores: str = "data/stores"
+
+    def __post_init__(self) -> None:
+        if self.test_midi is not None and self.midi is None:
             raise ValueError("test_midi is set and midi is not; set both, or midi alone")
-        labels = ("notes",) if isinstance(programs, str) else ("notes", "instrument")
-        super().__init__(AudioSpec(sample_rate, seconds, labels), batch_size, workers, eval_batch_size=4)
-        self.midi, self.test_midi, self.soundfont = midi, test_midi, soundfont
-        self.programs, self.melody = programs if isinstance(programs, str) else tuple(programs), melody
-        self.pedal, self.stores = pedal, Path(stores).expanduser()
-        self.augment, self.seed, self.piece_seconds = augment, seed, piece_seconds
-        self.pieces = {"val": val_pieces, "test": test_pieces}
+        labels = ("notes",) if isinstance(self.programs, str) else ("notes", "instrument")
+        spec = AudioSpec(self.sample_rate, self.seconds, labels)
+        super().__init__(spec, self.batch_size, self.workers, eval_batch_size=4)
+        self.stores_folder = Path(self.stores).expanduser()
+        self.pieces = {"val": self.val_pieces, "test": self.test_pieces}
 
     @property
     def instruments(self) -> tuple[str, ...]:
@@ -142,7 +136,7 @@ class Rendered(DataModule):
         if hasattr(self, "read"):
             return self.read
         given = {"midi": self.midi, "test_midi": self.test_midi, "soundfont": self.soundfont}
-        return of_rendered(given, Digests(self.stores))
+        return of_rendered(given, Digests(self.stores_folder))
 
     def setup(self, stage: str | None = None) -> None:
         """Find and read the scores; nothing is rendered before it is asked for."""
@@ -175,7 +169,7 @@ class Rendered(DataModule):
 
     def _scores(self, paths: Sequence[Path]) -> tuple[Scores, list[dict[str, Any]]]:
         """What can be played of some MIDI files, and facts of each file."""
-        folder, each = read_scores(Digests(self.stores).of(paths), self.stores)
+        folder, each = read_scores(Digests(self.stores_folder).of(paths), self.stores_folder)
         numbers = tuple(n for n, fact in enumerate(each) if fact["fault"] is None)
         return Scores(folder, numbers, tuple(paths[n].name for n in numbers)), each
 
@@ -183,7 +177,7 @@ class Rendered(DataModule):
         return Renderer(
             self.spec.sample_rate,
             self.soundfont,
-            programs=self.programs,
+            programs=self.programs if isinstance(self.programs, str) else tuple(self.programs),
             melody=self.melody,
             pedal=self.pedal,
             varied=varied,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from torch.utils.data import Dataset, Subset
 
-from wavespace.data.base import DataModule, Item, Notes, rng_for
+from wavespace.data.base import DataModule, Item, Notes, SampleRate, Seconds, Workers, rng_for
 from wavespace.data.synthesis.augment import LOUDEST, Audio
+from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec
 
 FULL_LEVEL = 0.1
@@ -34,6 +36,8 @@ BLOCK = 256
 Float = NDArray[np.float64]
 
 
+@validate_settings
+@dataclass(kw_only=True, eq=False, repr=False)
 class Synthetic(DataModule):
     """Windows of overlapping notes at free pitches, rendered on the fly; their `notes` have fractional MIDI pitches.
 
@@ -65,35 +69,41 @@ class Synthetic(DataModule):
         ValueError: a range descends or leaves its bounds, or a split is empty.
     """
 
-    def __init__(
-        self,
-        *,
-        sample_rate: int = 44_100,
-        seconds: float = 2.0,
-        voices: tuple[int, int] = (1, 10),
-        pitch: tuple[float, float] = (50.0, 5000.0),
-        partials: tuple[int, int] = (5, 24),
-        duration: tuple[float, float] = (0.12, 2.0),
-        level: tuple[float, float] = (-24.0, 0.0),
-        inharmonicity: tuple[float, float] | None = (1e-5, 1e-3),
-        detune: tuple[float, float] | None = (0.0, 8.0),
-        lowpass: tuple[float, float] | None = (1500.0, 12_000.0),
-        drive: tuple[float, float] | None = (0.2, 1.0),
-        reverb: tuple[float, float] | None = (0.15, 0.8),
-        odds: float = 0.5,
-        batch_size: int = 16,
-        workers: int = 1,
-        seed: int = 0,
-        val_items: int = 64,
-        test_items: int = 128,
-    ) -> None:
-        super().__init__(AudioSpec(sample_rate, seconds, ("notes",)), batch_size, workers)
-        if min(val_items, test_items) < 1:
-            raise ValueError(f"val_items is {val_items} and test_items {test_items}; both must be at least 1")
-        self.seed, self.items = seed, {"val": val_items, "test": test_items}
-        duration = duration[0], min(duration[1], seconds)
+    sample_rate: SampleRate = 44_100
+    seconds: Seconds = 2.0
+    voices: tuple[int, int] = (1, 10)
+    pitch: tuple[float, float] = (50.0, 5000.0)
+    partials: tuple[int, int] = (5, 24)
+    duration: tuple[float, float] = (0.12, 2.0)
+    level: tuple[float, float] = (-24.0, 0.0)
+    inharmonicity: tuple[float, float] | None = (1e-5, 1e-3)
+    detune: tuple[float, float] | None = (0.0, 8.0)
+    lowpass: tuple[float, float] | None = (1500.0, 12_000.0)
+    drive: tuple[float, float] | None = (0.2, 1.0)
+    reverb: tuple[float, float] | None = (0.15, 0.8)
+    odds: Annotated[float, Field(ge=0, le=1)] = 0.5
+    batch_size: PositiveInt = 16
+    workers: Workers = 1
+    seed: int = 0
+    val_items: PositiveInt = 64
+    test_items: PositiveInt = 128
+
+    def __post_init__(self) -> None:
+        super().__init__(AudioSpec(self.sample_rate, self.seconds, ("notes",)), self.batch_size, self.workers)
+        self.items = {"val": self.val_items, "test": self.test_items}
         self.synthesizer = Synthesizer(
-            self.spec, voices, pitch, partials, duration, level, inharmonicity, detune, lowpass, drive, reverb, odds
+            self.spec,
+            self.voices,
+            self.pitch,
+            self.partials,
+            (self.duration[0], min(self.duration[1], self.seconds)),
+            self.level,
+            self.inharmonicity,
+            self.detune,
+            self.lowpass,
+            self.drive,
+            self.reverb,
+            self.odds,
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -197,12 +207,10 @@ class Synthesizer:
             "lowpass": (self.lowpass, 1.0, np.inf),
             "drive": (self.drive, 0.0, 1.0),
             "reverb": (self.reverb, 0.05, 20.0),
-            "odds": ((self.odds, self.odds), 0.0, 1.0),
         }
         for name, (limits, least, most) in bounds.items():
             if limits is not None and not least <= limits[0] <= limits[1] <= most:
-                value = self.odds if name == "odds" else list(limits)
-                raise ValueError(f"{name} is {value}; it must ascend and lie within {least:g} and {most:g}")
+                raise ValueError(f"{name} = {list(limits)}: it must ascend and lie within {least:g} and {most:g}")
 
     def window(self, rng: Generator) -> Window:
         """A window of audio, its notes and their signals; all of it follows from `rng`."""
