@@ -183,6 +183,10 @@ class RemoteZip:
                         pass
             finally:
                 self._remote.halted = True
+            for left in folder.rglob(".*.part"):  # a kill came when the file was whole, and this not yet removed
+                if (whole := left.with_name(left.name[1:-5])).exists():
+                    left.unlink()
+                    whole.with_name(f".{whole.name}.from").unlink(missing_ok=True)
 
     def _fetch(self, info: zipfile.ZipInfo, path: Path, advance: Callable[[int], object]) -> None:
         start, end = info.header_offset, self._ends[info.header_offset]
