@@ -69,8 +69,8 @@ def _plain(data: DataModule, task: Task, steps: int) -> float:
     times = []
     for batch, _ in zip(data.train_dataloader(), range(steps)):
         start = time.perf_counter()
-        features = task.features(batch.audio)
-        task.loss(task.apply_model(features), features, batch)["loss"].backward()
+        example = task.training_example(batch)
+        task.loss(task.apply_model(example.features), example)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), 3.0)
         optimizer.step()
         optimizer.zero_grad()

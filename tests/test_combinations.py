@@ -20,7 +20,7 @@ from wavespace.build import build_task
 from wavespace.data.base import Batch, Item, Notes, collate
 from wavespace.inference import CONTEXT, stream
 from wavespace.spec import AudioSpec
-from wavespace.tasks.base import Task
+from wavespace.tasks.base import Example, Task
 
 RATE, HOP = 8000, 256
 SECONDS = 0.75
@@ -82,9 +82,9 @@ def batch() -> Batch:
     return collate([Item(sound_of(n, RATE, SECONDS) + x, f"{i}", n) for i, (n, x) in enumerate(zip(NOTES, noise))])
 
 
-def step(task: Task, optimizer: torch.optim.Optimizer, features: Tensor) -> float:
+def step(task: Task, optimizer: torch.optim.Optimizer, example: Example) -> float:
     optimizer.zero_grad()
-    loss = task.loss(task.apply_model(features), features, batch())["loss"]
+    loss = task.loss(task.apply_model(example.features), example)["loss"]
     loss.backward()
     optimizer.step()
     return float(loss.detach())
@@ -93,8 +93,8 @@ def step(task: Task, optimizer: torch.optim.Optimizer, features: Tensor) -> floa
 @pytest.mark.parametrize(("model", "task"), CASES)
 def test_the_loss_has_a_gradient_to_every_parameter(model: str, task: str) -> None:
     built = task_of(model, task)
-    features = built.features_of(batch())
-    built.loss(built.apply_model(features), features, batch())["loss"].backward()
+    example = built.training_example(batch())
+    built.loss(built.apply_model(example.features), example)["loss"].backward()
     for name, parameter in built.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -118,10 +118,10 @@ def test_a_batch_is_its_items_one_by_one(model: str, task: str) -> None:
 def test_equal_seeds_give_equal_bits_after_two_steps(model: str, task: str) -> None:
     def trained() -> tuple[list[float], dict[str, Tensor]]:
         built = task_of(model, task)
-        features, optimizer, losses = built.features_of(batch()), built.optim.build(built), []
+        example, optimizer, losses = built.training_example(batch()), built.optim.build(built), []
         for number in range(2):
             torch.manual_seed(number)  # as `Task.on_train_batch_start`
-            losses.append(step(built, optimizer, features))
+            losses.append(step(built, optimizer, example))
         return losses, built.state_dict()
 
     (losses, state), (again, same) = trained(), trained()
@@ -150,7 +150,8 @@ def test_what_a_task_adds_to_a_model_joins_in_windows(model: str) -> None:
 @pytest.mark.parametrize(("model", "task"), [case for case in CASES if case[1] != "self_salience"])  # it has no labels
 def test_a_batch_is_learned_by_heart(model: str, task: str) -> None:
     built = task_of(model, task)
-    features = built.features_of(batch())
+    example = built.training_example(batch())
+    features = example.features
     mean = features.mean((0, 3), keepdim=True).expand_as(features)
     least, most = {
         "reconstruction": (0.0, 0.5 * float((features - mean).abs().mean())),  # of what a constant spectrum is off
@@ -160,10 +161,10 @@ def test_a_batch_is_learned_by_heart(model: str, task: str) -> None:
     optimizer = torch.optim.AdamW(built.parameters(), lr=0.03, fused=True)
     for _ in range(20):
         for _ in range(10):
-            step(built.train(), optimizer, features)
+            step(built.train(), optimizer, example)
         with torch.no_grad():
-            observed = built.eval().observe(built.apply_model(features), features, batch())
-            figure = built.summarize(observed, tune=True)[built.table[0]]
-        if least <= figure <= most:
+            outputs = built.eval().eval_batch(batch())
+            metric = built.compute_metrics(outputs, tune=True)[built.table[0]]
+        if least <= metric <= most:
             return
-    pytest.fail(f"after 200 steps {built.table[0]} is {figure:.3f}")
+    pytest.fail(f"after 200 steps {built.table[0]} is {metric:.3f}")

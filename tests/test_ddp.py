@@ -41,7 +41,7 @@ def test_two_processes_that_are_told_to_stop_go_on_to_what_one_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each item is normalised by itself, so that it doesn't matter which others are beside it.
-    overrides = [*make_medley(tmp_path / "medley"), *TRAINER, "model.norm=group", "task.heard=0"]
+    overrides = [*make_medley(tmp_path / "medley"), *TRAINER, "model.norm=group", "task.multi_scale_items=0"]
     monkeypatch.setattr(samples, "save_samples", lambda *_: None)
     alone = compose([*overrides, f"runs={tmp_path / 'alone'}"])
     train.run(alone)

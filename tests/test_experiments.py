@@ -42,7 +42,7 @@ def cut(cfg: dict, folder: Path) -> list[str]:
     elif kind == "MedleySolos":
         made = [o for o in make_medley(folder) if o.startswith(("data.root", "data.stores"))]
         overrides += [*made, "data.splits=official", "data.batch_size=2", "data.seconds=0.5"]
-        overrides += ["data.sample_rate=22050", "frontend.bins=64", "frontend.n_fft=1024", "task.heard=1"]
+        overrides += ["data.sample_rate=22050", "frontend.bins=64", "frontend.n_fft=1024", "task.multi_scale_items=1"]
     return overrides
 
 

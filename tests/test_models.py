@@ -518,12 +518,12 @@ def test_one_batch_is_learned_by_heart(frontend: str, model: str, task: str, sha
             audio += 0.3 * np.sin(2 * np.pi * midi_to_hz(pitch) * time) * ((time >= onset) & (time < offset))
         items.append(Item(audio.astype(np.float32), "", played))
     batch = collate(items)
-    x = built.features(batch.audio)
+    example = built.training_example(batch)
     optimizer = torch.optim.Adam(built.parameters(), 0.01)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss = built.loss(built.apply_model(x), x, batch)["loss"]
+        loss = built.loss(built.apply_model(example.features), example)["loss"]
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))

@@ -64,17 +64,17 @@ def test_the_distance_of_sounds_is_that_of_librosa_s_spectra_and_none_of_equal_o
     assert multi_scale_distance(first, -first) == pytest.approx(0.0, abs=1e-6)  # phase alone is no distance
 
 
-def test_a_bounded_number_of_test_items_is_heard_and_none_in_training(tmp_path: Path) -> None:
-    cfg = compose([*make_medley(tmp_path / "medley"), *TRAINER, *SHORT, "task.heard=2"])
+def test_a_bounded_number_of_test_items_is_resynthesised_and_none_in_training(tmp_path: Path) -> None:
+    cfg = compose([*make_medley(tmp_path / "medley"), *TRAINER, *SHORT, "task.multi_scale_items=2"])
     run = RunFolder(tmp_path / "run")
     parts = build(cfg)
     task = parts.task
-    heard: list[Any] = []
+    found: list[float] = []
     distance = task._distance  # type: ignore[attr-defined]
-    task._distance = lambda *given: heard.append(distance(*given)) or heard[-1]  # type: ignore[attr-defined,func-returns-value]
+    task._distance = lambda *given: found.append(distance(*given)) or found[-1]  # type: ignore[attr-defined,func-returns-value]
     fit(cfg, parts, run)
-    assert [value is not None for value in heard] == [False] * 3 + [True, True, False]  # validation, then test
-    assert run.status()["metrics"]["test/multi_scale"] == pytest.approx(np.mean(heard[3:5]))
+    assert len(found) == 2
+    assert run.status()["metrics"]["test/multi_scale"] == pytest.approx(np.mean(found))
     assert "val/multi_scale" not in run.status()["metrics"]
 
 
@@ -85,9 +85,9 @@ def test_training_windows_are_moved_along_frequency_and_others_are_not() -> None
     task = small_task("log_frequency", "conv2d", "reconstruction", "task.shift=5")
     audio = 0.3 * torch.randn(64, 1, 1000, generator=torch.Generator().manual_seed(0))
     batch = Batch(audio, torch.full((64,), 1000), torch.zeros(0, 5), {}, [""] * 64)
-    still = task.features_of(batch)
-    assert torch.equal(still, task.features(audio))
-    moved = task.train().features_of(batch)
+    still = task.example(batch).features
+    assert torch.equal(still, task.frontend(audio))
+    moved = task.training_example(batch).features
     assert moved.shape == still.shape
     padded = torch.nn.functional.pad(still, (0, 0, 5, 5), value=task.out_spec.low)
     shifts = []
@@ -97,8 +97,8 @@ def test_training_windows_are_moved_along_frequency_and_others_are_not() -> None
     assert set(shifts) == set(range(11))
     with pytest.raises(ValueError, match="shift is 48; it must be 0 to 47 bins"):
         Reconstruction(task.frontend, shift=48)
-    with pytest.raises(ValueError, match="heard is -1"):
-        Reconstruction(task.frontend, heard=-1)
+    with pytest.raises(ValueError, match="multi_scale_items = -1"):
+        Reconstruction(task.frontend, multi_scale_items=-1)
 
 
 # --- Nets that begin as a PCA ----------------------------------------------------------------------------
@@ -176,7 +176,12 @@ def test_a_linear_path_needs_a_latent_and_what_is_no_copy_starts_elsewhere() -> 
 
 def test_training_begins_at_the_pca_of_the_training_audio(tmp_path: Path) -> None:
     settings = ["model=conv1d", "model.width=4", "model.depth=2", "model.latent=8", "model.linear=true"]
-    baseline = ["+baseline._target_=wavespace.models.pca.PCA", "+baseline.latent=8", "optim.lr=1e-9", "task.heard=1"]
+    baseline = [
+        "+baseline._target_=wavespace.models.pca.PCA",
+        "+baseline.latent=8",
+        "optim.lr=1e-9",
+        "task.multi_scale_items=1",
+    ]
     cfg = compose([*make_medley(tmp_path / "medley"), *TRAINER, *SHORT, *settings, *baseline])
     run = RunFolder(tmp_path / "run")
     fit(cfg, build(cfg), run)

@@ -44,8 +44,7 @@ def batch_of(*notes: Notes, seconds: tuple[float, ...] | None = None) -> Batch:
 
 
 def perfect_output(task: Salience, batch: Batch, frames: int) -> Tensor:
-    empty = torch.zeros(len(batch.names), 1, task.out_spec.bins, frames)
-    return torch.logit(task.target(batch, empty).clamp(1e-6, 1 - 1e-6))[:, None]
+    return torch.logit(task.target(batch, frames).clamp(1e-6, 1 - 1e-6))[:, None]
 
 
 # --- Losses ----------------------------------------------------------------------------------------------
@@ -139,7 +138,7 @@ def test_the_task_takes_its_loss_of_its_own_labels(settings: dict[str, object]) 
         spread_cents=float(settings.get("spread_cents", 25.0)),  # type: ignore[arg-type]
     )
     expected = focal(output[:, 0], labels, 1.5) if "loss" in settings else balanced(output[:, 0], labels)
-    assert float(task.loss(output, output, batch)["loss"]) == float(expected)
+    assert float(task.loss(output, task.example(batch))["loss"]) == float(expected)
 
 
 # --- Peaks -----------------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def test_a_flat_map_has_no_slope_to_divide_by() -> None:
     assert one[1] == pytest.approx(69 + 12 * math.log2(100 / 440))
 
 
-# --- Figures ---------------------------------------------------------------------------------------------
+# --- Metrics ---------------------------------------------------------------------------------------------
 
 
 def test_the_targets_themselves_score_one_and_padding_is_not_scored() -> None:
@@ -210,25 +209,25 @@ def test_the_targets_themselves_score_one_and_padding_is_not_scored() -> None:
     batch = batch_of(CHORD, TUNE, NO_NOTES, seconds=(2.0, 1.0, 1.5))
     output = perfect_output(task, batch, 87)
     output[1, :, 50, 50:] = 9.0  # a pitch in the padding of an item that has 44 frames
-    observed = task.observe(output, output, batch)
-    assert [item.melody is not None for item in observed] == [False, True, False]
-    figures = task.summarize(observed, tune=False)
+    outputs = task.eval_outputs(output, task.example(batch))
+    assert [item.melody is not None for item in outputs] == [False, True, False]
+    metrics = task.compute_metrics(outputs, tune=False)
     for name in ("f1", "precision", "recall", "accuracy", "chroma_f1"):
-        assert figures[f"salience_{name}"] == 1.0
-    assert figures["octave_share_of_fp"] == figures["vfa"] == 0
-    assert figures["rpa"] == figures["rca"] == figures["vr"] == 1
-    assert figures["salience_threshold"] == 0.5
-    melody = observed[1].melody
+        assert metrics[f"salience_{name}"] == 1.0
+    assert metrics["octave_share_of_fp"] == metrics["vfa"] == 0
+    assert metrics["rpa"] == metrics["rca"] == metrics["vr"] == 1
+    assert metrics["salience_threshold"] == 0.5
+    melody = outputs[1].melody
     assert melody is not None
     assert len(melody.reference) == len(melody.strongest) == 100
-    assert task.monitor.removeprefix("val/") in figures
-    assert set(task.table) <= set(figures)
+    assert task.monitor.removeprefix("val/") in metrics
+    assert set(task.table) <= set(metrics)
 
 
-def test_without_a_single_voice_there_are_no_figures_of_one() -> None:
+def test_without_a_single_voice_there_are_no_metrics_of_one() -> None:
     task, batch = task_of(), batch_of(CHORD, NO_NOTES)
     output = perfect_output(task, batch, 44)
-    assert "rpa" not in task.summarize(task.observe(output, output, batch), tune=False)
+    assert "rpa" not in task.compute_metrics(task.eval_outputs(output, task.example(batch)), tune=False)
 
 
 def test_where_instruments_are_told_apart_each_has_its_pitch_accuracy() -> None:
@@ -236,39 +235,42 @@ def test_where_instruments_are_told_apart_each_has_its_pitch_accuracy() -> None:
     output = perfect_output(task, batch, 44)
     output[1] = perfect_output(task, batch_of(TUNE + np.array([0, 0, 5, 0])), 44)[0]
     told = batch._replace(labels={"instrument": torch.tensor([2, 0, 0, 1])})
-    figures = task.summarize(task.observe(output, output, told), tune=False)
-    assert {name: value for name, value in figures.items() if name.startswith("rpa_")} == {"rpa_0": 0.5, "rpa_2": 1.0}
-    assert not any(name.startswith("rpa_") for name in task.summarize(task.observe(output, output, batch), tune=False))
+    metrics = task.compute_metrics(task.eval_outputs(output, task.example(told)), tune=False)
+    assert {name: value for name, value in metrics.items() if name.startswith("rpa_")} == {"rpa_0": 0.5, "rpa_2": 1.0}
+    assert not any(
+        name.startswith("rpa_")
+        for name in task.compute_metrics(task.eval_outputs(output, task.example(batch)), tune=False)
+    )
 
 
 def test_an_octave_error_is_one_of_pitch_and_not_of_chroma() -> None:
     task, batch = task_of(), batch_of(TUNE)
     up = perfect_output(task, batch_of(TUNE + np.array([0, 0, 12, 0])), 44)
-    figures = task.summarize(task.observe(up, up, batch), tune=False)
-    assert figures["salience_f1"] == figures["rpa"] == 0
-    assert figures["salience_chroma_f1"] == figures["rca"] == figures["vr"] == figures["octave_share_of_fp"] == 1
+    metrics = task.compute_metrics(task.eval_outputs(up, task.example(batch)), tune=False)
+    assert metrics["salience_f1"] == metrics["rpa"] == 0
+    assert metrics["salience_chroma_f1"] == metrics["rca"] == metrics["vr"] == metrics["octave_share_of_fp"] == 1
 
 
 def test_validation_chooses_the_threshold_and_the_checkpoint_keeps_it() -> None:
     task, batch = task_of(thresholds="[0.2,0.4,0.7]"), batch_of(CHORD)
     output = torch.logit(0.55 * perfect_output(task, batch, 44).sigmoid())
     output[0, 0, 5] = torch.logit(torch.tensor(0.3))  # a weak pitch that is none
-    observed = task.observe(output, output, batch)
+    outputs = task.eval_outputs(output, task.example(batch))
     assert float(task.threshold) == 0.5
-    before = task.summarize(observed, tune=False)
+    before = task.compute_metrics(outputs, tune=False)
     assert before["salience_threshold"] == 0.5
-    figures = task.summarize(observed, tune=True)
-    assert figures["salience_threshold"] == pytest.approx(0.4)
-    assert figures["salience_f1"] == 1.0
+    metrics = task.compute_metrics(outputs, tune=True)
+    assert metrics["salience_threshold"] == pytest.approx(0.4)
+    assert metrics["salience_f1"] == 1.0
     task.threshold.fill_(0.2)  # as of another validation
-    assert task.summarize(observed, tune=False)["salience_f1"] < 1
+    assert task.compute_metrics(outputs, tune=False)["salience_f1"] < 1
     assert float(task.state_dict()["threshold"]) == pytest.approx(0.2)
 
 
 def test_a_sample_shows_what_was_played_and_what_was_found() -> None:
     task, batch = task_of(), batch_of(CHORD, TUNE, seconds=(2.0, 1.0))
     output = perfect_output(task, batch, 87)
-    sample = task.sample(output, task.features(batch.audio), batch, 1)
+    sample = task.sample(output, task.example(batch), 1)
     assert [picture.title for picture in sample.pictures] == ["input", "target", "prediction"]
     assert [picture.values.shape for picture in sample.pictures] == [(48, 44), (271, 44), (271, 44)]
     np.testing.assert_allclose(sample.pictures[2].values, sample.pictures[1].values, atol=1e-5)
@@ -385,13 +387,13 @@ def test_a_small_net_learns_a_batch_by_heart(loss: str) -> None:
     batch = collate([data.train_set[position] for position in range(4)])
     torch.manual_seed(0)
     task = build_task(cfg, data.spec)
-    features = task.features_of(batch)
+    example = task.example(batch)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=0.02)
     task.train()
     for _ in range(50):
         optimizer.zero_grad()
-        task.loss(task.apply_model(features), features, batch)["loss"].backward()
+        task.loss(task.apply_model(example.features), example)["loss"].backward()
         optimizer.step()
     with torch.no_grad():
-        figures = task.eval().summarize(task.observe(task.apply_model(features), features, batch), tune=True)
-    assert figures["salience_f1"] > 0.9
+        metrics = task.eval().compute_metrics(task.eval_outputs(task.apply_model(example.features), example), tune=True)
+    assert metrics["salience_f1"] > 0.9

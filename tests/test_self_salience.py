@@ -20,7 +20,16 @@ from wavespace.data.synthesis.tones import Tones
 from wavespace.errors import Incompatible
 from wavespace.spec import midi_to_hz
 from wavespace.tasks.salience import log_bins
-from wavespace.tasks.self_salience import SLACK, SelfSalience, by_pitch, entropy, joined, level, off_by_octaves, shifted
+from wavespace.tasks.self_salience import (
+    SLACK,
+    SelfSalience,
+    entropy,
+    focal_by_pitch,
+    joined,
+    level,
+    off_by_octaves,
+    shifted,
+)
 
 RATE = AUDIO.sample_rate
 SMALL = ["data=rendered", "frontend=cqt", "frontend.bins=180", "frontend.fmin=55.0", "frontend.hop=1024",
@@ -46,8 +55,11 @@ def batch_of(count: int = 2, seed: int = 0) -> Batch:
 
 def losses_of(task: SelfSalience, batch: Batch, seed: int = 1) -> dict[str, Tensor]:
     torch.manual_seed(seed)
-    features = task.features_of(batch)
-    return task.loss(task.apply_model(features), features, batch)
+    example = task.training_example(batch) if task.training else task.example(batch)
+    losses = task.loss(task.apply_model(example.features), example)
+    if task.training:
+        task.after_step(losses)
+    return losses
 
 
 # --- What is rebuilt -------------------------------------------------------------------------------------
@@ -55,7 +67,7 @@ def losses_of(task: SelfSalience, batch: Batch, seed: int = 1) -> dict[str, Tens
 
 def test_a_map_of_nothing_and_any_map_of_silence_rebuild_silence() -> None:
     task = task_of()
-    loud = task.features(batch_of().audio)
+    loud = task.frontend(batch_of().audio)
     silent = torch.full_like(loud, -80.0)
     shape = (2, 1, task.out_spec.bins, loud.shape[-1])
     assert (task.synthesis(torch.zeros(shape), loud) == 0).all()
@@ -67,7 +79,7 @@ def test_a_map_of_nothing_and_any_map_of_silence_rebuild_silence() -> None:
 
 def test_what_is_rebuilt_is_the_formula() -> None:
     task = task_of(timbres=2, harmonics=5)
-    features = task.features(batch_of().audio)[..., :3].double()
+    features = task.frontend(batch_of().audio)[..., :3].double()
     task = task.double()
     shares = torch.rand(2, 2, task.out_spec.bins, 3, dtype=torch.float64)
     found = task.synthesis(shares, features).detach().numpy()
@@ -87,7 +99,7 @@ def test_what_is_rebuilt_is_the_formula() -> None:
 
 def test_a_perfect_rebuilding_costs_nothing_and_any_other_something() -> None:
     task = task_of()
-    features = task.features(batch_of().audio)
+    features = task.frontend(batch_of().audio)
     output = torch.randn(2, 1, task.out_spec.bins, features.shape[-1])
     rebuilt = task.synthesis(task.channels(output), features).detach()
     wrong = float(task.unexplained(output, features).detach())
@@ -163,10 +175,19 @@ def test_an_ingredient_without_weight_is_not_there(settings: dict[str, Any], ter
     assert losses["loss"].requires_grad
 
 
-def test_outside_of_training_nothing_is_added_to_a_batch() -> None:
-    task, batch = task_of().eval(), batch_of()
-    assert len(task.features_of(batch)) == 2
-    assert len(task.train().features_of(batch)) == 2 + 2 + 2
+def test_training_alone_adds_to_a_batch_and_a_loss_changes_nothing() -> None:
+    task, batch = task_of(margin=50), batch_of()
+    assert len(task.example(batch).features) == 2
+    torch.manual_seed(0)
+    example = task.train().training_example(batch)
+    assert len(example.features) == 2 + 2 + 2
+    output = task.apply_model(example.features)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    first, second = (task.loss(output, example) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(before[name], value) for name, value in task.state_dict().items())
+    task.after_step(first)
+    assert float(task.multiplier) > 0
 
 
 def test_the_multiplier_rises_while_the_constraint_is_violated_and_falls_while_it_is_met() -> None:
@@ -239,11 +260,11 @@ def test_a_small_net_learns_a_batch_by_heart(term: str) -> None:
     task = task_of(**OFF | {term: 1}).train()
     batch = batch_of()
     torch.manual_seed(1)
-    features = task.features_of(batch)
+    example = task.training_example(batch)
     optimizer = torch.optim.AdamW(task.parameters(), lr=2e-2)
     history = []
     for _ in range(30):
-        loss = task.loss(task.apply_model(features), features, batch)["loss"]
+        loss = task.loss(task.apply_model(example.features), example)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -271,12 +292,12 @@ def test_tones_sound_where_their_notes_say() -> None:
     task = task_of()
     hits = []
     for i in range(20):
-        item = tones.item(rng_for("heard", i))
+        item = tones.item(rng_for("tones", i))
         assert item.audio.dtype == np.float32
         assert len(item.audio) == RATE
         assert np.abs(item.audio).max() <= 0.99
         assert (item.notes[:, 1] > item.notes[:, 0]).all()
-        frames = task.features(torch.tensor(item.audio)[None, None])[0, 0]  # (F, T)
+        frames = task.frontend(torch.tensor(item.audio)[None, None])[0, 0]  # (F, T)
         for onset, offset, pitch, _ in item.notes:
             middle = round((max(0, onset) + min(1, offset)) / 2 * RATE / 1024)
             if midi_to_hz(pitch) > 200 and offset - onset > 0.3 and 2 < middle < frames.shape[1] - 2:
@@ -321,7 +342,7 @@ def test_an_octave_too_many_costs_more_and_other_errors_do_not() -> None:
     def cost(bin: int, octaves: float) -> float:
         logit = target.logit(0.002)
         logit[0, bin] = 3.0
-        return float(by_pitch(logit, target, 1 + octaves * off_by_octaves(target, 3)))
+        return float(focal_by_pitch(logit, target, 1 + octaves * off_by_octaves(target, 3)))
 
     assert cost(15, 4) == pytest.approx(5 * cost(15, 0), rel=0.05)
     assert cost(10, 4) == pytest.approx(cost(10, 0), rel=0.05)
@@ -336,10 +357,10 @@ def test_validation_scores_by_notes_and_says_what_is_left_unexplained() -> None:
     losses_of(task.train(), batch)
     task.eval()
     with torch.no_grad():
-        figures = task.summarize(task.observe_batch(batch), tune=True)
-        features = task.features_of(batch)
-        sample = task.sample(task.apply_model(features), features, batch, 0)
-    assert {"salience_f1", "unexplained", "constraint", "loss"} <= set(figures)
+        metrics = task.compute_metrics(task.eval_batch(batch), tune=True)
+        example = task.example(batch)
+        sample = task.sample(task.apply_model(example.features), example, 0)
+    assert {"salience_f1", "unexplained", "constraint", "loss"} <= set(metrics)
     rebuilt = sample.pictures[-1]
     assert rebuilt.title == "rebuilt"
     assert rebuilt.values.shape == (180, 22)

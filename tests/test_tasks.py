@@ -17,6 +17,7 @@ from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.inference import stream
 from wavespace.optim import AdamW
 from wavespace.spec import PIANO_PITCHES, AudioSpec, FeatureSpec
+from wavespace.tasks.base import Example
 from wavespace.tasks.piano_roll import HEADS, Conditioning, PianoRoll
 from wavespace.tasks.reconstruction import Reconstruction
 
@@ -78,7 +79,7 @@ def test_the_piano_roll_loss_is_the_formula_in_float64() -> None:
     task = piano_roll(**weights)
     batch = batch_of(NOTES, NO_NOTES, NOTES[:2] + np.array([0.013, 0.021, 3, 5]))
     output = 2 * torch.randn(3, 4, 88, 44, generator=torch.Generator().manual_seed(0))
-    found = task.loss(output, output, batch)
+    found = task.loss(output, task.example(batch))
 
     rate = RATE / 512
     targets = np.stack(
@@ -108,13 +109,13 @@ def perfect_output(task: PianoRoll, batch: Batch, frames: int) -> Tensor:
 def test_the_targets_themselves_have_the_least_loss() -> None:
     task, batch = piano_roll(), batch_of(NOTES, NOTES[1:])
     best = perfect_output(task, batch, 44)
-    least = task.loss(best, best, batch)
+    least = task.loss(best, task.example(batch))
     generator = torch.Generator().manual_seed(0)
     for size in (0.1, 1.0, 4.0):
         for head in range(4):
             other = best.clone()
             other[:, head] += size * torch.randn(2, 88, 44, generator=generator)
-            worse = task.loss(other, other, batch)
+            worse = task.loss(other, task.example(batch))
             assert worse["loss"] > least["loss"]
             assert worse[HEADS[head]] > least[HEADS[head]]
 
@@ -125,16 +126,16 @@ def test_the_targets_themselves_score_one_and_padding_is_not_decoded() -> None:
     batch = batch_of(*inside, seconds=(2.0, 1.0, 1.5))
     output = perfect_output(task, batch, 87)
     output[1, :2, 30, 50:] = 9.0  # a note in the padding of an item that has 44 frames
-    observed = task.observe(output, output, batch)
-    assert [item.heads.shape for item in observed] == [(4, 88, 87), (4, 88, 44), (4, 88, 65)]
-    assert [item.seconds for item in observed] == pytest.approx([2.0, 1.0, 1.5], abs=1e-4)
-    for item, notes in zip(observed, inside):
+    outputs = task.eval_outputs(output, task.example(batch))
+    assert [item.heads.shape for item in outputs] == [(4, 88, 87), (4, 88, 44), (4, 88, 65)]
+    assert [item.seconds for item in outputs] == pytest.approx([2.0, 1.0, 1.5], abs=1e-4)
+    for item, notes in zip(outputs, inside):
         np.testing.assert_allclose(task.decode(item.heads)[:, [0, 2, 3]], notes[:, [0, 2, 3]], atol=1e-3)
-    figures = task.summarize(observed, tune=False)
+    metrics = task.compute_metrics(outputs, tune=False)
     for name in ("note_f1_onset", "note_f1_onset_offset", "note_f1_onset_offset_velocity"):
-        assert figures[name] == 1.0
-    assert figures["frame_f1"] > 0.95
-    assert figures["onset_threshold"] == 0.5
+        assert metrics[name] == 1.0
+    assert metrics["frame_f1"] > 0.95
+    assert metrics["onset_threshold"] == 0.5
 
 
 def test_a_note_from_before_the_item_is_scored_by_frames_alone() -> None:
@@ -143,9 +144,9 @@ def test_a_note_from_before_the_item_is_scored_by_frames_alone() -> None:
     batch = batch_of(ringing)
     output = perfect_output(task, batch, 44)
     assert output[0, 0, 40 - 21].max() < -5, "it has no onset to learn either"
-    figures = task.summarize(task.observe(output, output, batch), tune=False)
-    assert figures["note_f1_onset"] == 1.0
-    assert figures["frame_recall"] < 0.95, "as no note is decoded for it"
+    metrics = task.compute_metrics(task.eval_outputs(output, task.example(batch)), tune=False)
+    assert metrics["note_f1_onset"] == 1.0
+    assert metrics["frame_recall"] < 0.95, "as no note is decoded for it"
 
 
 def test_validation_chooses_the_onset_threshold_and_the_checkpoint_keeps_it() -> None:
@@ -156,10 +157,10 @@ def test_validation_chooses_the_onset_threshold_and_the_checkpoint_keeps_it() ->
     output[:, 0] = torch.maximum(quiet, torch.logit(torch.tensor(1e-4)))
     output[:, 0, 10, [5, 15, 25]] = torch.logit(torch.tensor(0.3))  # three weak onsets that are none
     assert float(task.onset_threshold) == 0.5
-    assert task.summarize(task.observe(output, output, batch), tune=False)["onset_threshold"] == 0.5
-    figures = task.summarize(task.observe(output, output, batch), tune=True)
-    assert figures["onset_threshold"] == pytest.approx(0.4)
-    assert figures["note_f1_onset"] == 1.0
+    assert task.compute_metrics(task.eval_outputs(output, task.example(batch)), tune=False)["onset_threshold"] == 0.5
+    metrics = task.compute_metrics(task.eval_outputs(output, task.example(batch)), tune=True)
+    assert metrics["onset_threshold"] == pytest.approx(0.4)
+    assert metrics["note_f1_onset"] == 1.0
     assert float(task.state_dict()["onset_threshold"]) == pytest.approx(0.4)
 
 
@@ -172,10 +173,10 @@ def test_validation_chooses_how_notes_end_by_their_offsets() -> None:
     for onset, _, pitch, _ in NOTES[:3]:
         heads[0, 3, int(pitch) - 21, round(onset * task.out_spec.frame_rate) + 4] = 0.4
     output = torch.logit(heads.clamp(1e-4, 1 - 1e-4))
-    figures = task.summarize(task.observe(output, output, batch), tune=True)
-    assert figures["frame_threshold"] == pytest.approx(0.2)
-    assert figures["offset_threshold"] == pytest.approx(0.6)
-    assert figures["note_f1_onset_offset"] == 1.0
+    metrics = task.compute_metrics(task.eval_outputs(output, task.example(batch)), tune=True)
+    assert metrics["frame_threshold"] == pytest.approx(0.2)
+    assert metrics["offset_threshold"] == pytest.approx(0.6)
+    assert metrics["note_f1_onset_offset"] == 1.0
     assert float(task.state_dict()["offset_threshold"]) == pytest.approx(0.6)
 
 
@@ -217,7 +218,7 @@ def test_a_sample_shows_what_was_played_and_what_was_found() -> None:
     task = piano_roll()
     batch = batch_of(NOTES[:3], NOTES[:2], seconds=(2.0, 1.0))
     output = perfect_output(task, batch, 87)
-    sample = task.sample(output, task.features(batch.audio), batch, 1)
+    sample = task.sample(output, task.example(batch), 1)
     assert [picture.title for picture in sample.pictures] == ["input", "target", "prediction"]
     assert [picture.values.shape for picture in sample.pictures] == [
         (task.frontend.out_spec.bins, 44),
@@ -233,11 +234,11 @@ def test_the_baseline_finds_the_notes_of_a_tone_sequence() -> None:
     task = small_task("multi_resolution", "peaks", "piano_roll")
     pitches = (60, 64, 67, 72, 76, 79, 84)
     notes = np.array([[0.3 + 0.4 * i, 0.6 + 0.4 * i, pitch, 90] for i, pitch in enumerate(pitches)])
-    observed = task.observe_batch(collate([Item(sound_of(notes, RATE, 3.5), "", notes)]))
-    figures = task.summarize(observed, tune=True)
-    assert figures["note_recall_onset"] >= 0.85
-    assert figures["note_f1_onset"] > 0.3  # partials are notes to it, too
-    silence = task.observe_batch(collate([Item(np.zeros(RATE, np.float32), "")]))
+    outputs = task.eval_batch(collate([Item(sound_of(notes, RATE, 3.5), "", notes)]))
+    metrics = task.compute_metrics(outputs, tune=True)
+    assert metrics["note_recall_onset"] >= 0.85
+    assert metrics["note_f1_onset"] > 0.3  # partials are notes to it, too
+    silence = task.eval_batch(collate([Item(np.zeros(RATE, np.float32), "")]))
     assert len(task.decode(silence[0].heads)) == 0  # type: ignore[attr-defined]
 
 
@@ -248,28 +249,29 @@ def test_l1_is_a_mean_over_the_frames_that_hold_sound() -> None:
     task = small_task("log_frequency", "conv2d", "reconstruction")
     batch = batch_of(NO_NOTES, NO_NOTES, NO_NOTES, seconds=(1.0, 0.3, 0.01))
     batch.audio[0, :, RATE // 2 :] = 0
-    features = task.features(batch.audio)
+    example = task.example(batch)
+    features = example.features
     output = features + torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
     counts = [task.frontend.out_spec.frames(int(n), RATE) for n in batch.lengths]
     assert counts == [44, 13, 1]
     errors = [(output - features)[i, :, :, :n].double().abs().numpy() for i, n in enumerate(counts)]
 
-    loss = task.loss(output, features, batch)["loss"]
+    loss = task.loss(output, example)["loss"]
     assert float(loss) == pytest.approx(np.concatenate([e.ravel() for e in errors]).mean(), rel=1e-5)
-    observed = task.observe(output, features, batch)
-    assert [item.l1 for item in observed] == pytest.approx([error.mean() for error in errors], rel=1e-5)
-    figures = task.summarize(observed, tune=True)
-    assert figures["loss"] == figures["l1_db"] == pytest.approx(np.mean([e.mean() for e in errors]), rel=1e-5)
+    outputs = task.eval_outputs(output, example)
+    assert [item.l1 for item in outputs] == pytest.approx([error.mean() for error in errors], rel=1e-5)
+    metrics = task.compute_metrics(outputs, tune=True)
+    assert metrics["loss"] == metrics["l1_db"] == pytest.approx(np.mean([e.mean() for e in errors]), rel=1e-5)
     sounding = [features[i, :, :, :n].numpy() > -80 for i, n in enumerate(counts)]
     assert 0 < np.mean(sounding[0]) < 1
     above = [error[where].mean() for error, where in zip(errors, sounding)]
-    assert figures["l1_db_above_floor"] == pytest.approx(np.mean(above), rel=1e-5)
+    assert metrics["l1_db_above_floor"] == pytest.approx(np.mean(above), rel=1e-5)
 
     for i, n in enumerate(counts):  # what is beyond the end counts nowhere
         output[i, :, :, n:] = 1e6
-    assert float(task.loss(output, features, batch)["loss"]) == float(loss)
-    assert task.observe(output, features, batch) == observed
-    assert float(task.loss(features, features, batch)["loss"]) == 0
+    assert float(task.loss(output, example)["loss"]) == float(loss)
+    assert task.eval_outputs(output, example) == outputs
+    assert float(task.loss(features, example)["loss"]) == 0
 
 
 class Silent(FrontEnd):
@@ -296,24 +298,25 @@ def test_frames_that_count_are_those_of_the_spec_in_recordings_of_minutes(
     batch = Batch(torch.zeros(1, 1, 1), torch.tensor([samples]), torch.zeros(0, 5), {}, [""])
     output = torch.zeros_like(features)
     output[..., frames:] = 1.0
-    assert float(task.loss(output, features, batch)["loss"]) == 0
+    example = Example(batch, features, task.targets(batch, features))
+    assert float(task.loss(output, example)["loss"]) == 0
     output[..., frames - 1] = 1.0
-    assert float(task.loss(output, features, batch)["loss"]) > 0
+    assert float(task.loss(output, example)["loss"]) > 0
 
 
 def test_a_perfect_reconstruction_sounds_as_its_input_resynthesised() -> None:
     task = small_task("log_frequency", "conv2d", "reconstruction")
     batch = batch_of(NO_NOTES, NO_NOTES, seconds=(0.5, 0.3))
-    features = task.features(batch.audio)
-    sample = task.sample(features, features, batch, 1)
+    example = task.example(batch)
+    sample = task.sample(example.features, example, 1)
     samples = round(0.3 * RATE)
     np.testing.assert_array_equal(sample.sounds["input"], batch.audio[1, 0, :samples])
     np.testing.assert_array_equal(sample.sounds["reconstruction"], sample.sounds["input, resynthesised"])
     assert sample.sounds["reconstruction"].shape == (samples,)
     assert not sample.pictures[2].values.any()
     silent = small_task("multi_resolution", "conv2d", "reconstruction")  # which has no inverse
-    features = silent.features(batch.audio)
-    assert list(silent.sample(features, features, batch, 0).sounds) == ["input"]
+    example = silent.example(batch)
+    assert list(silent.sample(example.features, example, 0).sounds) == ["input"]
 
 
 # --- Shared ----------------------------------------------------------------------------------------------
@@ -325,7 +328,7 @@ def test_int16_audio_is_the_same_sound() -> None:
     numbers = collate([Item(whole, "")]).audio
     floats = collate([Item((whole / 32768).astype(np.float32), "")]).audio
     assert torch.equal(scaled(numbers), floats)
-    assert torch.equal(task.features(numbers), task.features(floats))
+    assert torch.equal(task.frontend(numbers), task.frontend(floats))
 
 
 WAVE = np.random.default_rng(0).integers(-9000, 9000, RATE).astype(np.int16)
@@ -336,15 +339,15 @@ def test_a_front_end_takes_whatever_is_audio_and_refuses_what_is_not(name: str) 
     task = small_task(name, "conv2d", "reconstruction")
     expected = task.frontend(torch.from_numpy(WAVE / 32768).float().reshape(1, 1, -1))
     for audio in (WAVE, torch.from_numpy(WAVE), WAVE / 32768, (WAVE / 32768).astype(np.float32)):
-        for entry in (task.frontend, task.frontend.plain_features, task.features):
+        for entry in (task.frontend, task.frontend.plain_features):
             torch.testing.assert_close(entry(audio.reshape(1, 1, -1)), expected)
         assert task(audio.reshape(1, 1, -1)).shape[0] == 1
         for shape in ((-1,), (1, -1), (1, 2, -1), (1, 1, 1, -1)):
             with pytest.raises(ValueError, match=r"a front-end takes \(batch, 1, samples\)"):
-                task.features(audio.reshape(shape))
+                task.frontend(audio.reshape(shape))
     for wrong in (np.int32, np.uint8, bool):
         with pytest.raises(TypeError, match="it must be floating point"):
-            task.features(WAVE.astype(wrong).reshape(1, 1, -1))
+            task.frontend(WAVE.astype(wrong).reshape(1, 1, -1))
 
 
 def test_a_stream_takes_int16_and_refuses_what_is_not_mono() -> None:
@@ -358,18 +361,21 @@ def test_a_stream_takes_int16_and_refuses_what_is_not_mono() -> None:
 
 
 @given(
-    warmup=st.floats(0, 0.9), final=st.floats(0, 1), lr=st.floats(1e-6, 1), shares=st.lists(st.floats(0, 1), min_size=2)
+    warmup=st.floats(0, 0.9),
+    final=st.floats(0, 1),
+    lr=st.floats(1e-6, 1),
+    times=st.lists(st.floats(0, 1), min_size=2),
 )
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(
-    warmup: float, final: float, lr: float, shares: list[float]
+    warmup: float, final: float, lr: float, times: list[float]
 ) -> None:
     optim = AdamW(lr=lr, warmup=warmup, final=final)
-    for done in shares:
-        if done < warmup:
-            expected = lr * done / warmup
+    for progress in times:
+        if progress < warmup:
+            expected = lr * progress / warmup
         else:
-            expected = lr * (final + (1 - final) * np.cos(np.pi / 2 * (done - warmup) / (1 - warmup)) ** 2)
-        assert optim.rate(done) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+            expected = lr * (final + (1 - final) * np.cos(np.pi / 2 * (progress - warmup) / (1 - warmup)) ** 2)
+        assert optim.rate(progress) == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert optim.rate(warmup) == pytest.approx(lr)
     assert optim.rate(1.0) == pytest.approx(lr * final)
 
@@ -388,7 +394,7 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     [{"lr": 0.0}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"betas": (0.9, 1.0)}, {"warmup": 1.0}, {"final": 1.1}],
 )
 def test_optimizer_settings_that_can_not_be_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(settings))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} = "):
         AdamW(**settings)  # type: ignore[arg-type]
 
 

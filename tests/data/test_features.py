@@ -116,13 +116,13 @@ def test_a_task_reads_the_features_that_come_with_a_batch(folder: Path, weights:
     data.prepare_data()
     data.setup()
     batch = collate([data.train_set[position] for position in range(3)])
-    kept, computed = task.features_of(batch), task.features(batch.audio)
+    kept, computed = task.batch_features(batch), task.frontend(batch.audio)
     assert kept.shape == computed.shape
     inside = slice(10, -10)  # frames that hear nothing beyond the window
     full = [i for i, name in enumerate(batch.names) if not name.startswith("1.")]
     assert (kept - computed)[full][..., inside].abs().max() < 0.05
     kept[full] += 1.0
-    assert not torch.equal(kept, task.features_of(batch))
+    assert not torch.equal(kept, task.batch_features(batch))
 
 
 def test_training_on_kept_features_goes_through(folder: Path, weights: Path, tmp_path: Path) -> None:

@@ -209,8 +209,8 @@ def test_a_task_trains_the_kernels_with_its_model(kind: type[FrontEnd]) -> None:
     optimizer = task.optim.build(task)
     losses = []
     for _ in range(3):
-        features = task.features(batch.audio)
-        loss = task.loss(task.apply_model(features), features, batch)["loss"]
+        example = task.training_example(batch)
+        loss = task.loss(task.apply_model(example.features), example)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -343,7 +343,7 @@ def test_a_run_is_measured_once_on_its_first_windows_whoever_loads_them(
 
     # The checkpoint alone hears the same.
     task = checkpoint.load(RunFolder.of(whole).path)
-    assert torch.equal(task.features(audio), (plain(audio) - mean) / std)
+    assert torch.equal(task.frontend(audio), (plain(audio) - mean) / std)
     assert checkpoint.read(RunFolder.of(whole).path)["specs"]["features"]["normalization"] == "dataset"
 
     # With loader processes, and stopped on the way, it is the same run; what goes on is not measured again.

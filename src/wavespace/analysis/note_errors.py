@@ -13,7 +13,7 @@ from wavespace.data.base import DataModule, Notes
 from wavespace.errors import Incompatible
 from wavespace.metrics.notes import found_notes
 from wavespace.tasks.base import Task
-from wavespace.tasks.piano_roll import PianoRoll, notes_of
+from wavespace.tasks.piano_roll import PianoRoll, item_notes
 from wavespace.tasks.salience import PitchMap
 
 if TYPE_CHECKING:
@@ -55,10 +55,11 @@ def errors(task: Task, data: DataModule, split: str = "test", most: int = 200) -
 def _items(task: PianoRoll | PitchMap, batches: Any) -> Iterator[tuple[str, int | None, list[Row]]]:
     """Name, instrument and rows of each item."""
     for batch in batches:
-        for index, (seen, name) in enumerate(zip(task.observe_batch(batch), batch.names)):
+        for index, (seen, name) in enumerate(zip(task.eval_batch(batch), batch.names)):
             instrument = int(batch.labels["instrument"][index]) if "instrument" in batch.labels else None
             is_roll = isinstance(task, PianoRoll)
-            yield name, instrument, _of_notes(task, seen, notes_of(batch, index)) if is_roll else _of_frames(task, seen)
+            rows = _of_notes(task, seen, item_notes(batch, index)) if is_roll else _of_frames(task, seen)
+            yield name, instrument, rows
 
 
 def _of_notes(task: Any, seen: Any, notes: Notes) -> list[Row]:
@@ -69,7 +70,6 @@ def _of_notes(task: Any, seen: Any, notes: Notes) -> list[Row]:
 
 
 def _of_frames(task: Any, seen: Any) -> list[Row]:
-    seen = seen[0] if not hasattr(seen, "peaks") else seen  # self-supervised tasks observe more beside it
     peaks = seen.peaks[seen.peaks[:, 2] >= float(task.threshold)]
     frames, counts = np.unique(seen.reference[:, 0], return_counts=True)
     polyphony = dict(zip(frames.tolist(), counts.tolist()))

@@ -62,9 +62,8 @@ def sample(task: Task, data: DataModule, index: int = 0) -> Sample:
     item: Item = items[index]
     audio = item.audio[: round(SECONDS * data.spec.sample_rate)]
     batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, SECONDS), features=None)])
-    moved = task.transfer_batch_to_device(batch, task.device, 0)
-    features = task.eval().features(moved.audio)  # (1, C, F, T)
-    return task.sample(task.apply_model(features), features, moved, 0)
+    example = task.eval().example(task.transfer_batch_to_device(batch, task.device, 0))
+    return task.sample(task.apply_model(example.features), example, 0)
 
 
 @torch.inference_mode()

@@ -64,7 +64,7 @@ def averages(
     means: list[Float] = []
     labels: dict[str, list[Tensor]] = {}
     for batch in batches:
-        features = task.features_of(task.transfer_batch_to_device(batch, task.device, 0))
+        features = task.batch_features(task.transfer_batch_to_device(batch, task.device, 0))
         values = measure(features)
         frames, given = features.shape[3], values.shape[2]
         step: Any = 1 if given == frames else getattr(task.model, "step", -(-frames // given))

@@ -1,4 +1,4 @@
-"""`wavespace evaluate CHECKPOINT [overrides]`: figures of a checkpoint, on its own data or on other data."""
+"""`wavespace evaluate CHECKPOINT [overrides]`: metrics of a checkpoint, on its own data or on other data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACES = ("data", "data.folder", "data.root", "data.midi")
 """Overrides that name other recordings than those that a checkpoint's configuration names."""
 
 Row = dict[str, Any]
-"""Name, length, notes and figures of a recording."""
+"""Name, length, notes and metrics of a recording."""
 
 
 def main(arguments: list[str]) -> None:
@@ -47,10 +47,10 @@ def main(arguments: list[str]) -> None:
         )
     if given.per_file:
         data.eval_batch_size = 1  # a loss for each
-    observed, rows = observe(task, data, split)
-    figures = task.summarize(observed, tune=False)
+    outputs, rows = eval_split(task, data, split)
+    metrics = task.compute_metrics(outputs, tune=False)
     if given.per_file:
-        rows = [row | task.summarize([one], tune=False) for row, one in zip(rows, observed)]
+        rows = [row | task.compute_metrics([one], tune=False) for row, one in zip(rows, outputs)]
     if empty := sum(row.get("notes") == 0 for row in rows):
         print(
             f"wavespace: {empty} of {len(rows)} recordings have no notes; where none are found either, a metric is "
@@ -60,11 +60,11 @@ def main(arguments: list[str]) -> None:
     counted: Row = {key: sum(row[key] for row in rows) for key in ("notes", "seconds") if key in rows[0]}
     facts: Row = {"split": split, "recordings": len(rows)} | counted
     if given.json:
-        print(json.dumps(facts | figures | ({"files": rows} if given.per_file else {})))
+        print(json.dumps(facts | metrics | ({"files": rows} if given.per_file else {})))
     elif given.csv:
-        _print_csv(rows if given.per_file else [], counted, figures)
+        _print_csv(rows if given.per_file else [], counted, metrics)
     else:
-        _print_text(rows if given.per_file else [], facts | figures)
+        _print_text(rows if given.per_file else [], facts | metrics)
 
 
 def _parser() -> Arguments:
@@ -80,9 +80,9 @@ def _parser() -> Arguments:
         choices=["val", "test", "all"],
         help="default: test; all of a folder that the overrides name, unless the dataset has official splits",
     )
-    parser.add_argument("--per-file", action="store_true", help="the figures of each recording, too")
+    parser.add_argument("--per-file", action="store_true", help="the metrics of each recording, too")
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print the figures as JSON")
+    shape.add_argument("--json", action="store_true", help="print the metrics as JSON")
     shape.add_argument("--csv", action="store_true", help="print a table as CSV: its last row is the mean")
     add_trust(parser)
     return parser
@@ -123,16 +123,16 @@ def _trained_on(own: Any, cfg: Any) -> str | None:
     return None
 
 
-def _print_csv(rows: list[Row], counted: Row, figures: dict[str, float]) -> None:
+def _print_csv(rows: list[Row], counted: Row, metrics: dict[str, float]) -> None:
     """A row a recording and one of the mean, with the sums of notes and seconds."""
-    names = ["recording", *counted, *figures]
+    names = ["recording", *counted, *metrics]
     writer = csv.DictWriter(sys.stdout, names, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*rows, {"recording": "mean"} | counted | figures])
+    writer.writerows([*rows, {"recording": "mean"} | counted | metrics])
 
 
 def _print_text(rows: list[Row], facts: Row) -> None:
-    """Figures one a line; before them a table of recordings, without the thresholds, which are the same for all."""
+    """Metrics one a line; before them a table of recordings, without the thresholds, which are the same for all."""
     names = [name for name in (rows[0] if rows else ()) if name != "recording" and not name.endswith("threshold")]
     width = max((len(printable(row["recording"])) for row in rows), default=0)
     if rows:
@@ -151,16 +151,16 @@ def _shown(value: Any) -> str:
 
 
 def score(task: Task, data: DataModule, split: str, *, tune: bool = False) -> dict[str, float]:
-    """Figures of a task on a whole split, in float32; with `tune`, thresholds are chosen on it first."""
+    """Metrics of a task on a whole split, in float32; with `tune`, thresholds are chosen on it first."""
     from wavespace.training.callbacks.progress import shown
 
-    observed = observe(task, data, split)[0]
+    outputs = eval_split(task, data, split)[0]
     with shown(f"scoring {split}"):
-        return task.summarize(observed, tune=tune)
+        return task.compute_metrics(outputs, tune=tune)
 
 
-def observe(task: Task, data: DataModule, split: str) -> tuple[list[Any], list[Row]]:
-    """What a task's figures are made of, item by item, and each item's name, seconds and notes.
+def eval_split(task: Task, data: DataModule, split: str) -> tuple[list[Any], list[Row]]:
+    """What a task's metrics are computed from, item by item, and each item's name, seconds and notes.
 
     Args:
         task: on any device.
@@ -178,12 +178,12 @@ def observe(task: Task, data: DataModule, split: str) -> tuple[list[Any], list[R
         data.setup("test")
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     task.eval()
-    observed: list[Any] = []
+    outputs: list[Any] = []
     rows: list[Row] = []
     with torch.inference_mode():
         for batch in track(loader, description=split, transient=True, disable=not Console().is_terminal):
-            observed += task.observe_batch(batch)
+            outputs += task.eval_batch(batch, len(outputs))
             for index, (name, length) in enumerate(zip(batch.names, batch.lengths.tolist())):
                 notes = {"notes": int((batch.notes[:, 0] == index).sum())} if "notes" in data.spec.labels else {}
                 rows.append({"recording": name, **notes, "seconds": length / data.spec.sample_rate})
-    return observed, rows
+    return outputs, rows

@@ -90,12 +90,18 @@ def pitches_at(notes: Notes, *, hop: float, duration: float) -> Pitches:
 
     Notes of one pitch that overlap are one pitch.
     """
-    first, end = _spans(notes, hop, _frames(hop, duration))  # (K,)
+    first, end = _spans(notes, hop, frame_count(hop, duration))  # (K,)
     count = np.maximum(0, end - first)  # (K,)
     frame = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())  # (N,)
     pitches = np.column_stack([frame, np.repeat(notes[:, 2], count), np.ones(len(frame))])
     pitches = pitches[np.lexsort((pitches[:, 1], pitches[:, 0]))]
     return pitches[np.append(True, np.diff(pitches[:, :2], axis=0).any(axis=1))[: len(pitches)]]
+
+
+def frame_count(hop: float, duration: float) -> int:
+    """Multiples of `hop` seconds from 0 to before `duration`."""
+    # The small step down keeps 0.07 / 0.01 = 7.000000000000001 on frame 7.
+    return max(0, int(np.ceil(duration / hop - 1e-6)))
 
 
 def _near_pairs(reference: Notes, estimate: Notes) -> NDArray[np.int64]:
@@ -140,7 +146,7 @@ def _velocity_hits(reference: NDArray[np.float64], estimate: NDArray[np.float64]
 
 def _sounding(notes: Notes, duration: float) -> NDArray[np.bool_]:
     """`(88, T)` whether a key sounds at each multiple of `FRAME_HOP` before `duration`."""
-    frames = _frames(FRAME_HOP, duration)
+    frames = frame_count(FRAME_HOP, duration)
     notes = on_keyboard(notes)
     key = np.rint(notes[:, 2]).astype(int) - PIANO_PITCHES[0]
     kept = notes[:, 1] > notes[:, 0]
@@ -149,12 +155,6 @@ def _sounding(notes: Notes, duration: float) -> NDArray[np.bool_]:
     np.add.at(changes, (key[kept], first), 1)
     np.add.at(changes, (key[kept], end), -1)
     return changes.cumsum(axis=1, dtype=np.int16)[:, :-1] > 0
-
-
-def _frames(hop: float, duration: float) -> int:
-    """How many multiples of `hop` there are before `duration`."""
-    # The small step down keeps 0.07 / 0.01 = 7.000000000000001 on frame 7.
-    return max(0, int(np.ceil(duration / hop - 1e-6)))
 
 
 def _spans(notes: Notes, hop: float, frames: int) -> NDArray[np.int64]:

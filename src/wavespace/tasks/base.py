@@ -1,12 +1,13 @@
-"""What every task shares: features on the device, a step, whole-item validation, and exactness.
+"""What every task fractions: features on the device, a training step, validation of whole items, and exactness.
 
-A task is a few named steps. A subclass says what it `needs` and its `out_spec`, and gives `loss` (training) and
-`observe` + `summarize` (validation: an item at a time, then the figures of all).
+A subclass states what it `needs` and its `out_spec`, and gives `targets` and `loss` (training), `eval_outputs` and
+`compute_metrics` (validation: an item at a time, then the metrics of all), and `sample` (what a person looks at).
 """
 
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 
-import wavespace
 from wavespace.data.base import NO_NOTES, Batch, Notes
 from wavespace.errors import Incompatible
-from wavespace.frontends.base import FrontEnd
+from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.optim import AdamW
 from wavespace.spec import FeatureSpec
 
@@ -37,6 +38,12 @@ class Picture(NamedTuple):
     unit: str
 
 
+def feature_picture(title: str, values: Tensor, spec: FeatureSpec) -> Picture:
+    """A picture of features `(bins, frames)` of a spec."""
+    shown = values.float().cpu().numpy()
+    return Picture(title, shown, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
+
+
 class Sample(NamedTuple):
     """One item as a person meets it: pictures side by side, sounds to play, notes to compare.
 
@@ -50,13 +57,27 @@ class Sample(NamedTuple):
     estimate: Notes = NO_NOTES
 
 
+class Example(NamedTuple):
+    """A batch as a task learns from it, or is scored on it.
+
+    Attributes:
+        batch: as the data gave it.
+        features: `(B', C, F, T)`, what the model is given: B items of the batch, then those that training adds.
+        targets: what `Task.loss` compares the model's output with, by name.
+    """
+
+    batch: Batch
+    features: Tensor
+    targets: dict[str, Tensor]
+
+
 class Task(LightningModule):
     """Front-end + model + loss + metrics.
 
     Attributes:
         needs: labels that the data must have.
         monitor: the metric that picks the best checkpoint; `mode` says which way is better.
-        table: figures that the run's closing table shows, in order.
+        table: metrics that the run's closing table shows, in order.
         out_spec: what the model must give.
         context: frames on each side of its own that change what a task makes of a model's output.
         model: set by the builder, sized from `frontend.out_spec` and `out_spec`.
@@ -79,24 +100,41 @@ class Task(LightningModule):
         self.seed = 0
         self.config_text = ""
         self.train_loss = torch.tensor(float("nan"))
-        self._observed: list[list[Any]] = []  # by batch
+        self._eval_outputs: list[list[Any]] = []  # by batch
 
     # --- A subclass's own ---------------------------------------------------------------------------------
 
-    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a training batch by name; `loss` is the one that is minimised."""
+    def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
+        """What `loss` compares an output with, by name, for a batch and its features `(B, C, F, T)`."""
+        return {}
+
+    def training_example(self, batch: Batch) -> Example:
+        """A batch as a training step takes it: override it to change its features, or to add items to them."""
+        return self.example(batch)
+
+    def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
+        """Losses of an output `(B', C', F', T)`, scalars by name, of which `loss` is minimised; it changes no state."""
         raise TypeError(f"{type(self).__name__} defines no loss")
 
-    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Any]:
-        """What `summarize` needs of each item of a validation batch, off the device."""
-        raise TypeError(f"{type(self).__name__} defines no observation")
+    def after_step(self, losses: dict[str, Tensor]) -> None:
+        """Update what training keeps besides weights, such as a multiplier, by the losses of a batch."""
 
-    def summarize(self, observed: list[Any], *, tune: bool) -> dict[str, float]:
-        """Figures of a whole split. With `tune`, decoding thresholds may be chosen on it (validation, never test)."""
-        raise TypeError(f"{type(self).__name__} defines no summary")
+    def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[Any]:
+        """What `compute_metrics` needs of each item, off the device, from an output `(B, C', F', T)`.
 
-    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
-        """One item of a batch as a person meets it."""
+        Args:
+            output: of the model, in float32.
+            example: from `example`.
+            position: number of the first item in its split; None in training, where what takes long is left out.
+        """
+        raise TypeError(f"{type(self).__name__} defines no outputs for evaluation")
+
+    def compute_metrics(self, outputs: list[Any], *, tune: bool) -> dict[str, float]:
+        """Metrics of a whole split. With `tune`, decoding thresholds may be chosen on it (validation, never test)."""
+        raise TypeError(f"{type(self).__name__} defines no metrics")
+
+    def sample(self, output: Tensor, example: Example, index: int) -> Sample:
+        """Pictures, sounds and notes of one item, from the output `(B, C', F', T)` of its batch."""
         raise TypeError(f"{type(self).__name__} defines no sample")
 
     # --- Shared -------------------------------------------------------------------------------------------
@@ -106,17 +144,22 @@ class Task(LightningModule):
         """Parameters of front-end, model and task, trained or frozen; buffers, such as running means, are none."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def features(self, audio: Tensor | NDArray[Any]) -> Tensor:
-        """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` float32 or int16."""
-        return self.frontend(audio)
-
-    def features_of(self, batch: Batch) -> Tensor:
+    def batch_features(self, batch: Batch) -> Tensor:
         """Features `(B, C, F, T)` float32 of a batch: those that came with it, or those of its audio."""
         if batch.features is None:
-            return self.features(batch.audio)
+            return self.frontend(batch.audio)
         spec = self.frontend.out_spec
         kept = batch.features.transpose(1, 2).unflatten(1, (spec.channels, spec.bins))  # (B, C, F, T)
         return self.frontend.normalized(kept.float())
+
+    def example(self, batch: Batch) -> Example:
+        """A batch with its features and targets, as it is evaluated."""
+        features = self.batch_features(batch)
+        return Example(batch, features, self.targets(batch, features))
+
+    def item_frames(self, batch: Batch, index: int) -> int:
+        """Frames of an item without its padding."""
+        return self.frontend.out_spec.frames(int(batch.lengths[index]), self.frontend.in_spec.sample_rate)
 
     def apply_model(self, features: Tensor) -> Tensor:
         """Model output in float32; channels last, in which convolutions run fastest on CPU and GPU alike."""
@@ -124,7 +167,24 @@ class Task(LightningModule):
 
     def forward(self, audio: Tensor | NDArray[Any]) -> Tensor:
         """Output `(B, C', F', T)` of audio `(B, 1, N)`."""
-        return self.apply_model(self.features(audio))
+        return self.apply_model(self.frontend(audio))
+
+    def map_sample(
+        self, example: Example, index: int, target: Tensor, prediction: Tensor, units: tuple[str, str]
+    ) -> Sample:
+        """A sample of two maps `(F', T)` in 0..1, with what each shows, beside the input and its sound."""
+        batch, spec, out = example.batch, self.frontend.out_spec, self.out_spec
+        frames = self.item_frames(batch, index)
+        pictures = [] if spec.bins == 1 else [("input", example.features[index, self.frontend.shown], spec)]  # no axis
+        pictures += [
+            (title, values, replace(out, low=0.0, high=1.0, unit=unit))
+            for title, values, unit in zip(("target", "prediction"), (target, prediction), units)
+        ]
+        return Sample(
+            name=batch.names[index],
+            pictures=[feature_picture(title, values[:, :frames], shown) for title, values, shown in pictures],
+            sounds={"input": scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()},
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer alone: `on_train_batch_start` sets the rate.
@@ -136,34 +196,35 @@ class Task(LightningModule):
             raise Incompatible("the model has no parameters to train; what learns nothing can only be a baseline")
         return self.optim.build(self)
 
-    def done(self) -> float:
-        """Share of the run that is over: of its steps, or of its time by the first rank's clock if that is further."""
+    def progress(self) -> float:
+        """Fraction of the run that is over: of its steps, or of its time by the first rank's clock if that is more."""
         trainer: Any = self.trainer
-        shares = [0.0]
+        fractions = [0.0]
         if trainer.max_steps > 0:
-            shares.append((self.global_step + 1) / trainer.max_steps)  # the first step moves already
+            fractions.append((self.global_step + 1) / trainer.max_steps)  # the first step moves already
         for callback in trainer.callbacks:
-            if type(callback).__name__ == "Timer":  # Lightning's, from trainer.max_time
+            if isinstance(callback, Timer):  # of trainer.max_time
                 left, elapsed = callback.time_remaining("train"), callback.time_elapsed("train")
                 if left is not None:
-                    shares.append(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
-        return min(1.0, max(shares))
+                    fractions.append(trainer.strategy.broadcast(elapsed / max(elapsed + left, 1e-9)))
+        return min(1.0, max(fractions))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make rate and random numbers of a batch a function of (seed, batch, rank), so that resuming is exact."""
         torch.manual_seed(((self.seed + 4_093 * self.global_rank) * 1_000_003 + batch_idx + 1) % 2**64)
-        rate = self.optim.rate(self.done())
+        rate = self.optim.rate(self.progress())
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; losses go to the loggers every `log_every_n_steps`, so the device is not waited for in between."""
-        features = self.features_of(batch)  # (B, C, F, T)
-        losses: Any = self.loss(self.apply_model(features), features, batch)
+        example = self.training_example(batch)
+        losses: Any = self.loss(self.apply_model(example.features), example)
         if not isinstance(losses, dict) or "loss" not in losses:
             found = list(losses) if isinstance(losses, dict) else f"a {type(losses).__name__}"
             wanted = "it must give a dict of losses with 'loss' in it"
             raise Incompatible(f"{type(self).__name__}.loss gives {found}; {wanted}")
+        self.after_step(losses)
         self.train_loss = losses["loss"].detach()
         trainer: Any = self.trainer
         step = self.global_step + 1
@@ -174,45 +235,44 @@ class Task(LightningModule):
             self._log({f"train/{name}": float(value) for name, value in means.items()} | {"lr": rate}, step)
         return losses["loss"]
 
-    def observe_batch(self, batch: Batch) -> list[Any]:
-        """What `summarize` needs of each item of a batch, which may still be on the CPU."""
-        moved = self.transfer_batch_to_device(batch, self.device, 0)
-        features = self.features_of(moved)
-        return self.observe(self.apply_model(features), features, moved)
+    def eval_batch(self, batch: Batch, position: int | None = None) -> list[Any]:
+        """`eval_outputs` of a batch, which may still be on the CPU."""
+        example = self.example(self.transfer_batch_to_device(batch, self.device, 0))
+        return self.eval_outputs(self.apply_model(example.features), example, position)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep what the figures need of each item; ranks take turns, so that batches are those of a single process."""
+        """Keep what the metrics need of each item; ranks take turns, so that batches are those of a single process."""
         if batch_idx % self.trainer.world_size == self.global_rank:
-            self._observed.append(self.observe_batch(batch))
+            self._eval_outputs.append(self.eval_batch(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Figures of the validation split, to the loggers and to Lightning's callbacks."""
-        figures = {f"val/{name}": value for name, value in self._summary().items()}
-        self._observed = []
-        self._log(figures, self.global_step)
-        self.log_dict(figures, logger=False)
+        """Log the metrics of the validation split, and give them to Lightning's callbacks."""
+        metrics = {f"val/{name}": value for name, value in self._validation_metrics().items()}
+        self._eval_outputs = []
+        self._log(metrics, self.global_step)
+        self.log_dict(metrics, logger=False)
 
-    def _summary(self) -> dict[str, float]:
-        """Figures of what all ranks have observed, in the split's order; the first makes them, and tunes, for all."""
+    def _validation_metrics(self) -> dict[str, float]:
+        """Metrics of the outputs of all ranks, in the split's order; the first computes them, and tunes, for all."""
         world, distributed = self.trainer.world_size, torch.distributed
         if world == 1:
-            return self.summarize(list(chain.from_iterable(self._observed)), tune=True)
+            return self.compute_metrics(list(chain.from_iterable(self._eval_outputs)), tune=True)
         group = distributed.new_group(backend="gloo")  # whole recordings go through memory, not through the devices'
         ranks: list[Any] = [None] * world
-        distributed.gather_object(self._observed, ranks if self.global_rank == 0 else None, group=group)
-        figures: list[Any] = [None]
+        distributed.gather_object(self._eval_outputs, ranks if self.global_rank == 0 else None, group=group)
+        metrics: list[Any] = [None]
         if self.global_rank == 0:
             turns = zip_longest(*ranks, fillvalue=[])
-            figures = [self.summarize(list(chain.from_iterable(chain.from_iterable(turns))), tune=True)]
-        distributed.broadcast_object_list(figures, group=group)
+            metrics = [self.compute_metrics(list(chain.from_iterable(chain.from_iterable(turns))), tune=True)]
+        distributed.broadcast_object_list(metrics, group=group)
         distributed.destroy_process_group(group)
         for threshold in self.buffers(recurse=False):
             distributed.broadcast(threshold, 0)
-        return figures[0]
+        return metrics[0]
 
-    def _log(self, figures: dict[str, float], step: int) -> None:
+    def _log(self, metrics: dict[str, float], step: int) -> None:
         for logger in self.loggers:
-            logger.log_metrics(figures, step=step)
+            logger.log_metrics(metrics, step=step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint stand alone; plain data, so that torch's weights-only loading takes it."""
@@ -227,9 +287,9 @@ class Task(LightningModule):
 
 
 def versions() -> dict[str, str]:
-    """Of what a run depends on."""
+    """Versions of what a run depends on, by name."""
     return {
-        "wavespace": wavespace.__version__,
+        "wavespace": version("wavespace"),
         "torch": str(torch.__version__),
         "pytorch-lightning": version("pytorch-lightning"),
         "python": platform.python_version(),

@@ -8,29 +8,35 @@ so that decoding finds times between frames. Frames and offsets are conditioned 
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from wavespace.data.base import Batch, Notes
 from wavespace.data.files.midi import on_keyboard
 from wavespace.data.labels import Roll, piano_roll
 from wavespace.decode import Decoder
-from wavespace.frontends.base import FrontEnd, scaled
+from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, mean
 from wavespace.metrics.notes import frame_scores, note_scores
+from wavespace.settings import validate_settings
 from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
-from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.tasks.base import Example, Sample, Task
 
 HEADS = ("onset", "frame", "velocity", "offset")
 """Order of the output's channels, which is that of `Decoder.push`."""
 
 
-class Observed(NamedTuple):
+Thresholds = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
+"""Thresholds that validation tries."""
+
+
+class PianoRollOutput(NamedTuple):
     """One item: head probabilities `(4, 88, T)`, its notes, its length in seconds, and the loss of its batch."""
 
     heads: NDArray[np.float32]
@@ -40,11 +46,11 @@ class Observed(NamedTuple):
 
 
 class Conditioning(nn.Module):
-    """Corrects frame and offset logits by all heads' course at the same key: by onsets above all.
+    """Corrects frame and offset logits by all heads at the same key and near frames, onsets above all.
 
-    A model that hears a third of a second can't know that a note which has faded was struck two seconds ago and not
-    released; its onset is in the map. Dilated convolutions along time, alike for all keys but for a bias: low notes
-    ring longer. Onsets are read, and not changed by what is made of them (no gradient).
+    A model that sees a third of a second can't know that a note which has faded was struck two seconds ago and not
+    released; its onset is in the map. Dilated convolutions along time, the same for all keys but for a bias: low notes
+    ring longer. No gradient reaches the onsets.
 
     Attributes:
         context: frames on each side that can change a frame.
@@ -67,7 +73,7 @@ class Conditioning(nn.Module):
         nn.init.normal_(self.head.weight, std=1e-3)  # next to nothing at first
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Logits `(B, 4, 88, T)` to the same."""
+        """Corrected logits `(B, 4, 88, T)` of logits of the same shape."""
         onset, frame, velocity, offset = heads.split(1, 1)  # (B, 1, 88, T) each
         x = self.stem(torch.cat([onset.detach(), frame, velocity.detach(), offset], 1)) + self.key  # (B, W, 88, T)
         for layer in self.layers:
@@ -76,6 +82,7 @@ class Conditioning(nn.Module):
         return torch.cat([onset, frame + change[:, :1], velocity, offset + change[:, 1:]], 1)
 
 
+@validate_settings
 class PianoRoll(Task):
     """Notes of the 88 piano keys.
 
@@ -87,13 +94,10 @@ class PianoRoll(Task):
         offset_weight: weight of the offset head's loss.
         velocity_weight: weight of the velocity head's squared error, on onset cells.
         conditioned: let frames and offsets depend on onsets near them; see `Conditioning`.
-        onset_thresholds: onset thresholds that validation tries; the best by onset F1 is kept in the checkpoint,
-        frame_thresholds: and of these, a note ending where its frame probability falls below one,
-        offset_thresholds: or at a maximum of the offset head of at least one of these, the pair that is best by F1 of
+        onset_thresholds: onset thresholds that validation tries; the best by onset F1 is kept in the checkpoint.
+        frame_thresholds: likewise, of the frame probability below which a note ends,
+        offset_thresholds: and of the least maximum of the offset head that ends one: the pair that is best by F1 of
             onset and offset.
-
-    Raises:
-        ValueError: a threshold is not in (0, 1], or there is none to try.
     """
 
     needs = ("notes",)
@@ -115,9 +119,9 @@ class PianoRoll(Task):
         offset_weight: float = 2.0,
         velocity_weight: float = 2.0,
         conditioned: bool = True,
-        onset_thresholds: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-        frame_thresholds: tuple[float, ...] = (0.2, 0.35, 0.5),
-        offset_thresholds: tuple[float, ...] = (0.2, 0.35, 0.5, 1.0),
+        onset_thresholds: Thresholds = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        frame_thresholds: Thresholds = (0.2, 0.35, 0.5),
+        offset_thresholds: Thresholds = (0.2, 0.35, 0.5, 1.0),
     ) -> None:
         features = frontend.out_spec
         pitches = tuple(midi_to_hz(pitch) for pitch in PIANO_PITCHES)
@@ -125,11 +129,7 @@ class PianoRoll(Task):
         self.onset_weight, self.onset_positive = onset_weight, onset_positive
         self.frame_weight, self.offset_weight, self.velocity_weight = frame_weight, offset_weight, velocity_weight
         self.grids = {"onset": onset_thresholds, "frame": frame_thresholds, "offset": offset_thresholds}
-        for name, grid in self.grids.items():
-            if not grid or not all(0 < threshold <= 1 for threshold in grid):
-                raise ValueError(
-                    f"{name}_thresholds is {list(grid)}; it takes one or more numbers above 0 and at most 1"
-                )
+        for name in self.grids:
             self.register_buffer(f"{name}_threshold", torch.tensor(0.5))
         self.conditioning = Conditioning() if conditioned else None
         self.context = self.conditioning.context if self.conditioning else 0
@@ -140,10 +140,25 @@ class PianoRoll(Task):
         learns = next(self.model.parameters(), None) is not None
         return self.conditioning(output).float() if self.conditioning and learns else output
 
-    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Weighted binary cross-entropy of the three activity heads and squared error of velocity at onsets."""
+    def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
+        """The fields of `Roll`, each `(B, 88, T)`."""
+        return piano_roll(
+            batch.notes,
+            batch=len(features),
+            pitches=PIANO_PITCHES,
+            frame_rate=self.out_spec.frame_rate,
+            frames=features.shape[-1],
+        )._asdict()
+
+    def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
+        """Weighted cross-entropy of onset, frame and offset, and squared error of velocity at onsets, all scalars.
+
+        Args:
+            output: logits `(B, 4, 88, T)`.
+            example: the batch and its roll.
+        """
         onset, frame, velocity, offset = output.unbind(1)  # (B, 88, T) each
-        roll = self._roll(batch, output)
+        roll = Roll(**example.targets)
         weight = 1 + (self.onset_positive - 1) * (roll.onset > 0)
         losses = {
             "onset": F.binary_cross_entropy_with_logits(onset, roll.onset, weight),
@@ -160,41 +175,40 @@ class PianoRoll(Task):
         )
         return {"loss": total, **losses}
 
-    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Observed]:
-        """Head probabilities and notes of each item."""
-        heads = output.sigmoid().cpu().numpy()
+    def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PianoRollOutput]:
+        """Head probabilities and notes of each item, from logits `(B, 4, 88, T)`."""
+        heads, batch = output.sigmoid().cpu().numpy(), example.batch
         seconds = (batch.lengths / self.frontend.in_spec.sample_rate).tolist()
-        loss = float(self.loss(output, features, batch)["loss"])
+        loss = float(self.loss(output, example)["loss"])
         return [
-            Observed(heads[i, :, :, : self._frames(batch, i)], notes_of(batch, i), seconds[i], loss)
+            PianoRollOutput(heads[i, :, :, : self.item_frames(batch, i)], item_notes(batch, i), seconds[i], loss)
             for i in range(len(output))
         ]
 
-    def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
-        """mir_eval figures, a mean over items (0..1); with `tune` the thresholds are chosen first.
+    def compute_metrics(self, outputs: list[PianoRollOutput], *, tune: bool) -> dict[str, float]:
+        """mir_eval's scores, a mean over items (0..1); with `tune` the thresholds are chosen first.
 
         Of notes, those that begin in an item are scored; by frames, what sounds. What lies off the 88 keys is neither
         learned nor scored. An item in which nothing is to be found, and nothing is found, does not count.
         """
         if tune:
-            self._tune(observed)
+            self._tune(outputs)
         per_item = []
-        for item in observed:
+        for item in outputs:
             estimate = self.decode(item.heads)
             per_item.append(
-                note_scores(struck(item.notes), estimate) | frame_scores(item.notes, estimate, duration=item.seconds)
+                note_scores(findable_notes(item.notes), estimate)
+                | frame_scores(item.notes, estimate, duration=item.seconds)
             )
         return {
-            "loss": float(np.mean([item.loss for item in observed])),
+            "loss": float(np.mean([item.loss for item in outputs])),
             **average(per_item),
             **{f"{name}_threshold": float(getattr(self, f"{name}_threshold")) for name in self.grids},
         }
 
     def decoder(self, **thresholds: float) -> Decoder:
-        """A decoder for `output.sigmoid()` in chunks, with this task's thresholds or others: onset, frame, offset."""
-        onset, frame, offset = (
-            thresholds.get(name, float(getattr(self, f"{name}_threshold"))) for name in ("onset", "frame", "offset")
-        )
+        """A decoder for `output.sigmoid()` in chunks, with this task's thresholds but for those given by name."""
+        onset, frame, offset = (thresholds.get(name, float(getattr(self, f"{name}_threshold"))) for name in self.grids)
         return Decoder(PIANO_PITCHES, self.out_spec.frame_rate, onset, frame, offset)
 
     def decode(self, heads: NDArray[np.float32], **thresholds: float) -> Notes:
@@ -203,36 +217,24 @@ class PianoRoll(Task):
         notes = np.concatenate([decoder.push(*heads), decoder.flush()])
         return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
-    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
-        """Spectrogram, target and prediction; the input's sound."""
-        frames = self._frames(batch, index)
-        heads = output[index].sigmoid().cpu().numpy()[:, :, :frames]
-        roll = self._roll(batch, output)
-        spec, out = self.frontend.out_spec, self.out_spec
-        notes = notes_of(batch, index)
-        level = features[index, self.frontend.shown].cpu().numpy()[:, :frames]
-        target = torch.maximum(0.5 * roll.frame[index], roll.onset[index]).cpu().numpy()[:, :frames]
-        shown = np.maximum(0.5 * heads[1], heads[0])
-        sound = scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()  # (N,)
-        pictures = [
-            Picture("input", level, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit),
-            Picture("target", target, out.frequencies, out.frame_rate, 0, 1, "frame 0.5, onset 1"),
-            Picture("prediction", shown, out.frequencies, out.frame_rate, 0, 1, "probability"),
-        ]
-        return Sample(
-            name=batch.names[index],
-            pictures=pictures[1:] if spec.bins == 1 else pictures,  # latents have no axis to draw
-            sounds={"input": sound},
-            reference=notes,
-            estimate=self.decode(heads),
+    def sample(self, output: Tensor, example: Example, index: int) -> Sample:
+        """Spectrogram, target and prediction; the input's sound; notes; from logits `(B, 4, 88, T)`."""
+        heads, roll = output[index].sigmoid(), Roll(**example.targets)
+        target = torch.maximum(0.5 * roll.frame[index], roll.onset[index])
+        prediction = torch.maximum(0.5 * heads[1], heads[0])
+        units = ("frame 0.5, onset 1", "probability")
+        return self.map_sample(example, index, target, prediction, units)._replace(
+            reference=item_notes(example.batch, index),
+            estimate=self.decode(heads[:, :, : self.item_frames(example.batch, index)].cpu().numpy()),
         )
 
-    def _tune(self, observed: list[Observed]) -> None:
+    def _tune(self, outputs: list[PianoRollOutput]) -> None:
         """Choose the onset threshold by onset F1, then the two others together by F1 of onset and offset."""
 
-        def score(figure: str, **thresholds: float) -> tuple[float, float]:
+        def score(metric: str, **thresholds: float) -> tuple[float, float]:
             found = [
-                note_scores(struck(item.notes), self.decode(item.heads, **thresholds))[figure] for item in observed
+                note_scores(findable_notes(item.notes), self.decode(item.heads, **thresholds))[metric]
+                for item in outputs
             ]
             # Of equal scores the one nearest to a half.
             return mean(found), -sum(abs(threshold - 0.5) for threshold in thresholds.values())
@@ -244,25 +246,13 @@ class PianoRoll(Task):
         self.frame_threshold.fill_(frame)
         self.offset_threshold.fill_(offset)
 
-    def _roll(self, batch: Batch, output: Tensor) -> Roll:
-        return piano_roll(
-            batch.notes,
-            batch=len(output),
-            pitches=PIANO_PITCHES,
-            frame_rate=self.out_spec.frame_rate,
-            frames=output.shape[-1],
-        )
 
-    def _frames(self, batch: Batch, index: int) -> int:
-        return self.frontend.out_spec.frames(int(batch.lengths[index]), self.frontend.in_spec.sample_rate)
-
-
-def struck(notes: Notes) -> Notes:
-    """Those of the 88 keys that begin in the item: one that rang before it has an onset that nothing could find."""
+def findable_notes(notes: Notes) -> Notes:
+    """Those of the 88 keys that begin in the item: the onset of one that rang before it can't be found."""
     return on_keyboard(notes[notes[:, 0] >= 0])
 
 
-def notes_of(batch: Batch, index: int) -> Notes:
+def item_notes(batch: Batch, index: int) -> Notes:
     """Notes of one item of a batch, as float64."""
     rows = batch.notes[batch.notes[:, 0] == index, 1:]
     return rows.cpu().numpy().astype(np.float64)

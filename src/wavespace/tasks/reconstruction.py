@@ -6,24 +6,27 @@ Padding is not scored.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from wavespace.data.base import Batch
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd, scaled
-from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.settings import validate_settings
+from wavespace.tasks.base import Example, Sample, Task, feature_picture
 
 SCALES = (2048, 1024, 512, 256, 128, 64)
 """FFT sizes of the multi-scale distance, in samples."""
 
 
-class Observed(NamedTuple):
-    """One item: mean absolute error over its own frames, and over those of their cells that are above the floor.
+class ReconstructionError(NamedTuple):
+    """One item: mean absolute error in dB over its own frames, and over those of their cells that are above the floor.
 
     `multi_scale` is the distance of its sound, where it was resynthesised.
     """
@@ -34,7 +37,7 @@ class Observed(NamedTuple):
 
 
 def multi_scale_distance(audio: Tensor, other: Tensor) -> float:
-    """How far two sounds `(N,)` are apart whatever their phases: 0 for equal ones, and no upper bound.
+    """Distance of two sounds `(N,)` whatever their phases: 0 for equal ones, and no upper bound.
 
     The sum, over STFTs of several sizes, of the mean absolute difference of magnitudes and of that of their natural
     logarithms, as DDSP trains on it (Engel et al., ICLR 2020; RAVE has much the same): Hann windows that overlap by
@@ -52,6 +55,7 @@ def multi_scale_distance(audio: Tensor, other: Tensor) -> float:
     return total
 
 
+@validate_settings
 class Reconstruction(Task):
     """Give back the features that came in.
 
@@ -59,7 +63,7 @@ class Reconstruction(Task):
         frontend: its output is both input and target.
         shift: training windows are moved up or down by up to this many bins, at random: on a logarithmic axis
             a transposition, so that a few songs are many.
-        heard: items of a test split whose reconstruction is made to sound, for `multi_scale`. Finding phases takes
+        multi_scale_items: items of a test split whose sound is resynthesised, for `multi_scale`. Finding phases takes
             about a second for two seconds of audio, so validation during training does without.
 
     Raises:
@@ -71,74 +75,77 @@ class Reconstruction(Task):
     mode = "min"
     table = ("l1_db", "l1_db_above_floor", "multi_scale")
 
-    def __init__(self, frontend: FrontEnd, *, shift: int = 0, heard: int = 4) -> None:
+    def __init__(self, frontend: FrontEnd, *, shift: NonNegativeInt = 0, multi_scale_items: NonNegativeInt = 4) -> None:
         super().__init__(frontend, frontend.out_spec)
-        if not 0 <= shift < self.out_spec.bins:
+        if shift >= self.out_spec.bins:
             raise ValueError(f"shift is {shift}; it must be 0 to {self.out_spec.bins - 1} bins")
-        if heard < 0:
-            raise ValueError(f"heard is {heard}; it must be 0 or more items")
-        self.shift, self.heard = shift, heard
-        self._sounded = 0
+        self.shift, self.multi_scale_items = shift, multi_scale_items
         if self.out_spec.unit != "dB":
             raise Incompatible(
                 f"task=reconstruction measures errors in dB, and {type(frontend).__name__} gives {self.out_spec}; "
                 "use frontend=log_frequency, mel, multi_resolution or cqt, or task=piano_roll"
             )
 
-    def features_of(self, batch: Batch) -> Tensor:
-        """Features `(B, C, F, T)` of a batch; in training each item is moved along the frequency axis."""
-        features = super().features_of(batch)
-        if not (self.training and self.shift):
-            return features
-        moved = F.pad(features, (0, 0, self.shift, self.shift), value=self.out_spec.low)  # (B, C, F + 2 * shift, T)
-        starts = torch.randint(2 * self.shift + 1, (len(features),)).tolist()
-        return torch.stack([item[:, start : start + self.out_spec.bins] for item, start in zip(moved, starts)])
+    def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
+        """`mask`, `(B, 1, 1, T)`: 1 in the frames that hold sound of an item, 0 in its padding."""
+        hop = round(self.frontend.in_spec.sample_rate / self.out_spec.frame_rate)
+        frames = 1 + batch.lengths // hop  # (B,) in whole numbers: float32 loses frames of long recordings
+        time = torch.arange(features.shape[-1], device=features.device)  # (T,)
+        return {"mask": (time < frames[:, None].to(features.device))[:, None, None].float()}
 
-    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Mean absolute error over the frames that hold sound of the item."""
-        mask = self._mask(batch, features)  # (B, 1, 1, T)
+    def training_example(self, batch: Batch) -> Example:
+        """A batch of which each item is moved along the frequency axis."""
+        example = self.example(batch)
+        if not self.shift:
+            return example
+        margin = (0, 0, self.shift, self.shift)
+        moved = F.pad(example.features, margin, value=self.out_spec.low)  # (B, C, F + 2 * shift, T)
+        starts = torch.randint(2 * self.shift + 1, (len(moved),)).tolist()
+        windows = [item[:, start : start + self.out_spec.bins] for item, start in zip(moved, starts)]
+        return example._replace(features=torch.stack(windows))
+
+    def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
+        """Mean absolute error of an output `(B, C, F, T)`, a scalar, over the frames that hold sound of the item."""
+        features, mask = example.features, example.targets["mask"]
         error = (output - features).abs() * mask
         return {"loss": error.sum() / (mask.sum() * features.shape[1] * features.shape[2])}
 
-    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Observed]:
-        """L1 of each item; of the first `heard` of a split also the distance of its sound, unless this is training."""
-        mask = self._mask(batch, features)
+    def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[ReconstructionError]:
+        """L1 of each item of an output `(B, C, F, T)`; of the first ones of a split also the distance of its sound."""
+        features, mask = example.features, example.targets["mask"]
         error = (output - features).abs() * mask  # (B, C, F, T)
         cells = mask.sum((1, 2, 3)) * features.shape[1] * features.shape[2]  # (B,)
         above = (features > self.out_spec.low) * mask  # (B, C, F, T)
         l1 = error.sum((1, 2, 3)) / cells
         l1_above = (error * above).sum((1, 2, 3)) / above.sum((1, 2, 3)).clamp_min(1)
-        sounds = [self._distance(output, batch, index) for index in range(len(l1))]
-        return [Observed(*item) for item in zip(l1.tolist(), l1_above.tolist(), sounds)]
+        first = position if position is not None and self.frontend.invertible else self.multi_scale_items
+        sounds = [
+            self._distance(output, example.batch, index) if first + index < self.multi_scale_items else None
+            for index in range(len(l1))
+        ]
+        return [ReconstructionError(*item) for item in zip(l1.tolist(), l1_above.tolist(), sounds)]
 
-    def _distance(self, output: Tensor, batch: Batch, index: int) -> float | None:
-        in_training = self._trainer is not None and self.trainer.validating
-        if in_training or not self.frontend.invertible or self._sounded >= self.heard:
-            return None
-        self._sounded += 1
-        samples = int(batch.lengths[index])
-        frames = self.out_spec.frames(samples, self.frontend.in_spec.sample_rate)
+    def _distance(self, output: Tensor, batch: Batch, index: int) -> float:
+        samples, frames = int(batch.lengths[index]), self.item_frames(batch, index)
         sound = self.frontend.inverse(output[index : index + 1, :, :, :frames], samples)  # (1, 1, N)
         return multi_scale_distance(batch.audio[index, 0, :samples], sound[0, 0])
 
-    def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
+    def compute_metrics(self, outputs: list[ReconstructionError], *, tune: bool) -> dict[str, float]:
         """Means over items of their L1 in dB. Much of a quiet recording lies on the floor, where copying is easy."""
-        self._sounded = 0
-        l1 = float(np.mean([item.l1 for item in observed]))
-        heard = [item.multi_scale for item in observed if item.multi_scale is not None]
-        figures = {"multi_scale": float(np.mean(heard))} if heard else {}
-        return figures | {
+        l1 = float(np.mean([item.l1 for item in outputs]))
+        distances = [item.multi_scale for item in outputs if item.multi_scale is not None]
+        metrics = {"multi_scale": float(np.mean(distances))} if distances else {}
+        return metrics | {
             "loss": l1,
             "l1_db": l1,
-            "l1_db_above_floor": float(np.mean([item.l1_above_floor for item in observed])),
+            "l1_db_above_floor": float(np.mean([item.l1_above_floor for item in outputs])),
         }
 
-    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
-        """Input and reconstruction; their sounds, both through the inverse, so that only the model differs."""
-        samples = int(batch.lengths[index])
-        frames = self.frontend.out_spec.frames(samples, self.frontend.in_spec.sample_rate)
-        spec = self.frontend.out_spec
-        target, estimate = features[index, :, :, :frames].float(), output[index, :, :, :frames].float()
+    def sample(self, output: Tensor, example: Example, index: int) -> Sample:
+        """Input and output `(B, C, F, T)`; their sounds, both through the inverse, so that only the model differs."""
+        batch, spec = example.batch, self.frontend.out_spec
+        samples, frames = int(batch.lengths[index]), self.item_frames(batch, index)
+        target, estimate = (values[index, :, :, :frames].float() for values in (example.features, output))
         sounds = {"input": scaled(batch.audio[index, 0, :samples]).cpu().numpy()}
         if self.frontend.invertible:
             both = torch.stack([target, estimate])  # (2, C, F, T)
@@ -146,17 +153,8 @@ class Reconstruction(Task):
             sounds |= {"input, resynthesised": resynthesised[0, 0], "reconstruction": resynthesised[1, 0]}
         error = (estimate - target).abs()
         pictures = [
-            Picture(title, values[0].cpu().numpy(), spec.frequencies, spec.frame_rate, low, high, spec.unit)
-            for title, values, low, high in [
-                ("input", target, spec.low, spec.high),
-                ("reconstruction", estimate, spec.low, spec.high),
-                ("absolute error", error, 0.0, 20.0),
-            ]
+            feature_picture("input", target[0], spec),
+            feature_picture("reconstruction", estimate[0], spec),
+            feature_picture("absolute error", error[0], replace(spec, low=0.0, high=20.0)),
         ]
         return Sample(batch.names[index], pictures, sounds)
-
-    def _mask(self, batch: Batch, features: Tensor) -> Tensor:
-        hop = round(self.frontend.in_spec.sample_rate / self.out_spec.frame_rate)
-        frames = 1 + batch.lengths // hop  # (B,) in whole numbers: float32 loses frames of long recordings
-        time = torch.arange(features.shape[-1], device=features.device)  # (T,)
-        return (time < frames[:, None].to(features.device))[:, None, None].float()  # (B, 1, 1, T)

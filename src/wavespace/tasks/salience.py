@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Kind, pitch_salience
 from wavespace.decode import Map, Pitches, pitches_of, strongest_of
-from wavespace.frontends.base import FrontEnd, scaled
+from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, mean
-from wavespace.metrics.notes import FRAME_HOP, pitches_at
+from wavespace.metrics.notes import FRAME_HOP, frame_count, pitches_at
 from wavespace.metrics.pitch import PITCH_HOP, melody_scores, multipitch_f1, multipitch_scores
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec, check_table
-from wavespace.tasks.base import Picture, Sample, Task
-from wavespace.tasks.piano_roll import notes_of
+from wavespace.tasks.base import Example, Sample, Task
+from wavespace.tasks.piano_roll import Thresholds, item_notes
 
 SPREAD = 25.0
 """Standard deviation in cents of a pitch in a target."""
@@ -37,10 +39,11 @@ class Melody(NamedTuple):
     strongest: NDArray[np.float64]
 
 
-class Observed(NamedTuple):
+class PitchMapOutput(NamedTuple):
     """One item: its pitches and the peaks of its map every `PITCH_HOP`, the loss of its batch.
 
-    `melody` is there if something sounds in it, and never two notes at a time; `instrument` if the data says which.
+    `melody` is there if something sounds in it, and never two notes at a time; `instrument` if the data has it; `extra`
+    has metrics of a subclass.
     """
 
     reference: Pitches
@@ -48,6 +51,7 @@ class Observed(NamedTuple):
     loss: float
     melody: Melody | None
     instrument: int | None
+    extra: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
 
 
 class PitchMap(Task):
@@ -59,9 +63,6 @@ class PitchMap(Task):
         frontend: any features.
         out_spec: what the model must give; its frequencies are the bins of the map.
         thresholds: smallest saliences of a pitch that validation tries; the best is kept in the checkpoint.
-
-    Raises:
-        ValueError: a threshold is not in (0, 1], or there is none to try.
     """
 
     monitor = "val/salience_f1"
@@ -70,12 +71,8 @@ class PitchMap(Task):
 
     threshold: Tensor
 
-    def __init__(self, frontend: FrontEnd, out_spec: FeatureSpec, thresholds: tuple[float, ...]) -> None:
+    def __init__(self, frontend: FrontEnd, out_spec: FeatureSpec, thresholds: Thresholds) -> None:
         super().__init__(frontend, out_spec)
-        if not thresholds:
-            raise ValueError("thresholds is empty; validation needs at least one to choose from")
-        if not all(0 < threshold <= 1 for threshold in thresholds):
-            raise ValueError(f"thresholds is {list(thresholds)}; each must be above 0 and at most 1")
         self.thresholds = thresholds
         self.register_buffer("threshold", torch.tensor(0.5))
 
@@ -85,73 +82,61 @@ class PitchMap(Task):
         """The map `(B, F, T)` in 0..1 of the model's output `(B, C', F, T)`."""
         raise TypeError(f"{type(self).__name__} defines no salience")
 
-    def target(self, batch: Batch, output: Tensor) -> Tensor:
-        """What the notes of a batch ask the map for, `(B, F, T)` in 0..1, on the device of the output."""
-        return self._labels(batch, output, "activation", SPREAD)
+    def target(self, batch: Batch, frames: int) -> Tensor:
+        """The map `(B, F, T)` in 0..1 that the notes of a batch ask for."""
+        return self.labels_of(batch.notes, len(batch.names), frames, "activation", SPREAD)
 
     # --- Shared -------------------------------------------------------------------------------------------
 
-    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Observed]:
-        """Pitches and peaks of each item, read at the frames nearest to the times that are scored."""
+    def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PitchMapOutput]:
+        """Pitches and peaks of each item of an output `(B, C', F, T)`, at the frames nearest to the scored times."""
+        batch = example.batch
         maps = self.salience(output).cpu().numpy()  # (B, F, T)
-        loss = float(self.loss(output, features, batch)["loss"])
+        loss = float(self.loss(output, example)["loss"])
         found = []
         for i, whole in enumerate(maps):
-            salience, notes = whole[:, : self._frames(batch, i)], notes_of(batch, i)
+            salience, notes = whole[:, : self.item_frames(batch, i)], item_notes(batch, i)
             seconds = int(batch.lengths[i]) / self.frontend.in_spec.sample_rate
             reference = pitches_at(notes, hop=PITCH_HOP, duration=seconds)
             scored = self._at(salience, PITCH_HOP, seconds)
             peaks = pitches_of(scored, self.out_spec.frequencies, self._least())
             instrument = int(batch.labels["instrument"][i]) if "instrument" in batch.labels else None
-            found.append(Observed(reference, peaks, loss, self._melody(salience, notes, seconds), instrument))
+            found.append(PitchMapOutput(reference, peaks, loss, self._melody(salience, notes, seconds), instrument))
         return found
 
-    def summarize(self, observed: list[Observed], *, tune: bool) -> dict[str, float]:
-        """mir_eval figures, a mean over items (0..1); with `tune` the threshold is chosen first.
+    def compute_metrics(self, outputs: list[PitchMapOutput], *, tune: bool) -> dict[str, float]:
+        """mir_eval's scores, a mean over items (0..1); with `tune` the threshold is chosen first.
 
         `rpa`, `rca`, `vr` and `vfa` are means over the items in which something sounds and never two notes at a time;
-        without such items they are left out. `rpa_0` and so on are those of each class that the data tells apart.
+        without such items they are left out. `rpa_0` and so on are those of each instrument that the data names.
         """
         if tune:
-            self.threshold.fill_(self._best_threshold(observed))
+            self.threshold.fill_(self._best_threshold(outputs))
         threshold = float(self.threshold)
         melodies, by_instrument = [], defaultdict(list)
-        for item in observed:
+        for item in outputs:
             if item.melody is not None:
                 pitch, salience = item.melody.strongest.T
                 melodies.append(melody_scores(item.melody.reference, pitch, salience >= threshold))
                 if item.instrument is not None:
                     by_instrument[item.instrument].append(melodies[-1]["rpa"])
         return {
-            "loss": float(np.mean([item.loss for item in observed])),
-            **average([multipitch_scores(item.reference, _above(item.peaks, threshold)) for item in observed]),
+            "loss": float(np.mean([item.loss for item in outputs])),
+            **average([multipitch_scores(item.reference, _above(item.peaks, threshold)) for item in outputs]),
             **average(melodies),
             **{f"rpa_{i}": float(np.mean(scores)) for i, scores in sorted(by_instrument.items())},
             "salience_threshold": threshold,
+            **average([item.extra for item in outputs]),
         }
 
-    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
-        """Spectrogram, target and map; the input's sound."""
-        frames = self._frames(batch, index)
-        spec, out = self.frontend.out_spec, self.out_spec
-        level, target, salience = (
-            values[index, :, :frames].float().cpu().numpy()
-            for values in (features[:, self.frontend.shown], self.target(batch, output), self.salience(output))
-        )
-        pictures = [
-            Picture("input", level, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit),
-            Picture("target", target, out.frequencies, out.frame_rate, 0, 1, "salience"),
-            Picture("prediction", salience, out.frequencies, out.frame_rate, 0, 1, "salience"),
-        ]
-        return Sample(
-            name=batch.names[index],
-            pictures=pictures[1:] if spec.bins == 1 else pictures,  # latents have no axis to draw
-            sounds={"input": scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()},
-        )
+    def sample(self, output: Tensor, example: Example, index: int) -> Sample:
+        """Spectrogram, target and map of an output `(B, C', F, T)`; the input's sound."""
+        target = self.target(example.batch, output.shape[-1])
+        return self.map_sample(example, index, target[index], self.salience(output)[index], ("salience", "salience"))
 
-    def _best_threshold(self, observed: list[Observed]) -> float:
+    def _best_threshold(self, outputs: list[PitchMapOutput]) -> float:
         def score(threshold: float) -> float:
-            return mean([multipitch_f1(item.reference, _above(item.peaks, threshold)) for item in observed])
+            return mean([multipitch_f1(item.reference, _above(item.peaks, threshold)) for item in outputs])
 
         # Of equal scores the one nearest to a half.
         return max(self.thresholds, key=lambda t: (score(t), -abs(t - 0.5)))
@@ -171,25 +156,23 @@ class PitchMap(Task):
 
     def _at(self, salience: Map, hop: float, seconds: float) -> Map:
         """Columns of a map at each multiple of `hop` before `seconds`: the nearest frames."""
-        count = math.ceil(seconds / hop - 1e-6)
-        nearest = np.rint(np.arange(count) * hop * self.out_spec.frame_rate).astype(int)
+        nearest = np.rint(np.arange(frame_count(hop, seconds)) * hop * self.out_spec.frame_rate).astype(int)
         return salience[:, np.minimum(nearest, salience.shape[1] - 1)]
 
-    def _labels(self, batch: Batch, output: Tensor, kind: Kind, spread_cents: float) -> Tensor:
+    def labels_of(self, notes: Tensor, items: int, frames: int, kind: Kind, spread_cents: float) -> Tensor:
+        """`pitch_salience` `(items, F, frames)` of notes `(K, 5)`, as in a batch, on the bins of the map."""
         return pitch_salience(
-            batch.notes,
-            batch=len(output),
+            notes,
+            batch=items,
             frequencies=self.out_spec.frequencies,
             frame_rate=self.out_spec.frame_rate,
-            frames=output.shape[-1],
+            frames=frames,
             kind=kind,
             spread_cents=spread_cents,
         )
 
-    def _frames(self, batch: Batch, index: int) -> int:
-        return self.frontend.out_spec.frames(int(batch.lengths[index]), self.frontend.in_spec.sample_rate)
 
-
+@validate_settings
 class Salience(PitchMap):
     """A salience map learned from notes.
 
@@ -216,39 +199,37 @@ class Salience(PitchMap):
         self,
         frontend: FrontEnd,
         *,
-        bins_per_octave: int = 36,
+        bins_per_octave: PositiveInt = 36,
         fmin: float = 27.5,
         fmax: float = 5000.0,
         labels: Kind = "activation",
-        spread_cents: float = SPREAD,
+        spread_cents: PositiveFloat = SPREAD,
         loss: Literal["balanced", "focal"] = "balanced",
-        gamma: float = 2.0,
-        thresholds: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99),
+        gamma: NonNegativeFloat = 2.0,
+        thresholds: Thresholds = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99),
     ) -> None:
         frequencies = log_bins(bins_per_octave, fmin, fmax)
         rate = frontend.out_spec.frame_rate
         super().__init__(frontend, FeatureSpec(1, frequencies, rate, "logit", -10.0, 10.0), thresholds)
-        if labels not in get_args(Kind):
-            raise ValueError(f"labels is {labels!r}; it must be {' or '.join(get_args(Kind))}")
-        if loss not in ("balanced", "focal"):
-            raise ValueError(f"loss is {loss!r}; it must be balanced or focal")
-        if not spread_cents > 0 or not gamma >= 0:
-            raise ValueError(f"spread_cents is {spread_cents}, to be above 0, and gamma {gamma}, to be at least 0")
         self.labels, self.spread_cents, self.gamma = labels, spread_cents, gamma
         self.balances = loss == "balanced"
 
-    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the map with its target."""
-        logit, target = output[:, 0], self.target(batch, output)  # (B, F, T) each
+    def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
+        """`salience`, `(B, F, T)` in 0..1."""
+        return {"salience": self.target(batch, features.shape[-1])}
+
+    def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
+        """Cross-entropy, a scalar, of logits `(B, 1, F, T)` with their target."""
+        logit, target = output[:, 0], example.targets["salience"]  # (B, F, T) each
         return {"loss": balanced(logit, target) if self.balances else focal(logit, target, self.gamma)}
 
     def salience(self, output: Tensor) -> Tensor:
         """Probabilities `(B, F, T)` of logits `(B, 1, F, T)`."""
         return output[:, 0].sigmoid()
 
-    def target(self, batch: Batch, output: Tensor) -> Tensor:
-        """Labels `(B, F, T)` of the kind and spread that this task was told."""
-        return self._labels(batch, output, self.labels, self.spread_cents)
+    def target(self, batch: Batch, frames: int) -> Tensor:
+        """Labels `(B, F, T)` of the kind and spread that this task is set to."""
+        return self.labels_of(batch.notes, len(batch.names), frames, self.labels, self.spread_cents)
 
 
 def log_bins(bins_per_octave: int, fmin: float, fmax: float) -> tuple[float, ...]:
@@ -268,10 +249,15 @@ def log_bins(bins_per_octave: int, fmin: float, fmax: float) -> tuple[float, ...
 
 
 def balanced(logit: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy with targets in 0..1, in which both classes weigh a half, however rare one is in the batch.
+    """Binary cross-entropy, a scalar, in which both classes weigh a half, however rare one is in the batch.
 
     `-(sum(y log p) / sum(y) + sum((1 - y) log(1 - p)) / sum(1 - y)) / 2` for targets y and probabilities p; sums count
-    as at least 1.
+    as at least 1. But for a factor it is the class-balanced cross-entropy of Xie and Tu, "Holistically-nested edge
+    detection", ICCV 2015.
+
+    Args:
+        logit: `(B, F, T)` or of any shape.
+        target: in 0..1, of the same shape.
     """
     rest = 1 - target
     positive = (target * F.softplus(-logit)).sum() / target.sum().clamp_min(1)
@@ -279,10 +265,16 @@ def balanced(logit: Tensor, target: Tensor) -> Tensor:
 
 
 def focal(logit: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
-    """Mean of `|y - p|**gamma` times binary cross-entropy, for targets y in 0..1, probabilities p and weights of cells.
+    """Mean of `|y - p|**gamma` times binary cross-entropy, a scalar, for targets y and probabilities p.
 
     The focal loss (Lin et al., ICCV 2017) for targets between the classes (Li et al., "Generalized focal loss",
     NeurIPS 2020): what is nearly right weighs little, so that the many silent cells do not drown the few others.
+
+    Args:
+        logit: `(B, F, T)` or of any shape.
+        target: in 0..1, of the same shape.
+        gamma: 0 or more.
+        weight: of each cell, of the same shape; 1 where there is none.
     """
     entropy = F.binary_cross_entropy_with_logits(logit, target, weight, reduction="none")
     off = (target - logit.sigmoid()).abs().clamp_min(1e-6)  # a root of 0 has no gradient

@@ -1,64 +1,57 @@
 """Pitch salience without labels: a map that has to rebuild its own spectrogram through harmonic kernels.
 
-The model gives a share of energy for each pitch and timbre; a synthesis that knows of nothing but harmonics makes a
-spectrogram of it. What that leaves open (octaves above all: any spectrum is also that of lower notes) is closed by
-ingredients that a weight each takes in or leaves out: few pitches at a time, as a constraint; consistency of the map
-under transposition, equalisation and mixing; calibration on self-made tones. Notes of the data serve to score alone.
+The model gives a share of energy for each pitch and timbre, and a harmonic synthesis makes a spectrogram of it. What
+that leaves open (octaves above all: any spectrum is also that of lower notes) is closed by ingredients, each with a
+weight: few pitches at a time, as a constraint; consistency of the map under transposition, equalisation and mixing;
+calibration on self-made tones. Notes of the data serve to score alone.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from wavespace.data.base import Batch, collate, rng_for
-from wavespace.data.labels import pitch_salience
 from wavespace.data.synthesis.tones import Tones
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd
-from wavespace.metrics import average
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec, check_table
-from wavespace.tasks.base import Picture, Sample
-from wavespace.tasks.salience import SPREAD, PitchMap, focal
+from wavespace.tasks.base import Example, Sample, feature_picture
+from wavespace.tasks.piano_roll import Thresholds
+from wavespace.tasks.salience import SPREAD, PitchMap, PitchMapOutput, focal
 
 QUIET = -60.0
-"""Level in dB of full scale from which on the compressed scale grows with the logarithm."""
+"""Level in dB of full scale above which the compressed scale grows with the logarithm."""
 
 LOBE = (0.5, 1.0, 0.5)
 """What a steady partial gives to a bin and its neighbours: a Hann window's main lobe, as wide as a bin."""
 
-HEARD = 3
-"""Partials by the loudest of which a pitch's energy is known, so that it may lack its fundamental."""
+ENERGY_PARTIALS = 3
+"""First partials of a pitch of which the loudest gives its energy, so that it may lack its fundamental."""
 
 SLACK = 0.1
 """By how many nats frames may fall short of the constraint on average: true maps of very dense frames do, too."""
 
 EMPTY = 1e-6
+"""Least that a sum counts as where it divides, so that silence has a finite gradient."""
+
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
-class Extra(NamedTuple):
-    """What a training batch holds after its real windows: changed copies of them, then windows of tones.
-
-    Attributes:
-        steps: bins by which each copy was transposed, one a copy.
-        notes: of the tones, as in `Batch`.
-    """
-
-    steps: list[int]
-    notes: Tensor
-
-
+@validate_settings
 class SelfSalience(PitchMap):
     """A salience map learned by rebuilding the input.
 
     With p the share `(B, timbres, F', T)` that the model gives and e the amplitude of the loudest of a pitch's first
-    `HEARD` partials, the rebuilt spectrogram is `sum_c sum_h a[c, h] g(f - log2 h) * (p[c] e)`, with learned a >= 0 and
-    the lobe g of a partial. Both spectrograms are compared on `level`, a compressed scale that is 0 at the floor: a map
-    of nothing, and any map of silence, rebuild silence exactly.
+    `ENERGY_PARTIALS` partials, the rebuilt spectrogram is `sum_c sum_h a[c, h] g(f - log2 h) * (p[c] e)`, with learned
+    a >= 0 and the lobe g of a partial. Both spectrograms are compared on `level`, a compressed scale that is 0 at the
+    floor: a map of nothing, and any map of silence, rebuild silence exactly.
 
     The loss is a sum of terms, each there if its weight is not 0:
 
@@ -101,78 +94,42 @@ class SelfSalience(PitchMap):
 
     Raises:
         Incompatible: the front-end has no such levels.
-        ValueError: a setting is out of range.
+        ValueError: the map would have fewer than two bins.
     """
 
     needs = ("notes",)  # validation and test are scored by them; no loss reads them
 
     multiplier: Tensor
     partials: Tensor
-    heard: Tensor
+    energy_rows: Tensor
 
     def __init__(
         self,
         frontend: FrontEnd,
         *,
-        timbres: int = 1,
-        harmonics: int = 10,
-        below: int = 24,
+        timbres: PositiveInt = 1,
+        harmonics: PositiveInt = 10,
+        below: NonNegativeInt = 24,
         fmax: float = 4500.0,
-        reconstruction: float = 0.1,
+        reconstruction: NonNegativeFloat = 0.1,
         margin: float | None = 1.0,
-        ascent: float = 1e-3,
-        consistency: float = 1.0,
-        transpose: int = 12,
-        equalise: float = 4.0,
+        ascent: NonNegativeFloat = 1e-3,
+        consistency: NonNegativeFloat = 1.0,
+        transpose: NonNegativeInt = 12,
+        equalise: NonNegativeFloat = 4.0,
         mix: bool = True,
-        tones: float = 1.0,
-        tone_windows: int = 4,
-        tone_notes: int = 40,
-        tone_melodies: float = 0.5,
-        tone_octaves: float = 0.0,
+        tones: NonNegativeFloat = 1.0,
+        tone_windows: PositiveInt = 4,
+        tone_notes: PositiveInt = 40,
+        tone_melodies: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        tone_octaves: NonNegativeFloat = 0.0,
         audible: float = 60.0,
-        decay: float = 0.01,
-        smoothness: float = 0.0,
-        thresholds: tuple[float, ...] = (
-            0.05,
-            0.1,
-            0.15,
-            0.2,
-            0.25,
-            0.3,
-            0.35,
-            0.4,
-            0.45,
-            0.5,
-            0.6,
-            0.65,
-            0.7,
-            0.75,
-            0.8,
-            0.85,
-            0.9,
-            0.95,
-        ),
+        decay: NonNegativeFloat = 0.01,
+        smoothness: NonNegativeFloat = 0.0,
+        thresholds: Thresholds = THRESHOLDS,
     ) -> None:
         spec = frontend.out_spec
-        step = spacing(spec)
-        counts = {"timbres": timbres, "harmonics": harmonics, "tone_windows": tone_windows}
-        if min(counts.values()) < 1 or min(below, transpose) < 0:
-            raise ValueError(f"{counts} are to be at least 1, below {below} and transpose {transpose} at least 0")
-        weights = {
-            "reconstruction": reconstruction,
-            "ascent": ascent,
-            "consistency": consistency,
-            "equalise": equalise,
-            "tones": tones,
-            "tone_octaves": tone_octaves,
-            "decay": decay,
-            "smoothness": smoothness,
-        }
-        if not 0 <= tone_melodies <= 1:
-            raise ValueError(f"tone_melodies is {tone_melodies}; it is a share of the windows of tones, 0 to 1")
-        if min(weights.values()) < 0:
-            raise ValueError(f"{weights}: none may be below 0")
+        step = octaves_per_bin(spec)
         lowest = spec.frequencies[0] * 2 ** (-below * step)
         bins = 1 + int(np.floor(np.log2(fmax / lowest) / step + 1e-6)) if fmax > lowest else 0
         if bins < 2:
@@ -187,13 +144,13 @@ class SelfSalience(PitchMap):
         self.octave = round(1 / step)
         self.maker = Tones(frontend.in_spec.sample_rate, frontend.in_spec.seconds, tone_notes, tone_melodies, audible)
         self.register_buffer("multiplier", torch.zeros(()))
-        self.register_buffer("partials", partials_of(spec, frequencies, harmonics), persistent=False)  # (H, F, F')
-        self.register_buffer("heard", rows_of(spec, frequencies, min(HEARD, harmonics)), persistent=False)  # (h, F')
+        partials, rows = harmonic_bins(spec, frequencies, harmonics)
+        self.register_buffer("partials", partials, persistent=False)  # (H, F, F')
+        self.register_buffer("energy_rows", rows[:ENERGY_PARTIALS], persistent=False)  # (h, F')
         start = 1 / torch.arange(1.0, harmonics + 1)  # (H,)
         # Timbres differ from the start, or they would learn the same.
         tilt = torch.linspace(1.0, 2.0, timbres)[:, None]
         self.envelope = nn.Parameter(torch.log(torch.expm1(0.5 * start**tilt)))  # (timbres, H)
-        self.extra: Extra | None = None
 
     # --- The map and what it rebuilds ---------------------------------------------------------------------
 
@@ -211,7 +168,7 @@ class SelfSalience(PitchMap):
 
     def synthesis(self, shares: Tensor, features: Tensor) -> Tensor:
         """Amplitudes `(B, F, T)` rebuilt from shares `(B, timbres, F', T)` of the energy in features `(B, 1, F, T)`."""
-        energy = F.pad(self.amplitude(features), (0, 0, 0, 1))[:, self.heard].amax(1)  # (B, F', T)
+        energy = F.pad(self.amplitude(features), (0, 0, 0, 1))[:, self.energy_rows].amax(1)  # (B, F', T)
         kernels = torch.einsum("ch,hfg->cfg", self.kernels(), self.partials)  # (timbres, F, F')
         return torch.einsum("cfg,bcgt->bft", kernels, shares * energy[:, None])
 
@@ -222,51 +179,54 @@ class SelfSalience(PitchMap):
 
     # --- Training -----------------------------------------------------------------------------------------
 
-    def features_of(self, batch: Batch) -> Tensor:
-        """Features of a batch; in training followed by changed copies and by tones, as far as they have weight.
+    def training_example(self, batch: Batch) -> Example:
+        """A batch, then changed copies of its windows, then windows of tones, as far as they have weight.
 
-        All go through the model at once, so that its norms see one distribution.
+        All go through the model at once, so that its norms see one distribution. Targets are `steps`, the bins by which
+        each copy was transposed, and `tones`, the salience `(K, F', T)` of the tones.
         """
-        real = super().features_of(batch)  # (B, 1, F, T)
-        if not self.training:
-            return real
-        parts, steps, notes = [real], [], batch.notes[:0]
+        features = self.batch_features(batch)  # (B, 1, F, T)
+        parts, targets, frames = [features], {}, features.shape[-1]
         if self.consistency:
-            steps = torch.randint(-self.transpose, self.transpose + 1, (len(real),)).tolist()
-            parts.append(self._changed(real, steps))
+            targets["steps"] = torch.randint(-self.transpose, self.transpose + 1, (len(features),))
+            parts.append(self._changed(features, targets["steps"].tolist()))
         if self.tones:
             seed = int(torch.randint(2**62, ()))  # of the step, which Lightning's hook has seeded
             drawn = collate([self.maker.item(rng_for(seed, i)) for i in range(self.tone_windows)])
-            notes = drawn.notes.to(real.device)
-            parts.append(self.features(drawn.audio.to(real.device))[..., : real.shape[-1]])
-        self.extra = Extra(steps, notes)
-        return torch.cat(parts)
+            parts.append(self.frontend(drawn.audio.to(features.device))[..., :frames])
+            notes = drawn.notes.to(features.device)
+            targets["tones"] = self.labels_of(notes, self.tone_windows, frames, "activation", SPREAD)
+        return Example(batch, torch.cat(parts), targets)
 
-    def loss(self, output: Tensor, features: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Loss and its terms; outside of training those of reconstruction and constraint alone."""
-        count = len(batch.names)
-        real, given = output[:count], features[:count]
-        terms, violation = {}, None
+    def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
+        """The sum of the terms and each of them, scalars, of logits `(B', timbres, F', T)`.
+
+        Terms of copies and tones are there where an example has them; `constraint` and `multiplier` are of no weight.
+        """
+        count = len(example.batch.names)
+        real, features = output[:count], example.features[:count]
+        terms, state = {}, {}
         if self.reconstruction:
-            terms["reconstruction"] = self.reconstruction * self.unexplained(real, given)
+            terms["reconstruction"] = self.reconstruction * self.unexplained(real, features)
         if self.margin is not None:
-            violation = self.violation(real, given)
-            terms["sparsity"] = self.multiplier.clone() * violation  # a copy, as the buffer is about to change
+            violation = self.violation(real, features)
+            multiplier = self.multiplier.clone()  # `after_step` changes the buffer before the gradient is taken
+            terms["sparsity"] = multiplier * violation
+            state = {"constraint": violation.detach(), "multiplier": multiplier}
         if self.decay:
             kernels = self.kernels()
             terms["decay"] = self.decay * (kernels[:, 1:] - kernels[:, :-1]).clamp_min(0).sum(1).mean()
         if self.smoothness:
             shares = self.channels(real)
             terms["smoothness"] = self.smoothness * shares.diff(dim=-1).abs().sum() / shares.sum().clamp_min(1)
-        if self.extra is not None and self.training:
-            terms |= self._extra_terms(output, count, self.extra)
-        losses = {"loss": sum(terms.values(), output.sum() * 0)} | terms
-        if violation is not None:
-            losses |= {"constraint": violation.detach(), "multiplier": self.multiplier.clone()}
-            if self.training:
-                with torch.no_grad():  # dual ascent
-                    self.multiplier.add_(self.ascent * violation.detach()).clamp_(min=0)
-        return losses
+        if example.targets:
+            terms |= self._added_terms(joined(output), count, example.targets)
+        return {"loss": sum(terms.values(), output.sum() * 0)} | terms | state
+
+    def after_step(self, losses: dict[str, Tensor]) -> None:
+        """Raise the multiplier by the violation of the constraint, or lower it: dual ascent."""
+        if "constraint" in losses:
+            self.multiplier.add_(self.ascent * losses["constraint"]).clamp_(min=0)
 
     def unexplained(self, output: Tensor, features: Tensor) -> Tensor:
         """`sum w |rebuilt - input| / sum w input` of levels, for weights w of frames by their mean level."""
@@ -299,58 +259,46 @@ class SelfSalience(PitchMap):
             moved = (10 * (power + power.roll(1, 0) - 10 ** (floor / 10)).log10()).clamp_min(floor)
         return moved
 
-    def _extra_terms(self, output: Tensor, count: int, extra: Extra) -> dict[str, Tensor]:
-        """`consistency` and `tones` of the output of a batch whose first `count` windows are real."""
-        logit = joined(output)  # (B, F', T)
-        copies = len(extra.steps)
-        real, changed, heard = logit.split([count, copies, len(logit) - count - copies])
-        terms = {}
-        if copies:
-            target = torch.stack([shifted(x, n, 0.0) for x, n in zip(real.detach().sigmoid(), extra.steps)])
+    def _added_terms(self, logit: Tensor, count: int, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`consistency` and `tones` of logits `(B', F', T)` of which the first `count` are of real windows."""
+        terms, steps = {}, targets["steps"].tolist() if "steps" in targets else []
+        real, copies, tones = logit.split([count, len(steps), len(logit) - count - len(steps)])
+        if steps:
+            target = torch.stack([shifted(x, n, 0.0) for x, n in zip(real.detach().sigmoid(), steps)])
             if self.mix:
                 target = torch.maximum(target, target.roll(1, 0))
-            terms["consistency"] = self.consistency * by_pitch(changed, target)
-        if len(heard):
-            target = pitch_salience(
-                extra.notes,
-                batch=len(heard),
-                frequencies=self.out_spec.frequencies,
-                frame_rate=self.out_spec.frame_rate,
-                frames=heard.shape[-1],
-                kind="activation",
-                spread_cents=SPREAD,
-            )
-            weight = 1 + self.tone_octaves * off_by_octaves(target, self.octave)
-            terms["tones"] = self.tones * by_pitch(heard, target, weight)
+            terms["consistency"] = self.consistency * focal_by_pitch(copies, target)
+        if "tones" in targets:
+            weight = 1 + self.tone_octaves * off_by_octaves(targets["tones"], self.octave)
+            terms["tones"] = self.tones * focal_by_pitch(tones, targets["tones"], weight)
         return terms
 
     # --- Validation ---------------------------------------------------------------------------------------
 
-    def observe(self, output: Tensor, features: Tensor, batch: Batch) -> list[Any]:
-        """What `PitchMap` observes of each item, with the batch's reconstruction and constraint."""
-        figures = {"unexplained": float(self.unexplained(output, features))}
+    def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PitchMapOutput]:
+        """What `PitchMap` needs of each item of logits `(B, timbres, F', T)`, and metrics of the batch.
+
+        `unexplained` is what the map leaves of its input; `constraint` is met at 0 or below.
+        """
+        extra = {"unexplained": float(self.unexplained(output, example.features))}
         if self.margin is not None:
-            figures["constraint"] = float(self.violation(output, features))
-        return [(found, figures) for found in super().observe(output, features, batch)]
+            extra["constraint"] = float(self.violation(output, example.features))
+        return [item._replace(extra=extra) for item in super().eval_outputs(output, example, position)]
 
-    def summarize(self, observed: list[Any], *, tune: bool) -> dict[str, float]:
-        """`PitchMap`'s figures; what the map leaves `unexplained` of its input; the `constraint`, met at 0 or below."""
-        return super().summarize([found for found, _ in observed], tune=tune) | average([more for _, more in observed])
-
-    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
-        """Spectrogram, target and map, with the spectrogram that the map rebuilds."""
-        sample = super().sample(output, features, batch, index)
-        spec, frames = self.frontend.out_spec, self._frames(batch, index)
-        amplitude = self.synthesis(self.channels(output), features)[index, :, :frames]
+    def sample(self, output: Tensor, example: Example, index: int) -> Sample:
+        """Spectrogram, target and map, with the spectrogram that logits `(B, timbres, F', T)` rebuild."""
+        sample = super().sample(output, example, index)
+        spec, frames = self.frontend.out_spec, self.item_frames(example.batch, index)
+        amplitude = self.synthesis(self.channels(output), example.features)[index, :, :frames]
         rebuilt = 20 * (amplitude + 10 ** (spec.low / 20)).log10()  # (F, T) dB, the floor where there is nothing
-        picture = Picture(
-            "rebuilt", rebuilt.cpu().numpy(), spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit
-        )
-        return sample._replace(pictures=[*sample.pictures, picture])
+        return sample._replace(pictures=[*sample.pictures, feature_picture("rebuilt", rebuilt, spec)])
 
 
 def level(amplitude: Tensor) -> Tensor:
-    """`log(1 + amplitude / q) / log(1 + 1 / q)` with q at `QUIET`: 0 of nothing, 1 at full scale."""
+    """Amplitudes of any shape, 0 or more, on a compressed scale of the same shape: 0 of nothing, 1 at full scale.
+
+    `log(1 + amplitude / q) / log(1 + 1 / q)` with q at `QUIET`.
+    """
     quiet = 10 ** (QUIET / 20)
     return torch.log1p(amplitude / quiet) / np.log1p(1 / quiet)
 
@@ -386,15 +334,20 @@ def off_by_octaves(target: Tensor, octave: int) -> Tensor:
     return (torch.stack(sounding).amax(0) - target).clamp_min(0)
 
 
-def by_pitch(logit: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The focal loss, not as a mean over cells but over what sounds in them: silent cells outnumber others by far.
+def focal_by_pitch(logit: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The focal loss, a scalar, of the sum of cells over the sum of the target: silent cells outnumber others by far.
 
-    With a weight of each cell, if one is given.
+    As Lin et al. ("Focal loss for dense object detection", ICCV 2017) divide by the number of boxes with an object.
+
+    Args:
+        logit: `(B, F, T)`.
+        target: in 0..1, of the same shape.
+        weight: of each cell, of the same shape; 1 where there is none.
     """
     return focal(logit, target, 2.0, weight) * target.numel() / target.sum().clamp_min(1)
 
 
-def spacing(spec: FeatureSpec) -> float:
+def octaves_per_bin(spec: FeatureSpec) -> float:
     """Octaves from bin to bin.
 
     Raises:
@@ -410,17 +363,17 @@ def spacing(spec: FeatureSpec) -> float:
     return float(steps.mean())
 
 
-def partials_of(spec: FeatureSpec, pitches: tuple[float, ...], harmonics: int) -> Tensor:
-    """What each partial of each pitch gives to each bin, `(H, F, F')`: `LOBE`, between bins by linear interpolation."""
-    step = spacing(spec)
+def harmonic_bins(spec: FeatureSpec, pitches: tuple[float, ...], harmonics: int) -> tuple[Tensor, Tensor]:
+    """Where the partials of each pitch lie among the bins of a spec.
+
+    Returns:
+        What each partial of each pitch gives to each bin, `(H, F, F')`: `LOBE`, between bins by linear interpolation;
+        and the bin nearest to each partial, `(H, F')`, one past the last where there is none.
+    """
     h = np.arange(1, harmonics + 1)
-    place = np.log2(np.outer(h, pitches) / spec.frequencies[0]) / step  # (H, F') in bins
+    place = np.log2(np.outer(h, pitches) / spec.frequencies[0]) / octaves_per_bin(spec)  # (H, F') in bins
     distance = np.abs(np.arange(spec.bins)[None, :, None] - place[:, None, :])  # (H, F, F')
-    return torch.tensor(np.interp(distance, [0, 1, 2], [LOBE[1], LOBE[2], 0.0]), dtype=torch.float32)
-
-
-def rows_of(spec: FeatureSpec, pitches: tuple[float, ...], harmonics: int) -> Tensor:
-    """The bin nearest to each partial of each pitch, `(H, F')`; one past the last where there is none."""
-    h = np.arange(1, harmonics + 1)
-    row = np.rint(np.log2(np.outer(h, pitches) / spec.frequencies[0]) / spacing(spec)).astype(int)
-    return torch.tensor(np.where((row >= 0) & (row < spec.bins), row, spec.bins))
+    lobe = np.interp(distance, [0, 1, 2], [LOBE[1], LOBE[2], 0.0])
+    row = np.rint(place).astype(int)
+    rows = np.where((row >= 0) & (row < spec.bins), row, spec.bins)
+    return torch.tensor(lobe, dtype=torch.float32), torch.tensor(rows)

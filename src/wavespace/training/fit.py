@@ -390,7 +390,7 @@ def _measure(trainer: Any, task: Any) -> None:
 
 def _fit_model(trainer: Any, task: Any) -> None:
     """Let a model begin at what the training audio tells it, where it has a way to; after the front-end is measured."""
-    task.model.fit(task.features(audio.to(task.device)) for audio in _training_audio(trainer.datamodule))
+    task.model.fit(task.frontend(audio.to(task.device)) for audio in _training_audio(trainer.datamodule))
     task.model.load_state_dict(trainer.strategy.broadcast(task.model.state_dict()))  # to the bit on every rank
 
 
@@ -424,7 +424,7 @@ def _baseline(cfg: DictConfig, parts: Parts) -> Any:
     task.frontend.load_state_dict(measured, strict=False)  # kernels that have learned stay out of it
     model: Any = task.model
     if hasattr(model, "fit"):
-        model.fit(task.features(audio) for audio in _training_audio(parts.data))
+        model.fit(task.frontend(audio) for audio in _training_audio(parts.data))
     score(task, parts.data, "val", tune=True)
     return task
 

@@ -96,8 +96,8 @@ def _samples(task: Task, data: DataModule, count: int) -> Iterator[Sample]:
         audio = item.audio[: round(SECONDS * data.spec.sample_rate)]
         batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, SECONDS), features=None)])
         batch = task.transfer_batch_to_device(batch, task.device, 0)
-        features = task.features(batch.audio)  # (1, C, F, T)
-        yield task.sample(task.apply_model(features), features, batch, 0)
+        example = task.example(batch)
+        yield task.sample(task.apply_model(example.features), example, 0)
 
 
 def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any]:
