@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from processes import command
-from wavespace.data.base import NO_NOTES, Batch, DataModule, Item, Notes
+from wavespace.data.base import NO_NOTES, DataModule, Item, Notes
 from wavespace.data.files.midi import read_midi
 from wavespace.errors import UserError
 from wavespace.frontends.base import FrontEnd
 from wavespace.reports.figures import draw
 from wavespace.spec import AudioSpec, FeatureSpec, midi_to_hz
-from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.tasks.base import Example, Picture, Sample, Task, feature_picture
+from wavespace.tasks.piano_roll import item_notes
 from wavespace.training.callbacks import samples
 from wavespace.training.callbacks.samples import save_samples
 
@@ -52,15 +53,15 @@ class Fake(Task):
         nn.init.ones_(self.model[0].weight)
         self.estimate, self.extra = estimate, extra
 
-    def sample(self, output: Tensor, features: Tensor, batch: Batch, index: int) -> Sample:
+    def sample(self, output: Tensor, example: Example, index: int) -> Sample:
         assert not output.requires_grad
         assert not self.training
-        spec = self.out_spec
-        values = output[index, 0].numpy()
-        picture = Picture("level", values, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
+        batch = example.batch
+        picture = feature_picture("level", output[index, 0], self.out_spec)
         sound = batch.audio[index, 0, : int(batch.lengths[index])].float().numpy() / 32768
-        notes = batch.notes[batch.notes[:, 0] == index, 1:].numpy().astype(np.float64)
-        return Sample(batch.names[index], [picture], {"input": sound, **self.extra}, notes, self.estimate)
+        return Sample(
+            batch.names[index], [picture], {"input": sound, **self.extra}, item_notes(batch, index), self.estimate
+        )
 
 
 class Silent(Fake):
