@@ -17,6 +17,7 @@ from training import RENDERED, TRAINER
 from wavespace.config import compose, signature
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
 from wavespace.files import write_atomic
+from wavespace.launchfile import Job
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.training import fit as train
@@ -24,7 +25,6 @@ from wavespace.training.callbacks import divergence, samples
 from wavespace.training.fit import _to_go_on_from, run
 from wavespace_launcher.launch import Member
 from wavespace_launcher.local import LocalJob
-from wavespace_launcher.plan import Job
 from wavespace_launcher.status import Board, fates
 from wavespace_launcher.wandb_client import Run
 

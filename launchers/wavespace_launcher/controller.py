@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from wavespace.errors import UserError
+from wavespace.launchfile import Job, JobResult
 from wavespace.text import counted
 from wavespace_launcher import status as fate_of
 from wavespace_launcher.ledger import Launch
@@ -25,7 +26,6 @@ from wavespace_launcher.plan import (
     MOST_JOBS,
     PREFIX,
     Candidate,
-    Job,
     Plan,
     Settings,
     launch_of,
@@ -34,7 +34,6 @@ from wavespace_launcher.plan import (
 )
 from wavespace_launcher.runpod_client import Offer, Pod, Refused, Runpod, Unknown
 from wavespace_launcher.state import PodRecord, State
-from wavespace_launcher.status import Fate
 from wavespace_launcher.wandb_client import Run, Sweep, Wandb
 
 FAILURES = 3
@@ -67,7 +66,7 @@ class Clock(Protocol):
     def sleep(self, seconds: float, /) -> None: ...
 
 
-Show = Callable[[Sequence[Fate], str], None]
+Show = Callable[[Sequence[JobResult], str], None]
 
 
 class Controller:
@@ -89,7 +88,7 @@ class Controller:
         self.plan = launch.plan
         self.state = State.of(launch.events())
         self.runs: list[Run] = []
-        self.fates: list[Fate] = self._fates()
+        self.fates: list[JobResult] = self._fates()
         self.sweeps: dict[str, Sweep] = {}
         self.missed: dict[str, int] = {}
         self.idle_since: dict[str, float] = {}
@@ -106,7 +105,7 @@ class Controller:
 
     # --- Running ---------------------------------------------------------------------------------------------
 
-    def run(self) -> list[Fate]:
+    def run(self) -> list[JobResult]:
         """Until each job has ended and, unless the plan says that more may come, until nothing is left that costs.
 
         Ctrl-C, SIGTERM and errors of ours all end the pods first; a second Ctrl-C does not wait for training to be
@@ -314,7 +313,7 @@ class Controller:
         self.fates = self._fates()
         self.looked = True
 
-    def _fates(self) -> list[Fate]:
+    def _fates(self) -> list[JobResult]:
         now, metric = self.clock.time(), self.settings.metric
         if self.plan.search is not None:
             return fate_of.searched(self.runs, self.plan.search["parameters"], now, metric)
@@ -484,7 +483,7 @@ class Controller:
         """The last sweep that was given a job."""
         return [name for name, indexes in self.state.sweeps.items() if index in indexes][-1]
 
-    def _over(self, fate: Fate) -> bool:
+    def _over(self, fate: JobResult) -> bool:
         """Whether a job's dead run came from the newest sweep that has the job: no other attempt is on its way."""
         run = next((run for run in self.runs if run.id == fate.run), None)
         return run is not None and run.sweep == self.state.ids.get(self._newest(fate.index))
@@ -511,7 +510,7 @@ class Controller:
                     self.trouble = str(error)
         return lost
 
-    def _planned(self, fate: Fate) -> bool:
+    def _planned(self, fate: JobResult) -> bool:
         return any(fate.index in indexes for indexes in self.state.sweeps.values())
 
     # --- Renting ---------------------------------------------------------------------------------------------

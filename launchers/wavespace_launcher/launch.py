@@ -20,14 +20,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wavespace.config import command_line, compose, compose_read, resolved, signature
 from wavespace.errors import ConfigError, UserError
+from wavespace.launchfile import Job, JobResult, write_results
 from wavespace.signals import leave_terminal, set_stop_handler
 from wavespace.text import counted
 from wavespace_launcher.controller import Controller, affordable, command, deleted, environment, with_jobs
 from wavespace_launcher.ledger import Launch, redacted, secrets_here, without_secrets
-from wavespace_launcher.plan import Candidate, Job, Plan, Settings, digest, launch_id, override, sweep_config
+from wavespace_launcher.plan import Candidate, Plan, Settings, digest, launch_id, override, sweep_config
 from wavespace_launcher.runpod_client import Offer, Refused, Runpod, Unknown, creation
 from wavespace_launcher.state import State
-from wavespace_launcher.status import Board, Fate, save, table, terminal
+from wavespace_launcher.status import Board, table, terminal
 from wavespace_launcher.wandb_client import Wandb
 
 
@@ -62,7 +63,7 @@ def members(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
     return found
 
 
-def returns(found: Sequence[Fate], of: Sequence[Member], raise_on_failure: bool) -> list[JobReturn]:
+def returns(found: Sequence[JobResult], of: Sequence[Member], raise_on_failure: bool) -> list[JobReturn]:
     """What Hydra's sweeper expects: a value for each job, or the exception that it ended with."""
     by_index = {fate.index: fate for fate in found}
     answers = []
@@ -191,7 +192,7 @@ def conclude(controller: Controller) -> None:
     ]
     controller.fates = found
     folder = controller.launch.folder
-    save(folder / "results.json", found, launch=controller.launch.id, spent=round(spent, 4), why=why)
+    write_results(folder, found, launch=controller.launch.id, spent=round(spent, 4), why=why)
     console = terminal()
     console.print(table(found, controller.settings.metric))
     console.print(f"${spent:.2f} spent, at most; {folder / 'results.json'}", highlight=False)
@@ -199,7 +200,7 @@ def conclude(controller: Controller) -> None:
         console.print(f"ended: {why}", highlight=False, markup=False)
 
 
-def _unfinished(fate: Fate, why: str) -> Fate:
+def _unfinished(fate: JobResult, why: str) -> JobResult:
     return replace(fate, reason=f"the launch ended before it was done ({why})")
 
 
@@ -362,12 +363,12 @@ def _leave(controller: Controller) -> None:
     raise SystemExit(0)
 
 
-def _of_search(found: Sequence[Fate], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
+def _of_search(found: Sequence[JobResult], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
     """The best run's figure stands for the whole search."""
     name, sign = search["metric"]["name"], -1 if search["metric"].get("goal") == "minimize" else 1
-    done = [fate for fate in found if fate.state == "finished" and name in (fate.figures or {})]
-    value = max((sign * fate.figures[name] for fate in done if fate.figures), default=None)
-    fate = Fate(of.job.index, of.job.overrides, "finished", value=None if value is None else sign * value)
+    done = [fate for fate in found if fate.state == "finished" and name in (fate.metrics or {})]
+    value = max((sign * fate.metrics[name] for fate in done if fate.metrics), default=None)
+    fate = JobResult(of.job.index, of.job.overrides, "finished", value=None if value is None else sign * value)
     if value is None:
         fate = replace(fate, state="failed", reason=f"no run has finished with {name}")
     return returns([fate], [of], raise_on_failure=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from wavespace.errors import BadInput, ConfigError, UserError
 from wavespace.files import is_locked, lock, read_regular, write_atomic
+from wavespace.launchfile import MOST_BYTES
 from wavespace_launcher.plan import Plan
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -48,9 +49,6 @@ def secrets_here() -> set[str]:
         values.add(str(key))
     return values
 
-
-MOST_BYTES = 2**28
-"""Of a launch's files that are read."""
 
 NUMBERS, LISTS = ("t", "price", "until", "slot", "attempt"), ("jobs", "candidate")
 """Facts of events that are counted with, and those that are lists."""
@@ -112,11 +110,7 @@ class Launch:
         Raises:
             BadInput: plan.json can't be read.
         """
-        path = self.folder / "plan.json"
-        try:
-            return Plan.from_json(read_regular(path, MOST_BYTES).decode())
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{path}: is not a launch's plan ({error})") from None
+        return Plan.read(self.folder)
 
     def save(self, plan: Plan) -> None:
         """Set what is to be done.

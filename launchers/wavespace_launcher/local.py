@@ -23,10 +23,11 @@ from wavespace.config.own_code import code_of
 from wavespace.errors import ConfigError
 from wavespace.files import is_locked
 from wavespace.inputs import once
+from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
 from wavespace.signals import STOP_EXITS
 from wavespace_launcher.launch import Member, interruptible, members, returns
-from wavespace_launcher.status import Board, Fate, is_number, table
+from wavespace_launcher.status import Board, is_number, table
 
 SAVING = 60.0
 """Seconds that interrupted runs have to write their checkpoints."""
@@ -157,7 +158,7 @@ class LocalJob:
             )
         self.place = place
 
-    def fate(self) -> Fate:
+    def fate(self) -> JobResult:
         """Where it stands, by its process and its run folder."""
         status = self.folder.status()
         state, reason = str(status.get("state", "")), status.get("reason")
@@ -169,17 +170,18 @@ class LocalJob:
             state = "preempted"
         elif self.code and state != "diverged":
             state, reason = "failed", reason or _last_line(self.folder.path / "output.log")
-        figures = {key: float(value) for key, value in status.get("metrics", {}).items() if is_number(value)}
-        return Fate(
+        metrics = {key: float(value) for key, value in status.get("metrics", {}).items() if is_number(value)}
+        return JobResult(
             index=self.member.job.index,
             overrides=self.member.job.overrides,
             state=state,
             run=str(self.folder.path),
             minutes=status.get("minutes", 0.0),
-            value=figures.get(str(status.get("monitor"))),
+            monitor=status.get("monitor"),
+            value=metrics.get(str(status.get("monitor"))),
             mode=status.get("mode"),
             reason=reason if state in ("failed", "diverged") else None,
-            figures=figures,
+            metrics=metrics,
         )
 
 

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from wavespace.errors import BadInput, ConfigError
+from wavespace.errors import ConfigError
+from wavespace.launchfile import Job, JobList
 
 PREFIX = "ws"
 """Every pod of ours has a name that begins with it; no other pod is ever touched."""
@@ -35,39 +35,6 @@ def launch_of(pod: str) -> str | None:
     """The launch that a pod of this name belongs to; None for any other pod of the account (M10)."""
     found = re.fullmatch(rf"{PREFIX}-(.+)-[0-9]+-[0-9]+", pod)
     return found[1] if found else None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One override-set of a multirun.
-
-    Attributes:
-        index: its place in the multirun; makes equal override-sets distinct.
-        signature: of the run that it composes to (`wavespace.config.signature`).
-        overrides: as Hydra's sweeper gave them.
-    """
-
-    index: int
-    signature: str
-    overrides: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """The one value that W&B's grid hands to an agent: readable in its pages, and a worker needs no more."""
-        return f"{self.index}|{self.signature[:8]}|{shlex.join(self.overrides)}"
-
-    @classmethod
-    def parse(cls, text: str) -> Job:
-        """A job from its text; its signature is then the first eight digits.
-
-        Raises:
-            BadInput: it is not a job's text.
-        """
-        index, signature, overrides = [*text.split("|", 2), "", ""][:3]
-        try:
-            return cls(int(index), signature, tuple(shlex.split(overrides)))
-        except ValueError as error:
-            raise BadInput(f"'{text}' is not a job as `<index>|<signature>|<overrides>`: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,41 +132,16 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(JobList):
     """A launch, whole: what a controller needs to begin it, or to go on with it.
 
     Attributes:
-        id: names the launch at W&B, at Runpod and on disk.
-        study: `name` of the configuration.
-        jobs: in order; a sweeper that decides as it goes adds to them.
         settings: as chosen for this launch.
-        search: a W&B search in place of the jobs' grid: `method`, `parameters`, `metric`, `run_cap`.
         stay: more jobs may come when these are done, so pods are kept for `idle_timeout`.
     """
 
-    id: str
-    study: str
-    jobs: tuple[Job, ...]
     settings: Settings
-    search: Mapping[str, Any] | None = None
     stay: bool = False
-
-    def to_json(self) -> str:
-        """As text; contains no secret's value, only names."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """From `to_json`.
-
-        Raises:
-            BadInput: it is another text.
-        """
-        try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise BadInput(f"{'.'.join(map(str, fault['loc'])) or 'plan'}: {fault['msg'][:200]}") from None
 
 
 def digest(settings: Settings, study: str, jobs: Iterable[Job], search: Mapping[str, Any] | None) -> str:

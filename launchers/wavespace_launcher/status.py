@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
-from pydantic import TypeAdapter
-
-from wavespace.files import read_regular, write_atomic
+from wavespace.launchfile import Job, JobResult
 from wavespace.text import printable_text
-from wavespace_launcher.ledger import MOST_BYTES
-from wavespace_launcher.plan import Job
 from wavespace_launcher.wandb_client import Run
 
-ENDED = ("finished", "failed", "diverged")
 
-
-@dataclass(frozen=True)
-class Fate:
-    """An override-set and where it stands.
-
-    Attributes:
-        state: `queued`, `starting` (an agent has it), `running`, `preempted` (another agent goes on with it), `retry`,
-            `finished`, `failed`, `diverged` (it would again, so it is not tried again).
-        run: id of the run that counts: the first that finished, else the newest.
-        pod: where that run is or was.
-        attempts: runs that ended without a result, but for those that another version has refused.
-        dollars: of all its runs.
-        mode: which way `value` is better, min or max; None where its run has not told.
-        figures: the run's metrics, flat.
-    """
-
-    index: int
-    overrides: tuple[str, ...]
-    state: str = "queued"
-    run: str | None = None
-    url: str | None = None
-    pod: str | None = None
-    attempts: int = 0
-    minutes: float = 0.0
-    dollars: float = 0.0
-    value: float | None = None
-    mode: str | None = None
-    reason: str | None = None
-    figures: Mapping[str, float] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in ENDED
-
-
-def fates(jobs: Iterable[Job], runs: Iterable[Run], retries: int, now: float, metric: str | None) -> list[Fate]:
+def fates(jobs: Iterable[Job], runs: Iterable[Run], retries: int, now: float, metric: str | None) -> list[JobResult]:
     """Each job's fate, in the order of the jobs, from every run of the launch."""
     by_job: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.created, run.id)):
@@ -66,8 +23,8 @@ def fates(jobs: Iterable[Job], runs: Iterable[Run], retries: int, now: float, me
     return [_fate(job, by_job.get(job.text, []), retries, now, metric) for job in jobs]
 
 
-def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str | None) -> Fate:
-    fate = Fate(job.index, job.overrides)
+def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str | None) -> JobResult:
+    fate = JobResult(job.index, job.overrides)
     if not runs:
         return fate
     done = [run for run in runs if run.stored]
@@ -85,7 +42,8 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
         run, state = runs[-1], "failed" if len(lost) > retries else "retry"
     if not (done or alive) and (diverged := [run for run in runs if run.diverged]):
         run, state = diverged[-1], "diverged"
-    figures = {key: float(value) for key, value in run.summary.items() if is_number(value)}
+    monitor = metric or run.summary.get("monitor")
+    metrics = {key: float(value) for key, value in run.summary.items() if is_number(value)}
     return replace(
         fate,
         state=state,
@@ -95,10 +53,11 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
         attempts=len(lost),
         minutes=round(sum(run.seconds for run in runs) / 60, 3),
         dollars=round(sum(_dollars(run) for run in runs), 4),
-        value=figures.get(metric or str(run.summary.get("monitor"))),
+        monitor=monitor,
+        value=metrics.get(str(monitor)),
         mode=_mode(run, metric),
         reason=_reason(run) if state in ("failed", "diverged") else None,
-        figures=figures,
+        metrics=metrics,
     )
 
 
@@ -124,7 +83,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def searched(runs: Iterable[Run], parameters: Iterable[str], now: float, metric: str | None) -> list[Fate]:
+def searched(runs: Iterable[Run], parameters: Iterable[str], now: float, metric: str | None) -> list[JobResult]:
     """The fates of what W&B itself has drawn: a job a run, none of them tried again."""
     found = []
     names = list(parameters)
@@ -133,20 +92,6 @@ def searched(runs: Iterable[Run], parameters: Iterable[str], now: float, metric:
         job = Job(index, "", drawn)
         found.append(_fate(job, [replace(run, job=job.text)], 0, now, metric))
     return found
-
-
-def save(path: Path, found: Sequence[Fate], **facts: Any) -> None:
-    """Write results.json: the whole table, and facts of the launch."""
-    write_atomic(path, json.dumps(facts | {"jobs": [asdict(fate) for fate in found]}, indent=1) + "\n")
-
-
-def load(path: Path) -> list[Fate]:
-    """From `save`; empty where there is none, or it is damaged: a controller writes it anew."""
-    try:
-        jobs = json.loads(read_regular(path, MOST_BYTES))["jobs"]
-        return TypeAdapter(list[Fate]).validate_python(jobs)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
 
 
 # --- What the terminal shows ---------------------------------------------------------------------------------
@@ -159,7 +104,7 @@ def terminal() -> Any:
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 
 
-def table(found: Sequence[Fate], metric: str | None) -> Any:
+def table(found: Sequence[JobResult], metric: str | None) -> Any:
     """A row a job; what all jobs have in common stays out."""
     from rich.table import Table
 
@@ -183,7 +128,7 @@ def table(found: Sequence[Fate], metric: str | None) -> Any:
     return rows
 
 
-def best_of(found: Iterable[Fate]) -> float | None:
+def best_of(found: Iterable[JobResult]) -> float | None:
     """The best value of those that have finished; None where they do not agree on which way is better."""
     done = [(fate.value, fate.mode) for fate in found if fate.state == "finished" and fate.value is not None]
     better = {"min": min, "max": max}.get(str(done[0][1])) if len({mode for _, mode in done}) == 1 else None
@@ -205,7 +150,7 @@ class Board:
         self.last = ""
         self.status: Any = None
 
-    def __call__(self, found: Sequence[Fate], note: str = "") -> None:
+    def __call__(self, found: Sequence[JobResult], note: str = "") -> None:
         """Show fates as they are now."""
         line = f"{self.title}: {self._line(found)}" + (f" | {note}" if note else "")
         if self.console.is_terminal:
@@ -227,7 +172,7 @@ class Board:
             self.status.stop()
             self.status = None
 
-    def _line(self, found: Sequence[Fate]) -> str:
+    def _line(self, found: Sequence[JobResult]) -> str:
         count = {state: sum(fate.state == state for fate in found) for state in ("finished", "running")}
         count["failed"] = sum(fate.ended for fate in found) - count["finished"]
         waits = len(found) - sum(count.values())
@@ -237,7 +182,7 @@ class Board:
             f"{count['failed']} failed{best}"
         )
 
-    def _left(self, found: Sequence[Fate]) -> str:
+    def _left(self, found: Sequence[JobResult]) -> str:
         ended = sum(fate.ended for fate in found)
         if self.done_at_start is None:
             self.done_at_start = ended

@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 
 from wavespace.config import compose, conf_dir
 from wavespace.errors import ConfigError, UserError
+from wavespace.launchfile import Job
 from wavespace_launcher.controller import Controller
 from wavespace_launcher.launch import conclude, dry_run, interruptible, preflight
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import PREPARE, Job, Plan, Settings, digest, launch_id
+from wavespace_launcher.plan import PREPARE, Plan, Settings, digest, launch_id
 from wavespace_launcher.status import Board
 
 OWN = "hydra.launcher."

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wavespace.errors import BadInput, ConfigError, Diverged, UserError
+from wavespace.launchfile import Job
 from wavespace.signals import SIGTERM_EXIT, STOP_EXITS, raise_on_stop, stop_deferred
 from wavespace_launcher.ledger import redacted
-from wavespace_launcher.plan import PREPARE, Job, override
+from wavespace_launcher.plan import PREPARE, override
 from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
 from wavespace_launcher.runpod_client import Unknown
 from wavespace_launcher.wandb_client import DIVERGED, DUPLICATE, REFUSED, Run, Wandb, rival_of

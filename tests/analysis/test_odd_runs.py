@@ -25,6 +25,7 @@ from wavespace.analysis.runs import read_run
 from wavespace.analysis.sweeps import read_launch
 from wavespace.analysis.tables import read_runs, table
 from wavespace.errors import BadInput, UserError
+from wavespace.launchfile import Job, JobList, JobResult, write_results
 from wavespace.reports import run_page as report
 from wavespace.reports.run_page import is_current, write_report
 from wavespace.reports.study_page import write_study
@@ -40,6 +41,12 @@ def study(tmp_path: Path) -> Path:
     for index, lr in enumerate((1e-3, 1e-2, 1e-1, 1.0)):
         write_run(tmp_path / "runs" / "grid" / f"{index:012x}", config_of("grid", 0, lr, 16), 2.0 + index / 10)
     return tmp_path / "runs" / "grid"
+
+
+def write_launch(folder: Path, study: str, jobs: list[Job], found: list[JobResult]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(JobList(id=folder.name, study=study, jobs=tuple(jobs)).to_json())
+    write_results(folder, found)
 
 
 def mutated(value: Any, path: list[int], odd: Any) -> Any:
@@ -104,15 +111,13 @@ def test_thousands_of_figures_and_settings_take_seconds(study: Path, tmp_path: P
     assert "100,001 columns; 500 are the most" in write_report(RunFolder(folder)).read_text()
     write_study(read_runs([study]), tmp_path / "out")
     launch = tmp_path / "runs" / "launches" / "x"
-    launch.mkdir(parents=True)
-    jobs = [[i, f"a{i}", [f"k{i}_{j}={j}" for j in range(6)]] for i in range(12)]
-    results = [{"index": i, "state": "finished", "figures": {"val/l1_db": i}} for i in range(12)]
-    (launch / "plan.json").write_text(json.dumps({"study": "s", "jobs": jobs}))
-    (launch / "results.json").write_text(json.dumps(results))
+    jobs = [Job(i, f"a{i}", tuple(f"k{i}_{j}={j}" for j in range(6))) for i in range(12)]
+    found = [JobResult(i, (), "finished", metrics={"val/l1_db": i}) for i in range(12)]
+    write_launch(launch, "s", jobs, found)
     write_study(read_runs([launch]), tmp_path / "out")
     assert time.process_time() - before < 20
-    (launch / "plan.json").write_text(json.dumps({"study": "s", "jobs": [[0, "a", [f"k{i}=1" for i in range(9000)]]]}))
-    with pytest.raises(UserError, match="settings and figures in all; 2,000 are the most"):
+    write_launch(launch, "s", [Job(0, "a", tuple(f"k{i}=1" for i in range(9000)))], [])
+    with pytest.raises(UserError, match="settings and metrics in all; 2,000 are the most"):
         table(read_runs([launch]))
 
 
@@ -188,13 +193,10 @@ def test_a_folder_that_moves_keeps_its_pages_and_their_links(study: Path, tmp_pa
 def test_a_launch_writes_no_page_outside_of_its_runs(study: Path, job: str, place: str) -> None:
     write_run(study.parent / "other" / ("0" * 12), config_of("other", 0, 1e-3, 16), 1.0)
     launch = study.parent / "launches" / "1"
-    launch.mkdir(parents=True)
     name = job.replace("{}", str(study.parent)[1:])
     chosen = {"signature": "0" * 12, "study": "grid", "url": "https://w/1"} | {place: name}
-    entry = {"index": 0, "signature": chosen["signature"], "overrides": ["optim.lr=0.1"]}
-    (launch / "plan.json").write_text(json.dumps({"study": chosen["study"], "jobs": [entry]}))
-    row = {"index": 0, "state": "failed", "url": chosen["url"]}
-    (launch / "results.json").write_text(json.dumps({"jobs": [row]}))
+    entry = Job(0, chosen["signature"], ("optim.lr=0.1",))
+    write_launch(launch, chosen["study"], [entry], [JobResult(0, (), "failed", url=chosen["url"])])
     [run] = read_launch(launch)
     assert run.source in ("", "https://w/1", str(study / ("0" * 12)))
 
@@ -209,27 +211,17 @@ def test_a_launch_of_odd_values_is_read_or_refused_in_a_sentence(
     study: Path, path: list[int], odd: Any, name: str
 ) -> None:
     launch = study.parent / "launches" / "1"
-    launch.mkdir(parents=True, exist_ok=True)
-    whole: dict[str, Any] = {
-        "plan.json": {"study": "grid", "jobs": [{"index": 0, "signature": "0" * 12, "overrides": ["optim.lr=0.1"]}]},
-        "results.json": {"jobs": [{"index": 0, "state": "finished", "figures": {"val/l1_db": 2.0}, "minutes": 1.0}]},
-    }
-    for file, content in whole.items():
-        (launch / file).write_text(json.dumps(mutated(content, path, odd) if file == name else content))
+    found = JobResult(0, ("optim.lr=0.1",), "finished", metrics={"val/l1_db": 2.0}, minutes=1.0)
+    write_launch(launch, "grid", [Job(0, "0" * 12, ("optim.lr=0.1",))], [found])
+    content = json.loads((launch / name).read_text())
+    (launch / name).write_text(json.dumps(mutated(content, path, odd)))
     with suppress(UserError):
         assert len(table(read_launch(launch))) >= 1
 
 
-def test_a_plan_as_it_is_written_can_be_reported(study: Path) -> None:
-    from wavespace_launcher.plan import Job, Plan, Settings
-
-    jobs = (Job(0, "0" * 12, ("optim.lr=0.001",)), Job(1, "f" * 12, ("optim.lr=7",)))
-    plan = Plan(id="1", study="grid", jobs=jobs, settings=Settings(max_cost=1, image="a", gpus=("x",)))
+def test_a_plan_that_is_a_pipe_is_refused(study: Path) -> None:
     launch = study.parent / "launches" / "1"
     launch.mkdir(parents=True)
-    (launch / "plan.json").write_text(plan.to_json())
-    assert [run.config["optim.lr"] for run in read_launch(launch)] == [0.001, 7]
-    (launch / "plan.json").unlink()
     os.mkfifo(launch / "plan.json")
     with pytest.raises(BadInput):
         read_launch(launch)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,9 @@ from wavespace.analysis.runs import (
 )
 from wavespace.analysis.tables import read_runs, spread, swept, table
 from wavespace.errors import BadInput, UserError
+from wavespace.launchfile import Job, JobResult, write_results
+from wavespace_launcher.ledger import Launch
+from wavespace_launcher.plan import Plan, Settings
 
 
 @pytest.fixture(scope="module")
@@ -149,16 +153,13 @@ def test_a_metrics_name_tells_which_way_is_better(name: str, higher: bool | None
 
 
 def test_a_launch_is_its_jobs_with_what_became_of_them(tmp_path: Path) -> None:
-    launch = tmp_path / "launches" / "250101-000000-abcd"
-    launch.mkdir(parents=True)
-    jobs = [[index, f"{index:012x}", ["model=unet", f"optim.lr={lr}"]] for index, lr in enumerate((0.1, 0.01, 0.001))]
-    (launch / "plan.json").write_text(json.dumps({"id": "x", "study": "grid", "jobs": jobs}))
-    fates = [
-        {"index": 0, "overrides": jobs[0][2], "state": "finished", "figures": {"val/l1_db": 2.5}, "dollars": 0.25,
-         "minutes": 3.0, "run": "r", "url": "https://w/r", "reason": None},
-        {"index": 1, "overrides": jobs[1][2], "state": "failed", "reason": "crashed: out of memory", "figures": None},
-    ]  # fmt: skip
-    (launch / "results.json").write_text(json.dumps({"launch": "x", "spent": 0.3, "jobs": fates}))
+    jobs = tuple(Job(i, f"{i:012x}", ("model=unet", f"optim.lr={lr}")) for i, lr in enumerate((0.1, 0.01, 0.001)))
+    settings = Settings(max_cost=1, image="a", gpus=("x",))
+    launch = Launch.create(tmp_path, Plan(id="250101-000000-abcd", study="grid", jobs=jobs, settings=settings)).folder
+    assert table(launch)["reason"].tolist() == ["the launch has no result of it yet"] * 3
+    failed = JobResult(1, jobs[1].overrides, "failed", "r1", reason="crashed: out of memory")
+    kept: Any = {"minutes": 3.0, "dollars": 0.25, "monitor": "val/l1_db", "mode": "min", "metrics": {"val/l1_db": 2.5}}
+    write_results(launch, [JobResult(0, jobs[0].overrides, "finished", "r", "https://w/r", **kept), failed], spent=0.3)
     write_run(tmp_path / "grid" / f"{2:012x}", config_of("grid", 0, 1e-3, 4), 1.0)
     rows = table(launch)
     assert rows["optim.lr"].tolist() == [0.1, 0.01, 0.001]
@@ -166,9 +167,21 @@ def test_a_launch_is_its_jobs_with_what_became_of_them(tmp_path: Path) -> None:
     assert rows["dollars"].tolist()[0] == 0.25
     assert rows["val/l1_db"].tolist()[::2] == [2.5, 1.0]
     assert rows["reason"][1] == "crashed: out of memory"
+    assert rows["source"].tolist() == ["https://w/r", "", str(tmp_path / "grid" / f"{2:012x}")]
     (launch / "results.json").write_text("{")
     with pytest.raises(BadInput, match="damaged"):
         read_runs([launch])
+
+
+def test_a_search_is_a_row_for_each_draw(tmp_path: Path) -> None:
+    search = {"method": "random", "parameters": {"optim.lr": {"min": 0, "max": 1}}}
+    plan: Any = {"id": "1", "study": "grid", "jobs": (Job(0, "0" * 12, ("model=unet",)),), "search": search}
+    launch = Launch.create(tmp_path, Plan(**plan, settings=Settings(max_cost=1, image="a", gpus=("x",)))).folder
+    write_results(launch, [JobResult(i, (f"optim.lr={i}",), "finished", f"r{i}") for i in (0, 1)])
+    rows = table(launch)
+    assert rows["optim.lr"].tolist() == [0, 1]
+    assert rows["signature"].tolist() == ["r0", "r1"]
+    assert set(rows["model"]) == {"unet"}
 
 
 def test_a_path_that_is_nothing_is_one_sentence(tmp_path: Path) -> None:

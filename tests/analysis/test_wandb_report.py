@@ -15,7 +15,7 @@ import pytest
 from made_runs import OPTIMUM, config_of
 from standins.wandb_server import WandbCore, WandbServer
 from wavespace.analysis.sweeps import on_wandb
-from wavespace_launcher.plan import Job
+from wavespace.launchfile import Job
 
 
 def fill(core: WandbCore) -> str:

@@ -17,11 +17,11 @@ import pytest
 
 from standins.runpod_server import GpuType, Pod, RunpodCore, RunpodServer
 from standins.wandb_server import WandbCore, WandbServer
+from wavespace.launchfile import Job, JobResult
 from wavespace_launcher.controller import Controller
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import Job, Plan, Settings
+from wavespace_launcher.plan import Plan, Settings
 from wavespace_launcher.runpod_client import Runpod
-from wavespace_launcher.status import Fate
 from wavespace_launcher.wandb_client import DUPLICATE, REFUSED, Run, Wandb, rival_of
 
 STEP = 5.0
@@ -289,7 +289,7 @@ def simulated(folder: Path, **facts: Any) -> Iterator[SimulatedCloud]:
         wandb.teardown()  # its service knows the address of this cloud
 
 
-def finish(cloud: SimulatedCloud, controller: Controller) -> list[Fate]:
+def finish(cloud: SimulatedCloud, controller: Controller) -> list[JobResult]:
     """Run a controller to its end, at most a virtual day."""
     cloud.world.moves.append(Deadline(cloud.world))
     return controller.run()

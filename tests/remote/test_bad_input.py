@@ -20,9 +20,9 @@ from remote.simulation import SimulatedCloud, finish, simulated
 from wavespace import cli
 from wavespace.commands import pods as verb
 from wavespace.errors import UserError
+from wavespace.launchfile import Job
 from wavespace_launcher.launch import Session, preflight
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import Job
 
 FONTS = str(Path.home() / ".cache" / "matplotlib")
 """Where matplotlib keeps what takes it seconds to find, whatever HOME says later."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from remote.simulation import Chances, Killed, SimulatedCloud, finish, simulated
+from wavespace.launchfile import JobResult
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.status import Fate
 from wavespace_launcher.wandb_client import Unknown
 
 SEEDS = range(int(os.environ.get("WAVESPACE_CHAOS_SEEDS", "50")))
@@ -36,7 +36,7 @@ def unsettle(cloud: SimulatedCloud, rng: random.Random) -> None:
     cloud.core.list_lag = rng.choice([0.0, 0.0, 20.0])
 
 
-def run_to_the_end(cloud: SimulatedCloud, launch: Launch, rng: random.Random, kills: int) -> list[Fate]:
+def run_to_the_end(cloud: SimulatedCloud, launch: Launch, rng: random.Random, kills: int) -> list[JobResult]:
     """The same command again and again, killed now and then."""
     while True:
         killed_after = rng.randrange(60) if kills else None
@@ -48,7 +48,7 @@ def run_to_the_end(cloud: SimulatedCloud, launch: Launch, rng: random.Random, ki
             cloud.world.sleep(rng.choice([5.0, 60.0, 1800.0]))  # until somebody notices
 
 
-def hold(cloud: SimulatedCloud, launch: Launch, found: list[Fate], jobs: int) -> None:
+def hold(cloud: SimulatedCloud, launch: Launch, found: list[JobResult], jobs: int) -> None:
     """What must be true after any launch."""
     plan = launch.plan
     assert [fate.index for fate in found] == list(range(jobs))

@@ -19,8 +19,8 @@ import pytest
 from remote.cloud import Cloud, cloud
 from remote.test_launch import start, steps_of, until
 from training import RENDERED, TRAINER
+from wavespace.launchfile import read_results
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.status import load
 from wavespace_launcher.wandb_client import DUPLICATE
 
 JOBS = int(os.environ.get("WAVESPACE_CHAOS_JOBS", "0"))
@@ -116,7 +116,7 @@ def events(sky: Cloud) -> list[str]:
 def hold(sky: Cloud) -> None:
     """What must be true at the end, by what the stand-ins have seen."""
     (launch,) = Launch.all(sky.folder / "runs")
-    told, found = json.loads((launch.folder / "results.json").read_text()), load(launch.folder / "results.json")
+    told, found = json.loads((launch.folder / "results.json").read_text()), read_results(launch.folder)
     core = sky.wandb.core
     runs = {run.id: run for run in core.runs.values() if run.job_type != "pod"}
     assert told["why"] == "every job has ended"

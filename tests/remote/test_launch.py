@@ -18,6 +18,7 @@ import torch
 
 from remote.cloud import PLANTED, Cloud, cloud
 from training import RENDERED, TRAINER
+from wavespace import analysis
 
 WAVESPACE = [sys.executable, "-m", "wavespace.cli"]
 LAUNCH = [
@@ -78,6 +79,16 @@ def test_a_launch_whose_controller_is_killed(sky: Cloud) -> None:
         steps = [row["trainer/global_step"] for row in run.history if "train/loss" in row]
         assert steps == list(range(1, 9)), "a step is missing or twice"
         assert {"_type": "audio-file"}.items() <= run.summary["samples/0 input"].items()
+
+    # The launch's folder is read where it lies, by the command and from Python.
+    (launch,) = (sky.folder / "runs" / "launches").iterdir()
+    rows = analysis.table(launch)
+    assert rows["state"].tolist() == ["finished"] * 3
+    assert rows["seed"].tolist() == [0, 1, 2]
+    assert rows["val/note_f1_onset"].tolist() == [job["value"] for job in jobs]
+    assert set(rows["monitor"]) == {"val/note_f1_onset"}
+    assert start(sky, "report", str(launch)).wait(120) == 0, (sky.folder / "out.txt").read_text()
+    assert all(run.name in (launch / "report.html").read_text() for run in runs)
 
     # Its checkpoint travels: a notebook opens it by the artifact's name.
     script = "import sys, wavespace; print(type(wavespace.load(sys.argv[1]).model).__name__)"

@@ -20,10 +20,11 @@ from processes import command, forked
 from remote.pretend import HOLD, MARK, in_place_of_python
 from training import RENDERED, TRAINER
 from wavespace.config import compose
+from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
 from wavespace.training.fit import run
 from wavespace_launcher import status as fates
-from wavespace_launcher.status import Board, Fate
+from wavespace_launcher.status import Board
 
 LOCAL = ["hydra/launcher=local", "hydra.launcher.processes=2"]
 
@@ -157,8 +158,8 @@ def test_the_launcher_imports_no_service_s_client() -> None:
     assert said.stdout.strip() == ""
 
 
-def fate(index: int, state: str, value: float | None = None, mode: str | None = None) -> Fate:
-    return Fate(index, (f"seed={index}",), state, value=value, mode=mode)
+def fate(index: int, state: str, value: float | None = None, mode: str | None = None) -> JobResult:
+    return JobResult(index, (f"seed={index}",), state, value=value, mode=mode)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", ", best 0.25"), ("max", ", best 0.5"), (None, "")])

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from hypothesis import strategies as st
 
 from wavespace.commands.pods import main
 from wavespace.errors import BadInput, UserError
+from wavespace.launchfile import Job, JobResult, read_results, write_results
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import Job, Plan, Settings
+from wavespace_launcher.plan import Plan, Settings
 from wavespace_launcher.state import State
-from wavespace_launcher.status import Fate, load, table
+from wavespace_launcher.status import table
 
 ODD = st.sampled_from(
     [None, True, -1, 2**70, 10**400, 0.5, float("nan"), 1e308, "", "x", "../x", "\x1b[2J", [], [[1]], {}, {"a": [None]}]
@@ -40,7 +40,7 @@ def launch(tmp_path: Path) -> Launch:
     )
     made.write("pod", name="ws-a-0-0", id="p")
     made.write("pod.gone", name="ws-a-0-0")
-    (made.folder / "results.json").write_text(json.dumps({"jobs": [asdict(Fate(0, ("x=1",), "finished", value=1.0))]}))
+    write_results(made.folder, [JobResult(0, ("x=1",), "finished", value=1.0)])
     return made
 
 
@@ -69,7 +69,8 @@ def test_odd_values_are_read_or_refused_in_a_sentence(launch: Launch, name: str,
         with suppress(UserError):
             state = State.of(launch.events())
             assert state.spent(time.time()) + state.committed(time.time()) >= -1e18
-        table(load(launch.folder / "results.json") or [Fate(0, ())], None)
+        with suppress(UserError):
+            table(read_results(launch.folder) or [JobResult(0, ())], None)
     finally:
         file.write_text(before)
 
@@ -90,7 +91,8 @@ def test_odd_bytes_are_read_or_refused_in_a_sentence(launch: Launch, name: str, 
             assert launch.plan.jobs
         with suppress(UserError):
             State.of(launch.events())
-        table(load(launch.folder / "results.json") or [Fate(0, ())], None)
+        with suppress(UserError):
+            table(read_results(launch.folder) or [JobResult(0, ())], None)
     finally:
         file.write_bytes(before)
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from standins.runpod_server import _SCHEMA
 from wavespace.config import conf_dir
 from wavespace.errors import BadInput, ConfigError
+from wavespace.launchfile import JobResult, read_results, write_results
 from wavespace_launcher.controller import affordable, command, environment, with_jobs
 from wavespace_launcher.ledger import Launch, redacted
 from wavespace_launcher.plan import (
@@ -36,7 +37,7 @@ from wavespace_launcher.plan import (
 )
 from wavespace_launcher.runpod_client import Offer, creation
 from wavespace_launcher.state import State
-from wavespace_launcher.status import Fate, fates, load, save, searched
+from wavespace_launcher.status import fates, searched
 from wavespace_launcher.wandb_client import SILENCE, Run, rival_of
 
 BASIS: dict[str, Any] = {"max_cost": 5, "image": "us/image:1", "gpus": ["A"]}
@@ -429,14 +430,15 @@ def test_a_searchs_runs_are_its_jobs() -> None:
 
 def test_fates_survive_their_file(tmp_path: Path) -> None:
     found = [
-        Fate(0, ("a=1",), "finished", "r", value=0.5, figures={"m": 0.5}),
-        Fate(1, ("a=2",), "failed", reason="so"),
+        JobResult(0, ("a=1",), "finished", "r", value=0.5, metrics={"m": 0.5}),
+        JobResult(1, ("a=2",), "failed", reason="so"),
     ]
-    save(tmp_path / "results.json", found, spent=1.0)
-    assert load(tmp_path / "results.json") == found
+    assert read_results(tmp_path) == []
+    write_results(tmp_path, found, spent=1.0)
+    assert read_results(tmp_path) == found
     (tmp_path / "results.json").write_text("{")
-    assert load(tmp_path / "results.json") == []
-    assert load(tmp_path / "none.json") == []
+    with pytest.raises(BadInput, match="damaged"):
+        read_results(tmp_path)
 
 
 # --- The text that rents a pod

@@ -26,13 +26,13 @@ from wavespace.build import check_shapes
 from wavespace.config import choices, compose
 from wavespace.config.construction import make
 from wavespace.errors import ConfigError
+from wavespace.launchfile import Job
 from wavespace.training import fit as train
 from wavespace.training.fit import Sweep
 from wavespace_launcher import launch, worker
 from wavespace_launcher.controller import Controller
 from wavespace_launcher.launch import Member, search_of
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import Job
 
 
 def without_optuna() -> str:

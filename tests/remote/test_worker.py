@@ -14,10 +14,10 @@ from omegaconf import ListConfig
 
 from wavespace.config import compose, signature
 from wavespace.files import write_atomic
+from wavespace.launchfile import Job
 from wavespace.runfolder import RunFolder
 from wavespace.signals import raising_on_stop
 from wavespace_launcher import worker
-from wavespace_launcher.plan import Job
 from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION
 
 

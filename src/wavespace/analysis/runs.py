@@ -42,11 +42,11 @@ KNOWN = ("step", "parameters", "minutes", "cpu_minutes", "monitor")
 LARGEST = 1e100
 """What is larger counts as infinite."""
 
-MOST_BYTES, MOST_METRICS = 2**24, 2**29
+MOST_BYTES, MOST_CSV_BYTES = 2**24, 2**29
 """Bytes of a run's file that are read at most, and those of metrics.csv."""
 
-MOST_FIGURES, MOST_COLUMNS = 500, 2000
-"""Figures of a run, and columns of a table."""
+MOST_METRICS, MOST_COLUMNS = 500, 2000
+"""Metrics of a run, and columns of a table."""
 
 PARTS = ("data", "frontend", "model", "task")
 
@@ -65,7 +65,7 @@ class Run:
         state: as in status.json; "unknown" where nothing says.
         reasons: what is wrong with it, a sentence each.
         config: leaves of the resolved configuration by dotted key.
-        figures: of the best checkpoint on validation, and of the test split and the baseline, by name.
+        metrics: of the best checkpoint on validation, and of the test split and the baseline, by name.
         facts: step, parameters, minutes, cpu_minutes, dollars, monitor: those that are known.
         history: what was logged in training, by name.
     """
@@ -76,7 +76,7 @@ class Run:
     state: str = "unknown"
     reasons: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     history: dict[str, Series] = field(default_factory=dict)
 
@@ -122,18 +122,18 @@ def parse_status(text: str) -> dict[str, Any]:
     }  # fmt: skip
     status = {key: value for key, value in found.items() if isinstance(value, kinds.get(key, object))}
     for key in ("minutes", "cpu_minutes"):
-        if 0 <= (minutes := as_figure(status.pop(key, -1))) < math.inf:
+        if 0 <= (minutes := as_float(status.pop(key, -1))) < math.inf:
             status[key] = minutes
     for key in ("step", "parameters"):
         if abs(status.get(key, 0)) > 2**53:
             del status[key]
-    figures = dict(islice(status.get("metrics", {}).items(), MOST_FIGURES))
-    status["metrics"] = {key: as_figure(value) for key, value in figures.items() if isinstance(value, int | float)}
-    status["table"] = [str(name) for name in status.get("table", [])[:MOST_FIGURES]]
+    metrics = dict(islice(status.get("metrics", {}).items(), MOST_METRICS))
+    status["metrics"] = {key: as_float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+    status["table"] = [str(name) for name in status.get("table", [])[:MOST_METRICS]]
     return status
 
 
-def as_figure(value: float) -> float:
+def as_float(value: float) -> float:
     """A number as a float; infinite where it is so large that its square may be."""
     if value != value or abs(value) < LARGEST:
         return float(value)
@@ -151,8 +151,8 @@ def parse_metrics(text: str, notices: list[str]) -> dict[str, Series]:
     names = next(csv.reader([head]), [])
     if "step" not in names:
         raise ValueError("it has no column step")
-    if len(names) > MOST_FIGURES:
-        raise ValueError(f"it has {len(names):,} columns; {MOST_FIGURES} are the most")
+    if len(names) > MOST_METRICS:
+        raise ValueError(f"it has {len(names):,} columns; {MOST_METRICS} are the most")
     parts: list[list[Series]] = [[] for _ in names]
     start, damaged = len(head) + 1, 0
     while start < len(text):
@@ -207,7 +207,7 @@ def _columns(columns: list[list[str]], names: list[str]) -> list[Series]:
 
 
 def _tamed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`as_figure` of each."""
+    """`as_float` of each."""
     return np.where(np.abs(values) >= LARGEST, np.copysign(np.inf, values), values)
 
 
@@ -246,7 +246,7 @@ def _read_into(run: Run, folder: Path) -> None:
     if (folder / "metrics.csv").exists() or status.get("state") == "finished":
         run.history = read_metrics(folder, run.reasons)
     run.name, run.signature = str(config.get("name") or run.name), str(status.get("signature") or run.signature)
-    run.figures = dict(status.get("metrics", {}))
+    run.metrics = dict(status.get("metrics", {}))
     run.facts = {key: status[key] for key in KNOWN if status.get(key) is not None}
     run.facts["table"] = status.get("table", [])
     run.state = status.get("state", "unknown")
@@ -259,7 +259,7 @@ def _read_into(run: Run, folder: Path) -> None:
 
 def read_metrics(folder: Path, notices: list[str]) -> dict[str, Series]:
     """What metrics.csv of a run folder holds."""
-    return read_part(folder, "metrics.csv", lambda text: parse_metrics(text, notices), notices, {}, MOST_METRICS)
+    return read_part(folder, "metrics.csv", lambda text: parse_metrics(text, notices), notices, {}, MOST_CSV_BYTES)
 
 
 def _older(config: Mapping[str, Any]) -> list[str]:

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from wavespace.analysis.runs import MOST_METRICS, Run, Series, as_figure, flat, read_run
+from wavespace.analysis.runs import MOST_CSV_BYTES, Run, Series, as_float, flat, read_run
 from wavespace.errors import BadInput, UserError
 from wavespace.files import cache_folder, read_regular, write_atomic
+from wavespace.launchfile import Job, JobList, JobResult, read_results
 
 PAGE, AT_ONCE = 100, 8
 """Runs a page of the list, and histories that are downloaded side by side."""
@@ -30,8 +31,6 @@ MOST_ROWS = 20_000
 
 LAUNCHED = ("launch", "job", "pod", "pod_name", "pod_price", "signature", "commit", "gpu")
 """What a launch writes beside the configuration."""
-
-JOB = ("index", "signature", "overrides")
 
 STATES = {"crashed": "failed", "killed": "failed", "preempting": "preempted"}
 
@@ -83,7 +82,7 @@ def _history(run: Any) -> list[dict[str, Any]]:
     kept = cache_folder() / "wandb" / f"{hashlib.sha256('/'.join(run.path).encode()).hexdigest()[:24]}.json"
     stamp = [run.state, getattr(run, "heartbeat_at", None), run._attrs.get("historyLineCount")]
     try:
-        found = json.loads(read_regular(kept, MOST_METRICS))
+        found = json.loads(read_regular(kept, MOST_CSV_BYTES))
         if found["stamp"] == stamp and all(isinstance(row, dict) for row in found["rows"]):
             return found["rows"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -103,14 +102,14 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return as_figure(value)
+        return as_float(value)
     return (
         {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(value) if isinstance(value, str) else None
     )
 
 
 def _run(run: Any, rows: Iterable[Mapping[str, Any]]) -> Run:
-    """A run of the public API as ours: its summary holds the figures, and what became of it."""
+    """A run of the public API as ours: its summary holds the metrics, and what became of it."""
     config = {key: value for key, value in dict(run.config).items() if not key.startswith("_")}
     launched = {key: config.pop(key) for key in list(config) if key in LAUNCHED}
     summary = {key: run.summary.get(key) for key in run.summary.keys()}  # noqa: SIM118
@@ -118,8 +117,8 @@ def _run(run: Any, rows: Iterable[Mapping[str, Any]]) -> Run:
     name, _, signature = str(run.name or run.id).rpartition("/")
     found = Run(str(config.get("name") or name or run.project), str(launched.get("signature") or signature), run.url)
     found.config = flat(config)
-    found.figures = {key: value for key, value in numbers.items() if key.startswith(("val/", "test/", "baseline/"))}
-    found.figures |= {"best_step": numbers["best_step"]} if "best_step" in numbers else {}
+    found.metrics = {key: value for key, value in numbers.items() if key.startswith(("val/", "test/", "baseline/"))}
+    found.metrics |= {"best_step": numbers["best_step"]} if "best_step" in numbers else {}
     found.facts = {key: numbers[key] for key in ("minutes", "cpu_minutes", "dollars") if key in numbers}
     if step := numbers.get("trainer/global_step", numbers.get("step")):
         found.facts["step"] = int(step) if math.isfinite(step) else None
@@ -133,15 +132,8 @@ def _run(run: Any, rows: Iterable[Mapping[str, Any]]) -> Run:
     if not config:
         found.reasons.append("it has no configuration")
     found.history = _series(rows)
-    monitor = summary.get("monitor")
-    found.facts["monitor"] = monitor if isinstance(monitor, str) else _monitor(found)
+    found.facts |= {key: summary[key] for key in ("monitor", "mode") if isinstance(summary.get(key), str)}
     return found
-
-
-def _monitor(run: Run) -> str | None:
-    """What the task of a run is judged by, where nothing says: by the names of its figures."""
-    known = ("val/note_f1_onset", "val/salience_f1", "val/l1_db", "val/loss")
-    return next((name for name in known if name in run.figures or name in run.history), None)
 
 
 def _series(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
@@ -171,55 +163,39 @@ def read_launch(folder: Path) -> list[Run]:
     Raises:
         BadInput: plan.json or results.json can't be read.
     """
-    try:
-        plan = json.loads(read_regular(folder / "plan.json", MOST_METRICS))
-        results = folder / "results.json"
-        rows = json.loads(read_regular(results, MOST_METRICS)) if results.exists() else []
-        rows = rows["jobs"] if isinstance(rows, dict) else rows
-        study = str(plan.get("study", ""))
-        listed = [job if isinstance(job, dict) else dict(zip(JOB, job)) for job in plan.get("jobs", [])]
-        jobs = {_index(job["index"]): job for job in listed}
-        fates = {_index(row["index"]): row for row in rows}
-        found = [_job(folder, study, index, jobs.get(index), fates.get(index)) for index in sorted({*jobs, *fates})]
-    except BadInput:
-        raise
-    except Exception as error:  # whatever content of any kind makes of this
-        why = " ".join(str(error).split())[:120] or type(error).__name__
-        raise BadInput(f"{folder}: its plan.json or results.json is damaged ({why})") from None
+    plan = JobList.read(folder)
+    known = {result.index: result for result in read_results(folder)}
+    jobs = {job.index: job for job in plan.jobs}
+    if plan.search:  # its one job is what each run drew from
+        base = plan.jobs[0].overrides if plan.jobs else ()
+        jobs = {i: Job(i, job.run or str(i), (*base, *job.overrides)) for i, job in known.items()}
+    found = [_job(folder, plan.study, job, known.get(index)) for index, job in sorted(jobs.items())]
     if not found:
         raise BadInput(f"{folder}: this launch has no jobs yet")
     return found
 
 
-def _index(value: Any) -> int:
-    if not isinstance(value, int) or abs(value) > 2**31:
-        raise ValueError(f"{str(value)[:40]} is no job's index")
-    return value
-
-
-def _job(folder: Path, study: str, index: int, job: Any, fate: Mapping[str, Any] | None) -> Run:
-    """One job of plan.json, with what results.json says of its fate on top of its run folder."""
-    fate = fate or {}
-    job = job or {"signature": str(fate.get("run") or index), "overrides": fate.get("overrides", ())}
-    signature = str(job["signature"])
+def _job(folder: Path, study: str, job: Job, result: JobResult | None) -> Run:
+    """A job with what results.json says of it on top of its run folder."""
     beside = folder.absolute().parents[1] / study
-    named = all(Path(name).name == name and name not in ("", ".", "..") for name in (study, signature))
-    page = str(fate.get("url"))
-    elsewhere = page if page.startswith("https://") else ""
-    runs = [p for p in beside.iterdir() if p.name.partition("-")[0] == signature] if named and beside.is_dir() else []
+    # A stranger's plan may name folders outside of its runs.
+    named = all(Path(name).name == name and name not in ("", ".", "..") for name in (study, job.signature))
+    there = beside.iterdir() if named and beside.is_dir() else ()
+    runs = [path for path in there if path.name.partition("-")[0] == job.signature]
     own = max(runs, key=os.path.getmtime, default=None)  # there is one for each state of the data
-    run = read_run(own) if own else Run(study or folder.name, signature, elsewhere)
-    for override in job["overrides"]:
-        key, _, value = str(override).lstrip("+").partition("=")
-        run.config.setdefault(key, _value(value))
-    figures = {k: v for k, value in (fate.get("figures") or {}).items() if (v := _number(value)) is not None}
-    run.figures = figures or run.figures
-    spent = {key: v for key in ("minutes", "dollars") if (v := _number(fate.get(key))) is not None}
-    run.facts |= {key: value for key, value in spent.items() if 0 <= value < math.inf}
-    run.facts.setdefault("monitor", _monitor(run))
-    run.state = str(fate.get("state") or run.state)
+    run = read_run(own) if own else Run(study or folder.name, job.signature, "")
+    drawn = dict(override.lstrip("+").partition("=")[::2] for override in job.overrides)
+    run.config = {key: _value(value) for key, value in drawn.items()} | run.config
+    if result is not None:
+        run.state = result.state
+        run.metrics = {name: as_float(value) for name, value in (result.metrics or {}).items()} or run.metrics
+        spent = {"minutes": result.minutes, "dollars": result.dollars}
+        run.facts |= {key: value for key, value in spent.items() if 0 < value < math.inf}
+        run.facts |= {"monitor": result.monitor, "mode": result.mode} if result.monitor else {}
+        if not run.source and (result.url or "").startswith("https://"):
+            run.source = str(result.url)
     if run.state != "finished":
-        run.reasons.append(str(fate.get("reason") or "the launch has no result of it yet"))
+        run.reasons.append((result and result.reason) or "the launch has no result of it yet")
     return run
 
 

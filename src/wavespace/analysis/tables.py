@@ -48,7 +48,7 @@ def table(runs: Iterable[Run | str | Path] | str | Path) -> pd.DataFrame:
     """A row a run: facts, the configuration by its real keys, metrics.
 
     Columns: those of `FACTS`; each leaf of the configuration by its dotted key, and `data`, `frontend`, `model` and
-    `task` as the names of their classes; figures by name, `val/…` being those of the best checkpoint; and of what
+    `task` as the names of their classes; metrics by name, `val/…` being those of the best checkpoint; and of what
     was logged in training `NAME:last`, and `NAME:best` where the name tells which way is better. Types are pandas' own
     that know of missing values; lists are JSON.
 
@@ -63,7 +63,7 @@ def table(runs: Iterable[Run | str | Path] | str | Path) -> pd.DataFrame:
     rows = [_row(run) for run in whole]
     if (columns := len(set().union(*rows))) > MOST_COLUMNS:
         raise UserError(
-            f"these runs have {columns:,} settings and figures in all; {MOST_COLUMNS:,} are the most of a table"
+            f"these runs have {columns:,} settings and metrics in all; {MOST_COLUMNS:,} are the most of a table"
         )
     found = pd.DataFrame(rows)
     for name in (name for name in FACTS if name not in found):
@@ -90,12 +90,12 @@ def _row(run: Run) -> dict[str, Any]:
         "source": run.source,
     }
     row |= {key: run.facts.get(key) for key in (*KNOWN, "dollars")}
-    row["best_step"] = run.figures.get("best_step")
+    row["best_step"] = run.metrics.get("best_step")
     for part in PARTS:
         if target := run.config.get(f"{part}._target_"):
             row[part] = str(target).rpartition(".")[2]
     row |= {key: value for key, value in run.config.items() if key not in FACTS and "/" not in key}
-    row |= {name: value for name, value in run.figures.items() if "/" in name}
+    row |= {name: value for name, value in run.metrics.items() if "/" in name}
     for name, (_, values) in run.history.items():
         if "/" not in name:  # the learning rate
             continue

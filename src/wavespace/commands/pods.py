@@ -57,20 +57,21 @@ def status(launches: Sequence[Launch]) -> None:
     """By the ledger and results.json alone for many launches; of one, W&B is asked. Nothing is changed."""
     from rich.table import Table
 
+    from wavespace.launchfile import read_results
     from wavespace_launcher.state import State
-    from wavespace_launcher.status import load, table, terminal
+    from wavespace_launcher.status import table, terminal
 
     console = terminal()
     rows = Table("launch", "state", "jobs", "done", "failed", "pods", "$", "of $", box=None)
     for launch in launches:
         try:
-            plan, state = launch.plan, State.of(launch.events())
+            plan, state, found = launch.plan, State.of(launch.events()), read_results(launch.folder)
         except BadInput as error:
             if len(launches) == 1:
                 raise
             rows.add_row(printable_text(launch.id), printable_text(str(error)), *["-"] * 6)
             continue
-        found, trouble = load(launch.folder / "results.json"), ""
+        trouble = ""
         if len(launches) == 1 and not state.settled:
             controller = _controller(launch.only_read())
             controller.look_at_jobs()

@@ -428,7 +428,7 @@ def _print_runs(runs: list[Run]) -> None:
     for title in ["step", *(metric.replace("_", " ") for metric in metrics), "minutes"]:
         table.add_column(printable_text(title), justify="right")
     for name, run in list(zip(names, runs))[:MOST_LINES]:
-        cells = [number(run.figures.get(f"test/{metric}", run.figures.get(f"val/{metric}"))) for metric in metrics]
+        cells = [number(run.metrics.get(f"test/{metric}", run.metrics.get(f"val/{metric}"))) for metric in metrics]
         minutes = f"{run.facts['minutes']:.1f}" if "minutes" in run.facts else "–"
         table.add_row(printable_text(name), printable_text(run.state), str(run.facts.get("step", "–")), *cells, minutes)
     console = Console(markup=False, highlight=False)
