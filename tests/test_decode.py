@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,17 @@ from hypothesis import strategies as st
 
 from wavespace.data.base import Notes
 from wavespace.data.labels import Roll, piano_roll
-from wavespace.decode import Decoder, decode
+from wavespace.decode import Decoder
 from wavespace.spec import PIANO_PITCHES
 
 RATE = 22050 / 512
+
+
+def decode(*maps: Any, pitches: Sequence[int], frame_rate: float, **thresholds: float) -> Notes:
+    """Notes of whole maps."""
+    decoder = Decoder(pitches, frame_rate, **thresholds)
+    notes = np.concatenate([decoder.push(*maps), decoder.flush()])
+    return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
 
 def maps_of(notes: Notes, pitches: tuple[int, ...], seconds: float, rate: float = RATE) -> Roll:
@@ -185,7 +194,7 @@ def test_memory_does_not_grow_with_the_recording() -> None:
 @pytest.mark.parametrize("name", ["onset_threshold", "frame_threshold", "offset_threshold"])
 @pytest.mark.parametrize("value", [0.0, 1.5, float("nan")])
 def test_a_threshold_out_of_range_is_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} is {value}; it must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match=f"{name} = {value}: input should be"):
         Decoder([60], RATE, **{name: value})
 
 

@@ -19,7 +19,7 @@ from wavespace.config import compose
 from wavespace.config.construction import make
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.data.labels import pitch_salience
-from wavespace.decode import pitches_of, strongest_of
+from wavespace.decode import peak_pitches, strongest_pitches
 from wavespace.errors import Incompatible
 from wavespace.models.blocks import Rebin
 from wavespace.spec import midi_to_hz
@@ -154,11 +154,11 @@ def test_labels_are_decoded_to_their_pitches(pitches: list[float], per_octave: i
     labels = pitch_salience(
         notes, batch=1, frequencies=axis, frame_rate=10, frames=3, kind="activation", spread_cents=25.0
     )[0]
-    found = pitches_of(height * labels[:, 1:2].numpy(), axis, 0.5 * height)
+    found = peak_pitches(height * labels[:, 1:2].numpy(), axis, 0.5 * height)
     assert (found[:, 0] == 0).all()
     if len(apart) == 1 or min(np.diff(apart)) > 4:  # else two sides of one valley
         np.testing.assert_allclose(found[:, 1], apart, atol=1e-3)  # a tenth of a cent
-    top = strongest_of(height * labels[:, 1:2].numpy(), axis)
+    top = strongest_pitches(height * labels[:, 1:2].numpy(), axis)
     assert np.abs(top[0, 0] - np.array(apart)).min() < 1e-3
 
 
@@ -180,9 +180,9 @@ def test_peaks_are_those_of_a_plain_loop(seed: int, bins: int, frames: int, thre
                     a, b, c = (math.log(max(value, 1e-6)) for value in (below, here, above))
                     shift = (a - c) / (a - 2 * b + c) / 2
                 expected.append([t, 69 + (row + shift) / 2, here])
-    found = pitches_of(salience, frequencies, threshold)
+    found = peak_pitches(salience, frequencies, threshold)
     np.testing.assert_allclose(found, np.array(expected).reshape(-1, 3), atol=1e-9)
-    top = strongest_of(salience, frequencies)
+    top = strongest_pitches(salience, frequencies)
     assert top.shape == (frames, 2)
     for t in range(frames):
         assert top[t, 1] == salience[:, t].max()
@@ -194,10 +194,10 @@ def test_peaks_are_those_of_a_plain_loop(seed: int, bins: int, frames: int, thre
 def test_a_flat_map_has_no_slope_to_divide_by() -> None:
     frequencies = [100.0, 200.0, 400.0, 800.0]
     for value in (0.0, 1.0):
-        top = strongest_of(np.full((4, 2), value, np.float32), frequencies)
+        top = strongest_pitches(np.full((4, 2), value, np.float32), frequencies)
         assert np.isfinite(top).all()
-    assert len(pitches_of(np.zeros((4, 3), np.float32), frequencies, 0.1)) == 0
-    (one,) = pitches_of(np.ones((4, 1), np.float32), frequencies, 0.1)
+    assert len(peak_pitches(np.zeros((4, 3), np.float32), frequencies, 0.1)) == 0
+    (one,) = peak_pitches(np.ones((4, 1), np.float32), frequencies, 0.1)
     assert one[1] == pytest.approx(69 + 12 * math.log2(100 / 440))
 
 

@@ -1,32 +1,38 @@
-"""From piano-roll probabilities to notes, chunk by chunk at constant memory; from a salience map to pitches."""
+"""Decode piano-roll probabilities to notes, chunk by chunk at constant memory, and salience maps to pitches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from wavespace.data.base import NO_NOTES, Notes
 from wavespace.data.labels import HALF_WIDTH
+from wavespace.settings import validate_settings
 
-Map = NDArray[np.floating[Any]]
+Probabilities = NDArray[np.floating[Any]]
 """`(P, T)` probabilities in 0..1."""
 
 Pitches = NDArray[np.float64]
 """`(N, 3)` rows of frame number, MIDI pitch, salience; sorted by frame, then pitch."""
 
+Threshold = Annotated[float, Field(gt=0, le=1)]
+"""Least probability that counts."""
+
 Index = NDArray[np.int64]
 
 NEVER = np.iinfo(np.int64).max
 
-FAINT = 1e-6
+LEAST = 1e-6
 """Least salience that a neighbour of a peak counts as, so that it has a logarithm."""
 
 
+@validate_settings
 class Decoder:
-    """Notes from piano-roll maps that arrive in chunks; how they are cut changes nothing.
+    """Notes from piano-roll maps that arrive in chunks; the sizes of chunks change nothing.
 
     A note starts where the onset map has a maximum of at least `onset_threshold` among the `HALF_WIDTH`
     frames on either side (of equal values, the first). It ends at the first of: the frame map below
@@ -47,23 +53,16 @@ class Decoder:
         onset_threshold: smallest onset probability that starts a note.
         frame_threshold: a note ends where the frame probability is less.
         offset_threshold: smallest offset probability that ends a note.
-
-    Raises:
-        ValueError: a threshold is not in (0, 1].
     """
 
     def __init__(
         self,
         pitches: Sequence[int],
         frame_rate: float,
-        onset_threshold: float = 0.5,
-        frame_threshold: float = 0.4,
-        offset_threshold: float = 0.5,
+        onset_threshold: Threshold = 0.5,
+        frame_threshold: Threshold = 0.4,
+        offset_threshold: Threshold = 0.5,
     ) -> None:
-        thresholds = {"onset": onset_threshold, "frame": frame_threshold, "offset": offset_threshold}
-        for name, threshold in thresholds.items():
-            if not 0 < threshold <= 1:
-                raise ValueError(f"{name}_threshold is {threshold}; it must be above 0 and at most 1")
         self.pitches, self.frame_rate = np.asarray(pitches), frame_rate
         self.onset_threshold, self.frame_threshold = onset_threshold, frame_threshold
         self.offset_threshold = offset_threshold
@@ -74,8 +73,10 @@ class Decoder:
         self._settled = 0  # frames that were judged, because HALF_WIDTH frames after them were seen
         self._open = np.zeros((0, 4))  # rows of map row, frame of the maximum, onset in frames, velocity
 
-    def push(self, onset: Map, frame: Map, velocity: Map, offset: Map | None = None) -> Notes:
-        """Take the next frames, `(P, any number)` each; give the notes that ended, sorted as `Notes` are.
+    def push(
+        self, onset: Probabilities, frame: Probabilities, velocity: Probabilities, offset: Probabilities | None = None
+    ) -> Notes:
+        """Take the next frames, `(P, n)` of each map for any n, and return the notes that ended, sorted as `Notes` are.
 
         A long note comes with a later push than shorter ones that started after it: sort what you collect.
         """
@@ -122,33 +123,15 @@ class Decoder:
         return found[np.lexsort((found[:, 2], found[:, 0]))]
 
     def flush(self) -> Notes:
-        """The notes still open, ended with the recording; the decoder is then as new."""
+        """End the notes that are open, and return them; the decoder is then as new."""
         silence = np.zeros((len(self.pitches), HALF_WIDTH + 1), np.float32)
         notes = self.push(silence, silence, silence)
         self._restart()
         return notes
 
 
-def decode(
-    onset: Map,
-    frame: Map,
-    velocity: Map,
-    offset: Map | None = None,
-    *,
-    pitches: Sequence[int],
-    frame_rate: float,
-    onset_threshold: float = 0.5,
-    frame_threshold: float = 0.4,
-    offset_threshold: float = 0.5,
-) -> Notes:
-    """Notes of whole maps `(P, T)`; rules, arguments and errors are those of :class:`Decoder`."""
-    decoder = Decoder(pitches, frame_rate, onset_threshold, frame_threshold, offset_threshold)
-    notes = np.concatenate([decoder.push(onset, frame, velocity, offset), decoder.flush()])
-    return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
-
-
-def pitches_of(salience: Map, frequencies: Sequence[float], threshold: float) -> Pitches:
-    """Pitches of each frame: the maxima along frequency of at least `threshold` (of equal neighbours the lower).
+def peak_pitches(salience: Probabilities, frequencies: Sequence[float], threshold: float) -> Pitches:
+    """Find the pitches of each frame: maxima along frequency of at least `threshold` (of equal neighbours the lower).
 
     The pitch is where a parabola through the logarithms of the maximum and its two neighbours has its top [Smith and
     Serra, "PARSHL", ICMC 1987]: of a Gaussian in pitch, as `wavespace.data.labels.pitch_salience` makes, the exact
@@ -162,27 +145,29 @@ def pitches_of(salience: Map, frequencies: Sequence[float], threshold: float) ->
     around = np.pad(salience, ((1, 1), (0, 0)), constant_values=-np.inf)  # (F + 2, T)
     peaks = (salience >= threshold) & (salience > around[:-2]) & (salience >= around[2:])
     frame, row = np.nonzero(peaks.T)
-    return np.column_stack([frame, _top(salience, row, frame, frequencies), salience[row, frame]])
+    return np.column_stack([frame, _refined_pitch(salience, row, frame, frequencies), salience[row, frame]])
 
 
-def strongest_of(salience: Map, frequencies: Sequence[float]) -> NDArray[np.float64]:
-    """Pitch and salience of the maximum of each frame, however small, `(T, 2)`; arguments as for `pitches_of`."""
+def strongest_pitches(salience: Probabilities, frequencies: Sequence[float]) -> NDArray[np.float64]:
+    """Find the maximum of each frame, however small: MIDI pitch and salience `(T, 2)`; other arguments as above."""
     row, frame = salience.argmax(axis=0), np.arange(salience.shape[1])
-    return np.column_stack([_top(salience, row, frame, frequencies), salience[row, frame]])
+    return np.column_stack([_refined_pitch(salience, row, frame, frequencies), salience[row, frame]])
 
 
-def _top(salience: Map, row: Index, frame: Index, frequencies: Sequence[float]) -> NDArray[np.float64]:
-    """MIDI pitch of maxima, between bins."""
+def _refined_pitch(
+    salience: Probabilities, row: Index, frame: Index, frequencies: Sequence[float]
+) -> NDArray[np.float64]:
+    """MIDI pitch `(N,)` of maxima at rows and frames `(N,)` of a map, between bins."""
     inside = (row > 0) & (row < len(salience) - 1)
     at = row + np.multiply.outer([-1, 0, 1], inside)  # (3, N)
-    below, peak, above = np.log(np.maximum(salience[at, frame].astype(float), FAINT))
+    below, peak, above = np.log(np.maximum(salience[at, frame].astype(float), LEAST))
     bend = 2 * peak - below - above
     shift = np.divide(above - below, 2 * bend, out=np.zeros(len(row)), where=bend > 0)  # (N,) in bins
     return np.interp(row + shift, np.arange(len(salience)), 69 + 12 * np.log2(np.asarray(frequencies) / 440))
 
 
-def _maxima(curve: Map, threshold: float) -> tuple[Index, Index, NDArray[np.float64]]:
-    """Row and column of maxima, and how many frames later the exact time is, -0.5..0.5.
+def _maxima(curve: Probabilities, threshold: float) -> tuple[Index, Index, NDArray[np.float64]]:
+    """Row and column of maxima of a map, and how many frames later the exact time is, -0.5..0.5, `(N,)` each.
 
     Columns count from `HALF_WIDTH`, the first that has all its neighbours.
     """
@@ -198,7 +183,7 @@ def _maxima(curve: Map, threshold: float) -> tuple[Index, Index, NDArray[np.floa
 
 
 def _first(cells: Index, row: Index, column: Index, n: int) -> tuple[Index, Index]:
-    """First of the ascending `cells` (row * n + column) in a row from a column on: its column, its place."""
+    """Find the first of ascending `cells` (row * n + column) in a row from a column on: its column, its place."""
     place = np.searchsorted(cells, row * n + np.maximum(column, 0))
     found = np.append(cells, NEVER)[place] - row * n
     return np.where(found < n, found, NEVER), place

@@ -97,18 +97,16 @@ def pitch_salience(
     kind: Kind,
     spread_cents: float,
 ) -> Tensor:
-    """What sounds in each pitch bin and frame, `(B, F, T)` float32 in 0..1; frame `t` is centred on `t / frame_rate`.
+    """Salience of each pitch bin and frame, `(B, F, T)` float32 in 0..1; frame `t` is centred on `t / frame_rate`.
 
     A note of value v in a frame gives `v * exp(-d**2 / (2 * spread_cents**2))` to a bin that is d cents from its exact
     pitch [Bittner et al., "Deep salience representations for F0 estimation in polyphonic music", ISMIR 2017]; the
     largest where notes meet. Its value is
 
-    - "activation": the share of the frame, `(t +- 1/2) / frame_rate` seconds, that it covers, as in
-      `wavespace.data.synthesis.synthetic.pitch_labels`;
-    - "power": that share, times the note's level as power relative to that of velocity 127. By General MIDI a
+    - "activation": the fraction of the frame, `(t +- 1/2) / frame_rate` seconds, that it covers;
+    - "power": that fraction, times the note's level as power relative to that of velocity 127. By General MIDI a
       velocity stands for a level of `40 log10(velocity / 127)` dB, so this is `(velocity / 127)**4`. It is what the
-      player asked for and the same as long as the note lasts; batches do not carry the signal, whose envelope
-      `pitch_labels` sees. Where a synthetic tone is steady, both are equal but for the unit.
+      player asked for and the same as long as the note lasts, as batches do not carry the envelope of a signal.
 
     Neither a loop over notes nor a wait for the device; memory grows with `B * F * T`, so that whole recordings fit.
 
@@ -133,12 +131,30 @@ def pitch_salience(
     table = torch.zeros(batch * bins, frames + 1, dtype=notes.dtype, device=device)
     rows = (item.long()[:, None] * bins + torch.arange(bins, device=device)) * (frames + 1)  # (K, F)
 
+    _raise_over(table, rows, begin, end, weight)
+    return table.view(batch, bins, frames + 1)[..., :frames].float()  # (B, F, T)
+
+
+def _raise_over(table: Tensor, rows: Tensor, begin: Tensor, end: Tensor, weight: Tensor) -> None:
+    """Raise cells of a table, in place, to the weight of each note, times the fraction of the frame that it covers.
+
+    The whole frames of a note are two stretches of a power of two that overlap, as of the sparse table in Bender and
+    Farach-Colton, "The LCA problem revisited", LATIN 2000. A cell first stands for as many frames from it on, and hands
+    its value on to both halves, from the longest stretch down to single frames.
+
+    Args:
+        table: `(rows, T + 1)`, whose last column is a spare.
+        rows: `(K, F)` where the rows of each note begin in the flat table.
+        begin: `(K,)` in frames, of which frame t lasts from t to t + 1.
+        end: `(K,)` likewise.
+        weight: `(K, F)`.
+    """
+    frames = table.shape[1] - 1
+
     def raise_to(column: Tensor, value: Tensor) -> None:
         column = column.where((column >= 0) & (column < frames), frames).long()  # (K,)
         table.view(-1).scatter_reduce_(0, (rows + column[:, None]).flatten(), value.flatten(), "amax")
 
-    # The frames that a note covers whole are two stretches of a power of two that overlap. A cell first stands for as
-    # many frames from it on, and hands its value on to both halves, from the longest stretch down to single frames.
     first, last = begin.ceil().clamp(0, frames), end.floor().clamp(0, frames)  # (K,)
     for level in reversed(range(frames.bit_length())):
         span = 2**level
@@ -146,8 +162,7 @@ def pitch_salience(
         right = (last - first >= span) & (last - first < 2 * span)  # (K,)
         raise_to(first.where(right, frames), weight)
         raise_to((last - span).where(right, frames), weight)
-    # Then those that it covers in part: where it begins and where it ends.
+    # Then the frames that it covers in part: where it begins and where it ends.
     starts, stops = begin.floor(), end.floor()  # (K,)
     raise_to(starts, weight * (torch.minimum(end, starts + 1) - begin).clamp(min=0)[:, None])
     raise_to(stops, weight * (end - torch.maximum(begin, stops)).clamp(min=0)[:, None])
-    return table.view(batch, bins, frames + 1)[..., :frames].float()  # (B, F, T)

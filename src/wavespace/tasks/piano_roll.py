@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wavespace.data.base import Batch, Notes
 from wavespace.data.files.midi import on_keyboard
 from wavespace.data.labels import Roll, piano_roll
-from wavespace.decode import Decoder
+from wavespace.decode import Decoder, Threshold
 from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, mean
 from wavespace.metrics.notes import frame_scores, note_scores
@@ -32,7 +32,7 @@ HEADS = ("onset", "frame", "velocity", "offset")
 """Order of the output's channels, which is that of `Decoder.push`."""
 
 
-Thresholds = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
+Thresholds = Annotated[tuple[Threshold, ...], Field(min_length=1)]
 """Thresholds that validation tries."""
 
 

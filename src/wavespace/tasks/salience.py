@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wavespace.data.base import Batch, Notes
 from wavespace.data.labels import Kind, pitch_salience
-from wavespace.decode import Map, Pitches, pitches_of, strongest_of
+from wavespace.decode import Pitches, Probabilities, peak_pitches, strongest_pitches
 from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, mean
 from wavespace.metrics.notes import FRAME_HOP, frame_count, pitches_at
@@ -99,7 +99,7 @@ class PitchMap(Task):
             seconds = int(batch.lengths[i]) / self.frontend.in_spec.sample_rate
             reference = pitches_at(notes, hop=PITCH_HOP, duration=seconds)
             scored = self._at(salience, PITCH_HOP, seconds)
-            peaks = pitches_of(scored, self.out_spec.frequencies, self._least())
+            peaks = peak_pitches(scored, self.out_spec.frequencies, self._least())
             instrument = int(batch.labels["instrument"][i]) if "instrument" in batch.labels else None
             found.append(PitchMapOutput(reference, peaks, loss, self._melody(salience, notes, seconds), instrument))
         return found
@@ -144,17 +144,17 @@ class PitchMap(Task):
     def _least(self) -> float:
         return min(*self.thresholds, float(self.threshold))
 
-    def _melody(self, salience: Map, notes: Notes, seconds: float) -> Melody | None:
+    def _melody(self, salience: Probabilities, notes: Notes, seconds: float) -> Melody | None:
         pitches = pitches_at(notes, hop=FRAME_HOP, duration=seconds)
         frame = pitches[:, 0].astype(int)
         if not len(frame) or not np.diff(frame).all():
             return None
-        strongest = strongest_of(self._at(salience, FRAME_HOP, seconds), self.out_spec.frequencies)
+        strongest = strongest_pitches(self._at(salience, FRAME_HOP, seconds), self.out_spec.frequencies)
         reference = np.full(len(strongest), np.nan)
         reference[frame] = pitches[:, 1]
         return Melody(reference, strongest)
 
-    def _at(self, salience: Map, hop: float, seconds: float) -> Map:
+    def _at(self, salience: Probabilities, hop: float, seconds: float) -> Probabilities:
         """Columns of a map at each multiple of `hop` before `seconds`: the nearest frames."""
         nearest = np.rint(np.arange(frame_count(hop, seconds)) * hop * self.out_spec.frame_rate).astype(int)
         return salience[:, np.minimum(nearest, salience.shape[1] - 1)]
