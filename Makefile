@@ -36,8 +36,8 @@ bench: $(READY) ## time what matters against its peers, in one run, as ratios
 	$(BIN)/python benchmarks/run.py
 
 chaos: $(READY) ## launches in which much goes wrong: 300 in virtual time, one of 200 jobs on 8 pods as processes: an hour
-	WAVESPACE_CHAOS_SEEDS=300 $(BIN)/python -m pytest -q -n 2 tests/remote/test_chaos.py
-	WAVESPACE_CHAOS_JOBS=$${WAVESPACE_CHAOS_JOBS:-200} $(BIN)/python -m pytest -q -s tests/remote/test_chaos_processes.py
+	WAVESPACE_CHAOS_SEEDS=300 $(BIN)/python -m pytest -q -n 2 tests/launcher/test_chaos.py
+	WAVESPACE_CHAOS_JOBS=$${WAVESPACE_CHAOS_JOBS:-200} $(BIN)/python -m pytest -q -s tests/launcher/test_chaos_processes.py
 
 experiments: $(READY) ## run every experiment and hold its claim against it: a night; data is looked for in data/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/experiments.py

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from remote.cloud import Cloud, cloud
+from launcher.cloud import Cloud, cloud
 from training import RENDERED, TRAINER
 
 WAVESPACE = [sys.executable, "-m", "wavespace.cli"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.simulation import Chances, Killed, SimulatedCloud, finish, simulated
+from launcher.simulation import Chances, Killed, SimulatedCloud, finish, simulated
 from wavespace.launchfile import JobResult
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.wandb_client import Unknown

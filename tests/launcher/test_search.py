@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from launcher.pretend import in_place_of_python
+from launcher.simulation import Killed, SimulatedCloud, simulated
 from processes import forked
-from remote.pretend import in_place_of_python
-from remote.simulation import Killed, SimulatedCloud, simulated
 from training import RENDERED, TRAINER
 from wavespace.build import check_shapes
 from wavespace.config import choices, compose

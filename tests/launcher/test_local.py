@@ -16,8 +16,8 @@ from subprocess import CompletedProcess
 import pytest
 from rich.console import Console
 
+from launcher.pretend import HOLD, MARK, in_place_of_python
 from processes import command, forked
-from remote.pretend import HOLD, MARK, in_place_of_python
 from training import RENDERED, TRAINER
 from wavespace.config import compose
 from wavespace.launchfile import JobResult

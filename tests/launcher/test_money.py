@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from remote.simulation import STEP, Killed, SimulatedCloud, SimulatedPod, finish, simulated
+from launcher.simulation import STEP, Killed, SimulatedCloud, SimulatedPod, finish, simulated
 from standins import runpod_server
 from standins.wandb_server import KEY
 from wavespace.commands import pods as verb

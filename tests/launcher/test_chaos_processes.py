@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from remote.cloud import Cloud, cloud
-from remote.test_launch import start, steps_of, until
+from launcher.cloud import Cloud, cloud
+from launcher.test_launch import start, steps_of, until
 from training import RENDERED, TRAINER
 from wavespace.launchfile import read_results
 from wavespace_launcher.ledger import Launch

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from remote.cloud import cloud
+from launcher.cloud import cloud
 from standins.runpod_server import Volume
 from training import make_medley
 

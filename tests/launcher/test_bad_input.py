@@ -16,7 +16,7 @@ import runpod
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
-from remote.simulation import SimulatedCloud, finish, simulated
+from launcher.simulation import SimulatedCloud, finish, simulated
 from wavespace import cli
 from wavespace.commands import pods as verb
 from wavespace.errors import UserError

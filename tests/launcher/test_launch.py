@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from remote.cloud import PLANTED, Cloud, cloud
+from launcher.cloud import PLANTED, Cloud, cloud
 from training import RENDERED, TRAINER
 from wavespace import analysis
 
