@@ -10,11 +10,9 @@ from threadpoolctl import threadpool_limits
 
 from wavespace.data.base import rng_for
 from wavespace.data.synthesis.augment import Audio
-from wavespace.data.synthesis.synthetic import Synthetic, Tone, Windows, pitch_labels, render
+from wavespace.data.synthesis.synthetic import Synthetic, SyntheticWindows, Tone, render
 
 RATE, SECONDS = 44_100, 2.0
-BINS = np.geomspace(50, 5000, 256).tolist()
-FRAMES = 1 + int(RATE * SECONDS) // 512
 
 
 def loop(tones: Sequence[Tone]) -> Audio:
@@ -43,8 +41,7 @@ def ours(tones: Sequence[Tone]) -> Audio:
 def rows(items: int = 8) -> Iterator[Row]:
     """2 s at 44.1 kHz: six notes of ten partials that last, each with all effects; and windows as drawn by default.
 
-    "all of it" is drawing, synthesis, filter, drive, room and power labels in 256 bins and 173 frames; the loop has the
-    same partials and nothing else.
+    "all of it" is drawing, synthesis, filter, drive and room; the loop has the same partials and nothing else.
     """
     settings = {"voices": (6, 6), "partials": (10, 10), "pitch": (50.0, 2000.0), "duration": (SECONDS, SECONDS)}
     with threadpool_limits(1):
@@ -65,9 +62,9 @@ def rows(items: int = 8) -> Iterator[Row]:
                 for tones in plain:
                     ours(tones)
 
-            def everything(windows: Windows = windows) -> None:
+            def everything(windows: SyntheticWindows = windows) -> None:
                 for i in range(items):
-                    pitch_labels(windows.window(i), BINS, RATE / 512, FRAMES, "power")
+                    windows[i]
 
             yield compare(f"synthesis, {name}", synthesised, looped, "loop over partials", 1 / 3)
             yield compare(f"all of it, {name}", everything, looped, "loop over partials", 0.6)

@@ -209,7 +209,7 @@ def store_of(cfg: DictConfig) -> str | None:
     from wavespace.data.files.discovery import see
     from wavespace.data.store.build import store_name
 
-    return store_name(data.made_by(see(data.found(), contents.Digests(data.stores_folder))))
+    return store_name(data.provenance(see(data.found(), contents.Digests(data.stores_folder))))
 
 
 def test_without_files_the_signature_is_the_name(tmp_path: Path) -> None:
@@ -256,7 +256,9 @@ def test_a_file_that_changes_while_a_store_is_made_of_it_is_refused(tmp_path: Pa
     seen = see(data.found(), contents.Digests(data.stores_folder))
     other_bytes(tmp_path / "root" / "b.wav")
     with pytest.raises(BadInput, match=r"b\.wav: has changed since this command began; repeat the command"):
-        build_store(tmp_path / "store", seen, Samples(RATE), data.made_by(seen), licence="", citation="", processes=0)
+        build_store(
+            tmp_path / "store", seen, Samples(RATE), data.provenance(seen), licence="", citation="", processes=0
+        )
     assert not (tmp_path / "store").exists()
 
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavespace.data.labels import Kind, Roll, piano_roll, pitch_salience
-from wavespace.data.synthesis.synthetic import FULL_LEVEL, Tone, Window, pitch_labels, render
 from wavespace.spec import PIANO_PITCHES
 
 RATE = 22050 / 512
@@ -194,45 +193,24 @@ def test_salience_of_one_note() -> None:
     np.testing.assert_allclose(power, activation / 16, rtol=1e-5)  # 12 dB below
 
 
-def test_activation_is_that_of_synthetic_notes_on_bins() -> None:
+def test_activation_is_the_share_of_a_frame_that_a_note_covers() -> None:
     rng = np.random.default_rng(1)
     axis = bins(25, 12)
     onset = np.sort(rng.uniform(0, 0.8, 30))
-    pitch = 69 + 12 * np.log2(rng.choice(axis, 30) / 440)
-    notes = np.column_stack([onset, onset + rng.uniform(0.01, 0.5, 30), pitch, np.full(30, 90.0)])
-    silence = np.zeros(22_050, np.float32)
-    window = Window(silence, notes, [silence] * 30, [0] * 30, 22_050)
-    rows = torch.tensor(np.insert(notes, 0, 0, axis=1))
+    bin_of = rng.integers(0, 25, 30)
+    notes = np.column_stack(
+        [onset, onset + rng.uniform(0.01, 0.5, 30), 69 + 12 * np.log2(np.array(axis)[bin_of] / 440)]
+    )
+    rows = torch.tensor(np.column_stack([np.zeros(30), notes, np.full(30, 90.0)]))
     ours = pitch_salience(
         rows, batch=1, frequencies=axis, frame_rate=RATE, frames=50, kind="activation", spread_cents=1.0
     )
-    theirs = pitch_labels(window, axis, RATE, 50, "activation")
-    assert 0.2 < theirs.mean() < 0.9
-    np.testing.assert_allclose(ours[0], theirs, atol=1e-6)
-
-
-def test_power_is_that_of_synthetic_tones_while_they_are_steady() -> None:
-    rate, axis = 44_100, [250.0, 500.0, 750.0]  # 40 ms are whole periods of these
-    levels, notes, tones = [0.0, -7.0, -20.0], [], []
-    for level, frequency in zip(levels, axis):
-        amplitude = FULL_LEVEL * 10 ** (level / 20) * np.sqrt(2)
-        tones.append(
-            Tone(
-                onset=0, length=rate, level=level, drive=0.0,
-                frequencies=np.array([frequency]), amplitudes=np.array([amplitude]), phases=np.array([0.3]),
-                knots=np.array([0, 1, 2, 3, 4, rate - 1, rate]), envelope=np.array([0.0, 1, 1, 1, 1, 1, 0]),
-            )
-        )  # fmt: skip
-        # As `Synthesizer.window` turns a level to a velocity.
-        notes.append([0, 1, 69 + 12 * np.log2(frequency / 440), 127 * np.sqrt(10 ** (level / 20))])
-    voices = render(tones, rate)
-    window = Window(sum(voices), np.array(notes), voices, [0, 0, 0], rate)
-    theirs = pitch_labels(window, axis, 75.0, 75, "power")
-    ours = pitch_salience(
-        torch.tensor(np.insert(notes, 0, 0, axis=1)),
-        batch=1, frequencies=axis, frame_rate=75.0, frames=75, kind="power", spread_cents=25.0,
-    )  # fmt: skip
-    np.testing.assert_allclose(ours[0, :, 3:72] * FULL_LEVEL**2, theirs[:, 3:72], rtol=1e-3)
+    expected = np.zeros((25, 50))
+    for row, (begin, end, _) in zip(bin_of, notes * RATE):
+        for t in range(50):
+            expected[row, t] = max(expected[row, t], min(end, t + 0.5) - max(begin, t - 0.5))
+    assert 0.2 < expected.mean() < 0.9
+    np.testing.assert_allclose(ours[0], expected, atol=1e-6)
 
 
 def test_salience_of_no_notes_is_silence_and_shapes_are_known_without_data() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.files.midi import SHORTEST, Performance, apply_pedal, clean, read_midi, window, write_midi
+from wavespace.data.files.midi import SHORTEST, apply_pedal, clean, read_midi, window, write_midi
 from wavespace.errors import BadInput
 
 TICK = 0.5 / 480  # of the files made here: seconds, at 120 a minute
@@ -266,30 +266,21 @@ def test_drums_are_left_out_and_tracks_are_one_keyboard(tmp_path: Path) -> None:
     np.testing.assert_allclose(notes, array((0, 0.5, 60, 40), (0.5, 0.75, 60, 80)))
 
 
-@pytest.mark.parametrize(("number", "name"), [(64, "pedal"), (66, "sostenuto"), (67, "soft")])
-def test_each_pedal_is_down_from_64_on_and_its_presses_are_joined(number: int, name: str, tmp_path: Path) -> None:
+def test_the_pedal_is_down_from_64_on_and_its_presses_are_joined(tmp_path: Path) -> None:
     values = [(480, 64), (500, 100), (960, 63)]
-    one = [on(0, 60), off(9600, 60), *(control(tick, number, value) for tick, value in values)]
+    one = [on(0, 60), off(9600, 60), *(sustain(tick, value) for tick, value in values)]
     values = [(0, 63), (720, 127), (1440, 0), (4800, 127)]
-    two = [on(0, 70, 64, 1), off(10, 70, 1), *(control(tick, number, value, 1) for tick, value in values)]
+    two = [on(0, 70, 64, 1), off(10, 70, 1), *(sustain(tick, value, 1) for tick, value in values)]
     performance = read_midi(midi_file(tmp_path / "a.mid", two, one))
-    for pedal in ("pedal", "sostenuto", "soft"):
-        # The last press is never lifted.
-        expected = np.array([[0.5, 1.5], [5.0, 10.0]]) if pedal == name else np.zeros((0, 2))
-        assert getattr(performance, pedal).shape == expected.shape
-        np.testing.assert_allclose(getattr(performance, pedal), expected)
+    np.testing.assert_allclose(performance.pedal, [[0.5, 1.5], [5.0, 10.0]])  # the last press is never lifted
 
 
-def test_sostenuto_and_soft_pedals_are_kept_aside(tmp_path: Path) -> None:
+def test_other_pedals_lengthen_no_note(tmp_path: Path) -> None:
     plain = [on(480, 60), off(960, 60), on(2400, 60), off(2880, 60)]
     feet = [control(500, 66, 127), control(1920, 66, 0), control(0, 67, 64), control(1440, 67, 63)]
     bare, full = read_midi(midi_file(tmp_path / "a.mid", plain)), read_midi(midi_file(tmp_path / "b.mid", plain + feet))
     np.testing.assert_array_equal(full.notes, bare.notes)
-    np.testing.assert_array_equal(apply_pedal(full.notes, full.pedal), bare.notes)
-    np.testing.assert_allclose(full.sostenuto, [[500 * TICK, 2.0]])
-    np.testing.assert_allclose(full.soft, [[0.0, 1.5]])
-    short = Performance(bare.notes, bare.pedal)
-    assert short.sostenuto.shape == short.soft.shape == (0, 2)
+    assert full.pedal.shape == (0, 2)
 
 
 def test_a_lift_within_a_tick_ends_what_the_pedal_held(tmp_path: Path) -> None:
@@ -439,7 +430,6 @@ def test_a_reset_of_a_channel_lifts_its_pedals(number: int, tmp_path: Path) -> N
     feet = [control(tick, pedal, 127) for tick in (0, 300) for pedal in (64, 66, 67)] + [control(200, number, 0)]
     others = [sustain(0, 127, 1), sustain(250, 0, 1)]
     played = read_midi(midi_file(tmp_path / "a.mid", [on(0, 60), *feet, on(300, 60), off(400, 60)], others))
-    np.testing.assert_allclose(played.soft, np.array([[0, 200], [300, 400]]) * TICK)
     np.testing.assert_allclose(played.pedal, np.array([[0, 250], [300, 400]]) * TICK)
 
 
@@ -542,10 +532,10 @@ def test_any_damage_is_bad_input_or_clean_notes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(clean(notes), notes)
         assert (notes[:, 0] >= 0).all()
         assert ((notes[:, 2:] >= [0, 1]) & (notes[:, 2:] <= 127)).all()
-        for pedal in (performance.pedal, performance.sostenuto, performance.soft):
-            assert np.isfinite(pedal).all()
-            assert (np.diff(pedal.flatten()) >= 0).all()
-            assert (pedal[:, 1] > pedal[:, 0]).all()
+        pedal = performance.pedal
+        assert np.isfinite(pedal).all()
+        assert (np.diff(pedal.flatten()) >= 0).all()
+        assert (pedal[:, 1] > pedal[:, 0]).all()
         assert len(apply_pedal(notes, performance.pedal)) == len(notes)
 
     check()

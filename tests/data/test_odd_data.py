@@ -340,8 +340,8 @@ def test_a_part_of_a_manifest_that_opening_does_not_use_is_of_its_kind(
 def test_a_store_that_is_not_what_the_data_needs_is_refused(fault: str, tmp_path: Path) -> None:
     record(tmp_path / "a.wav", 0.1)
     labels = {"instrument": 9 if fault == "instrument 9" else 1} | ({} if fault == "no song" else {"song": 1})
-    found, made_by = [Recording("a", tmp_path / "a.wav", "train", labels=labels)], {"data": "medley_solos"}
-    store = build_store(tmp_path / "store", found, Samples(44_100), made_by, licence="", citation="", processes=0)
+    found, provenance = [Recording("a", tmp_path / "a.wav", "train", labels=labels)], {"data": "medley_solos"}
+    store = build_store(tmp_path / "store", found, Samples(44_100), provenance, licence="", citation="", processes=0)
     if fault == "features":
         (store.folder / "manifest.json").write_text(json.dumps(store.manifest | {"dtype": "<f2"}))
     with pytest.raises(BadInput, match=r"of features|no song, or no instrument"):

@@ -121,7 +121,7 @@ def test_names_splits_and_labels_are_kept(stored: Store) -> None:
     assert stored.manifest["splits"]["train"] == {"recordings": 2, "hours": round(5_500 / RATE / 3600, 4), "notes": 40}
     assert stored.manifest["notes"] == 100
     assert (stored.manifest["licence"], stored.manifest["citation"]) == ("CC0", "nobody")
-    assert stored.manifest["made_by"] == {"rate": RATE}
+    assert stored.manifest["provenance"] == {"rate": RATE}
 
 
 @given(number=st.sampled_from([0, 2, 3, 4, 5]), start=st.integers(-8_000, 8_000), samples=st.integers(1, 8_000))
@@ -666,6 +666,13 @@ def test_a_manifest_that_says_nothing_is_a_sentence(manifest: str, sentence: str
     (copied / "manifest.json").write_text(manifest)
     with pytest.raises(BadInput, match=sentence):
         Store.open(copied)
+
+
+def test_a_manifest_of_before_is_read(copied: Path) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["made_by"] = manifest.pop("provenance")
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    assert put(copied, []).frames.tolist() == list(LENGTHS)
 
 
 def test_where_there_is_no_store_is_a_sentence(tmp_path: Path) -> None:

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from wavespace.config import compose
 from wavespace.config.construction import make
-from wavespace.data.base import collate
+from wavespace.data.base import collate, rng_for
 from wavespace.data.labels import piano_roll
 from wavespace.data.synthesis.augment import LOUDEST
-from wavespace.data.synthesis.synthetic import POWER_SPAN, Synthetic, Tone, Window, pitch_labels, render, room
+from wavespace.data.synthesis.synthetic import Synthetic, Tone, render, room
 from wavespace.spec import PIANO_PITCHES
 
 RATE = 44_100
@@ -58,26 +56,26 @@ def test_rendering_is_within_1e_5_of_float64(rate: int, seconds: float, odds: fl
             np.testing.assert_allclose(signal, by_definition(tone, rate), atol=1e-6)
 
 
-def test_a_window_is_the_sum_of_its_voices() -> None:
+def test_a_window_is_the_sum_of_its_tones() -> None:
     data = ready(reverb=None)
     for position in range(5):
-        window = data.train_set.window(position)
         mix = np.zeros(data.spec.samples)
-        for voice, first in zip(window.voices, window.onsets):
-            mix[first : first + len(voice)] += voice
-        np.testing.assert_allclose(window.audio, mix, atol=1e-6)
-        assert np.abs(window.audio).max() <= LOUDEST + 1e-6
+        for tone in data.synthesizer.draw(rng_for(data.seed, "train", position)):
+            mix[tone.onset : tone.onset + tone.length] += by_definition(tone, RATE)
+        mix *= LOUDEST / max(LOUDEST, np.abs(mix).max())
         np.testing.assert_allclose(data.train_set[position].audio / 32767, mix, atol=1.7e-5)
 
 
-def test_loud_windows_are_turned_down_with_their_voices_and_velocities() -> None:
+def test_loud_windows_are_turned_down_with_their_velocities() -> None:
     loud = ready(voices=(40, 40), level=(0.0, 0.0), reverb=None)
-    window = loud.train_set.window(0)
-    assert np.abs(window.audio).max() == pytest.approx(LOUDEST, abs=1e-6)
-    drawn = loud.synthesizer.draw(np.random.default_rng([0, int.from_bytes(b"train", "little"), 0]))
-    gain = np.abs(window.voices[0]).max() / np.abs(by_definition(drawn[0], RATE)).max()
+    item = loud.train_set[0]
+    assert np.abs(item.audio).max() == round(32767 * LOUDEST)
+    mix = np.zeros(loud.spec.samples)
+    for tone in loud.synthesizer.draw(rng_for(loud.seed, "train", 0)):
+        mix[tone.onset : tone.onset + tone.length] += by_definition(tone, RATE)
+    gain = LOUDEST / np.abs(mix).max()
     assert gain < 0.9
-    np.testing.assert_allclose(window.notes[:, 3], 127 * np.sqrt(gain), rtol=1e-5)
+    np.testing.assert_allclose(item.notes[:, 3], 127 * np.sqrt(gain), rtol=1e-5)
 
 
 def test_an_item_is_a_function_of_seed_split_and_position() -> None:
@@ -265,73 +263,6 @@ def test_fractional_pitches_go_to_the_nearest_key() -> None:
         nearest = np.rint(batch.notes[batch.notes[:, 0] == item, 3].numpy())
         keys = np.flatnonzero(roll.onset[item].sum(1)) + PIANO_PITCHES[0]
         assert set(keys) == {pitch for pitch in nearest if 21 <= pitch <= 108}
-
-
-def labels_by_definition(
-    window: Window, frequencies: NDArray[np.float64], frame_rate: float, frames: int, kind: str
-) -> NDArray[np.float64]:
-    """`pitch_labels` one cell at a time, in float64."""
-    labels = np.zeros((len(frequencies), frames))
-    position = np.log2(frequencies)
-    for (onset, offset, pitch, _), voice, first in zip(window.notes, window.voices, window.onsets):
-        at = np.log2(440) + (pitch - 69) / 12
-        signal = np.zeros(len(window.audio))
-        signal[first : first + len(voice)] = voice
-        for t in range(frames):
-            if kind == "activation":
-                start, end = (t - 0.5) / frame_rate, (t + 0.5) / frame_rate
-                value = max(0.0, min(end, offset) - max(start, onset)) * frame_rate
-            else:
-                edges = [round((t / frame_rate + side * POWER_SPAN / 2) * window.sample_rate) for side in (-1, 1)]
-                inside = signal[max(edges[0], 0) : max(edges[1], 0)]
-                value = np.sum(inside**2) / (edges[1] - edges[0])
-            for b, centre in enumerate(position):
-                inner = [position[i] for i in (b - 1, b + 1) if 0 <= i < len(position)]
-                toward = [c for c in inner if (c > centre) == (at > centre)]
-                if len(toward) == 0:
-                    toward = [2 * centre - inner[0]]  # beyond the outermost bin: as wide as its other side
-                weight = max(0.0, 1 - abs(at - centre) / abs(toward[0] - centre))
-                labels[b, t] = (
-                    max(labels[b, t], weight * value) if kind == "activation" else labels[b, t] + weight * value
-                )
-    return labels
-
-
-@pytest.mark.parametrize("kind", ["activation", "power"])
-@given(
-    seed=st.integers(0, 10_000),
-    low=st.floats(30, 200),
-    steps=st.lists(st.floats(1.01, 3.0), min_size=1, max_size=8),
-    frame_rate=st.sampled_from([30.0, 75.0, RATE / 512, 16_000 / 256]),
-)
-@settings(max_examples=20, deadline=None)
-def test_labels_match_their_definition(kind: Any, seed: int, low: float, steps: list[float], frame_rate: float) -> None:
-    data = ready(sample_rate=16_000, seconds=0.3, duration=(0.12, 0.3), voices=(1, 4))
-    window = data.train_set.window(seed)
-    frequencies = low * np.cumprod([1.0, *steps])
-    frames = 1 + int(0.3 * frame_rate) + 3  # some beyond the end
-    labels = pitch_labels(window, frequencies.tolist(), frame_rate, frames, kind)
-    assert labels.shape == (len(frequencies), frames)
-    assert labels.dtype == np.float32
-    np.testing.assert_allclose(
-        labels, labels_by_definition(window, frequencies, frame_rate, frames, kind), rtol=1e-5, atol=1e-8
-    )
-
-
-def test_power_of_a_steady_tone_is_half_its_squared_amplitude() -> None:
-    tone = tones(0, odds=0.0, voices=(1, 1))[0]._replace(
-        length=RATE,
-        knots=np.array([0, 1, 2, 3, 4, RATE - 1, RATE]),
-        envelope=np.array([0.0, 1, 1, 1, 1, 1, 0]),
-        frequencies=np.array([440.0]),
-        amplitudes=np.array([0.5]),
-        phases=np.array([0.3]),
-    )
-    (voice,) = render([tone], RATE)
-    window = Window(voice, np.array([[0, 1, 69, 127.0]]), [voice], [0], RATE)
-    labels = pitch_labels(window, [220.0, 440.0, 880.0], 75.0, 75, "power")
-    np.testing.assert_allclose(labels[1, 3:72], 0.125, rtol=0.03)
-    assert (labels[[0, 2]] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def content_in(place: Path, find: Callable[[], list[Recording]], digests: Digest
 
 def content_of_store(manifest: Mapping[str, Any]) -> str:
     """The digest of the recordings that a store was made of; older stores have not got it."""
-    return str(manifest["made_by"].get("content") or digest(manifest["files"]))
+    return str(manifest["provenance"].get("content") or digest(manifest["files"]))
 
 
 def sounding_notes(path: Path) -> Notes:

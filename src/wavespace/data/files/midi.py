@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,11 @@ MOST_TICKS = 9_900_000
 MOST_BYTES = 2**25
 """Of a MIDI file that is read: hours of the densest music have a tenth."""
 
-SUSTAIN, SOSTENUTO, SOFT = 64, 66, 67
-"""Controllers of the three pedals; down from a value of 64 on."""
+SUSTAIN = 64
+"""Controller of the sustain pedal; it is down from a value of 64 on."""
 
 SOUND_OFF, RESET, NOTES_OFF = 120, 121, (120, 123, 124, 125, 126, 127)
-"""Controllers that are messages to a whole channel: its notes end (at 120 and from 123 on), its pedals come up (at 120
+"""Controllers that are messages to a whole channel: its notes end (at 120 and from 123 on), its pedal comes up (at 120
 and 121)."""
 
 DRUMS = 9
@@ -51,15 +51,10 @@ class Performance:
     Attributes:
         notes: `(K, 4)`, `clean`, with offsets where the keys were released.
         pedal: `(M, 2)` seconds in which the sustain pedal was down; sorted and disjoint.
-        sostenuto: the same of the middle pedal, which holds the keys that are down when it goes down. It is kept
-            aside: like the field, nothing here lengthens notes by it.
-        soft: the same of the left pedal, una corda; kept aside too.
     """
 
     notes: Notes
     pedal: Presses
-    sostenuto: Presses = field(default_factory=NO_PRESSES.copy)
-    soft: Presses = field(default_factory=NO_PRESSES.copy)
 
 
 def clean(notes: Notes) -> Notes:
@@ -113,7 +108,7 @@ def on_keyboard(notes: Notes) -> Notes:
 
 
 def read_midi(path: str | Path) -> Performance:
-    """The notes and the pedals of all tracks and channels together, drums left out, as if played on one keyboard.
+    """Read the notes and the sustain pedal of all tracks and channels but drums, as if played on one keyboard.
 
     A note ends at the first of: the next release of its key in its track and channel, the next strike of its pitch
     in any, a message to its channel that ends all notes, the end of its track (a key that is never released). A
@@ -122,9 +117,8 @@ def read_midi(path: str | Path) -> Performance:
     strikes that are too close to tell.
 
     A pedal is down while its controller is 64 or more, in any track or channel but the drums', until a message to the
-    channel resets it. Lifted and pressed in
-    one tick, it was up for a moment: two presses touch. Never lifted, it holds to the end of the last note or to its
-    own last event.
+    channel resets it. Lifted and pressed in one tick, it was up for a moment: two presses touch. Never lifted, it
+    holds to the end of the last note or to its own last event.
 
     All tracks of the file are read, also those that its header does not count, and a file within a RIFF file (RMID).
     Numbers beyond 127, where a file has only a few, are taken for 127, and notes of such a pitch are left out, with a
@@ -159,12 +153,9 @@ def read_midi(path: str | Path) -> Performance:
     if len(notes) == 0:
         return Performance(NO_NOTES, NO_PRESSES)
     resets = events[control & np.isin(events[:, 3], (SOUND_OFF, RESET))]
-    presses = [
-        _presses(_reset(events[control & (events[:, 3] == n)], resets), notes[:, 1].max())
-        for n in (SUSTAIN, SOSTENUTO, SOFT)
-    ]
+    presses = _presses(_reset(events[control & (events[:, 3] == SUSTAIN)], resets), notes[:, 1].max())
     notes[:, :2] = _seconds(notes[:, :2], tempo, per_quarter)
-    return Performance(clean(notes), *(_seconds(ticks, tempo, per_quarter) for ticks in presses))
+    return Performance(clean(notes), _seconds(presses, tempo, per_quarter))
 
 
 def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:

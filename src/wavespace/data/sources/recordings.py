@@ -150,7 +150,7 @@ class Recordings(DataModule):
         """Licence and citation; a store's manifest keeps them."""
         return f"Licence: {self.licence}\nPlease cite: {self.citation}" if self.licence else ""
 
-    def made_by(self, recordings: Sequence[Recording]) -> dict[str, Any]:
+    def provenance(self, recordings: Sequence[Recording]) -> dict[str, Any]:
         """All that decides what a store of recordings holds, of which the digests are known."""
         rate = self.spec.sample_rate
         return {"data": self.kind, "sample_rate": rate, "reader": READER, "content": content_of(recordings)}
@@ -169,7 +169,7 @@ class Recordings(DataModule):
             recordings = see(self.found(), Digests(self.stores_folder), LOOKED)
         except Unread:
             return False
-        return (self.stores_folder / store_name(self.made_by(recordings))).exists()
+        return (self.stores_folder / store_name(self.provenance(recordings))).exists()
 
     def unprepared(self) -> str:
         """What there is in place of a store of the files as they are."""
@@ -202,12 +202,12 @@ class Recordings(DataModule):
             store = self._checked(Store.open(self.place))
         else:
             self.recordings = see(self.found(), Digests(self.stores_folder))
-            made_by = self.made_by(self.recordings)
+            provenance = self.provenance(self.recordings)
             store = build_store(
-                self.stores_folder / store_name(made_by),
+                self.stores_folder / store_name(provenance),
                 self.recordings,
                 Samples(self.spec.sample_rate),
-                made_by,
+                provenance,
                 licence=self.licence,
                 citation=self.citation,
                 made_from={"place": os.path.abspath(self.place), "files": _files(self.recordings)},
@@ -278,13 +278,13 @@ class Recordings(DataModule):
     def _earlier(self, recordings: Sequence[Recording]) -> list[Store]:
         """Stores of the same folder at the same rate, made when it held something else; newest first."""
         found = []
-        place, files = os.path.abspath(self.place), [self.kind, self.spec.sample_rate]
+        current = getattr(getattr(self, "store", None), "folder", Path()).name
         for manifest in self.stores_folder.glob(f"*/{MANIFEST}") if recordings else ():
             with suppress(UserError):
                 store = Store.open(manifest.parent)
-                made_by, made_from = store.manifest["made_by"], store.manifest.get("made_from") or {}
-                own = [made_by.get("data"), made_by.get("sample_rate")] == files and made_from.get("place") == place
-                if own and manifest.parent.name != getattr(getattr(self, "store", None), "folder", Path()).name:
+                held, made_from = store.manifest["provenance"], store.manifest.get("made_from") or {}
+                same = [held.get("data"), held.get("sample_rate")] == [self.kind, self.spec.sample_rate]
+                if same and made_from.get("place") == os.path.abspath(self.place) and store.folder.name != current:
                     found.append((manifest.stat().st_mtime, store))
         return [store for _, store in sorted(found, key=lambda pair: -pair[0])]
 
@@ -294,7 +294,7 @@ class Recordings(DataModule):
 
     def _checked(self, store: Store) -> Store:
         """A store that somebody made elsewhere, if it is of this dataset and rate."""
-        held = store.manifest["made_by"]
+        held = store.manifest["provenance"]
         if held.get("data") != self.kind:
             raise BadInput(f"{store.folder}: is a store of data={str(held.get('data'))[:40]}, not of data={self.kind}")
         if [store.manifest[key] for key in ("dtype", "width")] != [PCM.str, 1]:

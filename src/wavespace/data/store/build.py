@@ -40,13 +40,13 @@ WORK = ".building"
 """Folder within an unfinished store: the lock, and a record of each finished shard."""
 
 
-def store_name(made_by: Mapping[str, Any]) -> str:
+def store_name(provenance: Mapping[str, Any]) -> str:
     """Twelve hex digits for the folder of a store: equal settings share it, other settings have another.
 
     Args:
-        made_by: all that decides what the store holds, as JSON can write it: data set, version, sample rate, ...
+        provenance: all that decides what the store holds, as JSON can write it: data set, version, sample rate, ...
     """
-    return digest([FORMAT, made_by])[:12]
+    return digest([FORMAT, provenance])[:12]
 
 
 class Source(Protocol):
@@ -106,7 +106,7 @@ def build_store(
     folder: Path,
     recordings: Sequence[Recording],
     source: Source,
-    made_by: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     *,
     licence: str,
     citation: str,
@@ -120,10 +120,10 @@ def build_store(
     long the files are.
 
     Args:
-        folder: where the store will be; by convention `.../store_name(made_by)`.
+        folder: where the store will be; by convention `.../store_name(provenance)`.
         recordings: in the order in which they are kept.
         source: of the rows.
-        made_by: the settings that decide what is in it; kept in its manifest.
+        provenance: the settings that decide what is in it; kept in its manifest.
         licence: of the data, kept in the manifest.
         citation: of the data, kept in the manifest.
         made_from: where the files were and what each held, kept in the manifest.
@@ -155,13 +155,13 @@ def build_store(
                         refused = _build_in_processes(partial, todo, source, count, advance)
                 if refused:
                     raise BadInput("\n".join(sorted(refused)))
-                facts = {"made_by": made_by, "made_from": made_from, "licence": licence, "citation": citation}
+                facts = {"provenance": provenance, "made_from": made_from, "licence": licence, "citation": citation}
                 _finish(partial, shards, source, facts)
                 os.rename(partial, folder)
                 sync_folder(folder.parent)
                 shutil.rmtree(folder / WORK)
     store = Store.open(folder)
-    if store.manifest["made_by"] != json.loads(json.dumps(made_by)):
+    if store.manifest["provenance"] != json.loads(json.dumps(provenance)):
         raise UserError(f"{folder}: holds a store of other settings ({MANIFEST} has them); choose another folder")
     return store
 

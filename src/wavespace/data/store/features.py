@@ -57,16 +57,16 @@ class FeatureCache:
     def store_for(self, audio: Store, stores: Path) -> Store:
         """Features of every recording of a store of audio, from `stores` if they are there; made on the GPU, if any."""
         rows = digest([audio.sample_rate, audio.names, audio.digests.tobytes().hex()])
-        made_by = {"features of": rows, "frontend": self.settings, "tables": _digest(self.frontend)}
+        provenance = {"features of": rows, "frontend": self.settings, "tables": _digest(self.frontend)}
         recordings = [Recording(name, audio.folder, "") for name in audio.names]
         device = next(self.frontend.buffers()).device
         self.frontend.to("cuda" if torch.cuda.is_available() else "cpu")
         try:
             return build_store(
-                stores / store_name(made_by),
+                stores / store_name(provenance),
                 recordings,
                 Frames(audio, self.frontend),
-                made_by,
+                provenance,
                 licence=audio.manifest["licence"],
                 citation=audio.manifest["citation"],
                 processes=0,

@@ -36,7 +36,7 @@ MOST_BYTES = 2**26
 """Of a manifest: a hundred thousand recordings take 10 MB."""
 
 KINDS: dict[str, Any] = {
-    "made_by": dict, "licence": str, "citation": str, "sample_rate": int | float, "dtype": str, "width": int,
+    "provenance": dict, "licence": str, "citation": str, "sample_rate": int | float, "dtype": str, "width": int,
     "labels": list, "splits": dict, "notes": int, "longest_note": int | float, "clipped": int, "files": dict,
 }  # fmt: skip
 
@@ -54,6 +54,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise BadInput(
                 f"{folder}: has format {str(manifest['format'])[:40]}, and this version reads {FORMAT}; {anew}"
             )
+        if "made_by" in manifest:  # its name in stores of before
+            manifest["provenance"] = manifest.pop("made_by")
         _check_kinds(manifest)
         for name, file in manifest["files"].items():
             if not FILE.fullmatch(name):

@@ -145,9 +145,10 @@ class Rendered(DataModule):
         files, self.facts = ({}, {}) if self.midi is None else self._read()
         self.read = self.contents()
 
-        self.train_set = Windows(self._renderer(files.get("train", ()), varied=True), self.spec.seconds, self.seed)
+        varied = self._renderer(files.get("train", ()), varied=True)
+        self.train_set = RenderedWindows(varied, self.seconds, self.seed)
         self.val_set, self.test_set = (
-            Pieces(self._renderer(files.get(split, ())), self.piece_seconds, count, split)
+            RenderedPieces(self._renderer(files.get(split, ())), self.piece_seconds, count, split)
             for split, count in self.pieces.items()
         )
 
@@ -165,7 +166,7 @@ class Rendered(DataModule):
         if not readable:
             raise BadInput(f"{self.midi}: none of its MIDI files can be read")
         pieces = max(self.pieces["test"], len(readable))
-        return Pieces(self._renderer(readable), self.piece_seconds, pieces, "test", readable.names)
+        return RenderedPieces(self._renderer(readable), self.piece_seconds, pieces, "test", readable.names)
 
     def _scores(self, paths: Sequence[Path]) -> tuple[Scores, list[dict[str, Any]]]:
         """What can be played of some MIDI files, and facts of each file."""
@@ -308,7 +309,7 @@ class Renderer:
         return window(notes, start, start + seconds)
 
 
-class Windows:
+class RenderedWindows:
     """The training stream: a window for each position."""
 
     def __init__(self, renderer: Renderer, seconds: float, seed: int) -> None:
@@ -318,7 +319,7 @@ class Windows:
         return self.renderer.item(rng_for(self.seed, "train", position), self.seconds, f"train-{position}")
 
 
-class Pieces(Dataset[Item]):
+class RenderedPieces(Dataset[Item]):
     """Fixed pieces of a split, rendered when first asked for and kept."""
 
     def __init__(self, renderer: Renderer, seconds: float, count: int, split: str, names: Sequence[str] = ()) -> None:

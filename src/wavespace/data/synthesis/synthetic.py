@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -26,9 +26,6 @@ FULL_LEVEL = 0.1
 
 SHORTEST_RAMP = 0.005
 """Seconds that attack and release last at least; a sixth of the note at most."""
-
-POWER_SPAN = 0.04
-"""Seconds about a frame over which power is averaged: two periods of the lowest pitch."""
 
 BLOCK = 256
 """Samples from one exact phase to the next in `render`."""
@@ -108,9 +105,10 @@ class Synthetic(DataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Nothing is rendered before it is asked for."""
-        self.train_set = Windows(self.synthesizer, self.seed, "train")
+        self.train_set = SyntheticWindows(self.synthesizer, self.seed, "train")
         self.val_set, self.test_set = (
-            Subset(Windows(self.synthesizer, self.seed, split), range(count)) for split, count in self.items.items()
+            Subset(SyntheticWindows(self.synthesizer, self.seed, split), range(count))
+            for split, count in self.items.items()
         )
 
     def describe(self) -> dict[str, Any]:
@@ -144,38 +142,15 @@ class Tone(NamedTuple):
     drive: float
 
 
-class Window(NamedTuple):
-    """A window and what is in it.
-
-    Attributes:
-        audio: `(N,)` float32.
-        notes: `(K, 4)` as in `Item`, with fractional pitches.
-        voices: the signal of each note alone, from its onset, without the room; float32, as loud as it is in `audio`.
-        onsets: `(K,)` first sample of each.
-        sample_rate: in Hz.
-    """
-
-    audio: Audio
-    notes: Notes
-    voices: list[Audio]
-    onsets: list[int]
-    sample_rate: int
-
-
-class Windows(Dataset[Item]):
+class SyntheticWindows(Dataset[Item]):
     """A window for each position: a pure function of seed, split and position."""
 
     def __init__(self, synthesizer: Synthesizer, seed: int, split: str) -> None:
         self.synthesizer, self.seed, self.split = synthesizer, seed, split
 
     def __getitem__(self, position: int) -> Item:
-        window = self.window(position)
-        audio = np.rint(window.audio * 32767).astype(np.int16)
-        return Item(audio, f"{self.split}-{position}", window.notes)
-
-    def window(self, position: int) -> Window:
-        """The window with each note's own signal, which `pitch_labels` needs."""
-        return self.synthesizer.window(rng_for(self.seed, self.split, position))
+        audio, notes = self.synthesizer.window(rng_for(self.seed, self.split, position))
+        return Item(np.rint(audio * 32767).astype(np.int16), f"{self.split}-{position}", notes)
 
 
 @dataclass(frozen=True)
@@ -212,19 +187,17 @@ class Synthesizer:
             if limits is not None and not least <= limits[0] <= limits[1] <= most:
                 raise ValueError(f"{name} = {list(limits)}: it must ascend and lie within {least:g} and {most:g}")
 
-    def window(self, rng: Generator) -> Window:
-        """A window of audio, its notes and their signals; all of it follows from `rng`."""
+    def window(self, rng: Generator) -> tuple[Audio, Notes]:
+        """Audio `(N,)` float32, and its notes with fractional pitches; all of it follows from `rng`."""
         rate = self.spec.sample_rate
         tones = self.draw(rng)
-        voices = render(tones, rate)
         audio = np.zeros(self.spec.samples, dtype=np.float32)
-        for tone, voice in zip(tones, voices):
+        for tone, voice in zip(tones, render(tones, rate)):
             audio[tone.onset : tone.onset + tone.length] += voice
         if self.reverb is not None and rng.random() < self.odds:
             audio = room(audio, rng, rate, _log_uniform(rng, self.reverb))
         gain = LOUDEST / max(LOUDEST, audio.max(), -audio.min())
-        for signal in (audio, *voices):
-            signal *= np.float32(gain)
+        audio *= np.float32(gain)
         notes = [
             (
                 tone.onset / rate,
@@ -235,7 +208,7 @@ class Synthesizer:
             )
             for tone in tones
         ]
-        return Window(audio, np.array(notes), voices, [tone.onset for tone in tones], rate)
+        return audio, np.array(notes)
 
     def draw(self, rng: Generator) -> list[Tone]:
         """The notes of a window, by onset."""
@@ -356,56 +329,6 @@ def _echoes(audio: Audio, delay: int, gain: float) -> Audio:
         echoes[delay:] += gain * echoes[:-delay]
         delay, gain = 2 * delay, gain * gain
     return echoes
-
-
-def pitch_labels(
-    window: Window,
-    frequencies: Sequence[float],
-    frame_rate: float,
-    frames: int,
-    kind: Literal["activation", "power"],
-) -> NDArray[np.float32]:
-    """What sounds in each pitch bin and frame, `(F, T)` float32; frame `t` is centred on `t / frame_rate` seconds.
-
-    A note is shared between the two bins around its pitch, linearly in log frequency; beyond the outermost bins it
-    fades out over one more. "activation" is the share of the frame `(t +- 1/2) / frame_rate` that a note covers, the
-    largest where notes meet. "power" is the mean square of the note's own signal over `POWER_SPAN` about the frame,
-    summed over notes; before and after the window is silence.
-
-    Args:
-        window: from `Windows.window`.
-        frequencies: of the F >= 2 bins in Hz, ascending.
-        frame_rate: frames a second.
-        frames: number of frames T.
-        kind: which of the two.
-    """
-    bins = 69 + 12 * np.log2(np.asarray(frequencies) / 440)  # (F,)
-    onset, offset, pitch, _ = window.notes.T  # (K,)
-    upper = np.clip(np.searchsorted(bins, pitch), 1, len(bins) - 1)  # (K,)
-    near = np.stack([upper - 1, upper], axis=1)  # (K, 2)
-    place = (pitch - bins[upper - 1]) / (bins[upper] - bins[upper - 1])  # (K,)
-    weight = np.maximum(0, 1 - np.abs(place[:, None] - [0, 1]))  # (K, 2)
-
-    labels = np.zeros((len(bins), frames), dtype=np.float32)
-    time = np.arange(frames)  # (T,)
-    if kind == "activation":
-        begin = np.maximum(onset[:, None] * frame_rate, time - 0.5)  # (K, T)
-        end = np.minimum(offset[:, None] * frame_rate, time + 0.5)  # (K, T)
-        np.maximum.at(labels, near, weight[..., None] * np.maximum(0, end - begin)[:, None])
-        return labels
-    centre, half = time / frame_rate * window.sample_rate, POWER_SPAN / 2 * window.sample_rate
-    bounds = np.rint([centre - half, centre + half]).astype(np.int64)  # (2, T) samples
-    edges, place = np.unique(bounds, return_inverse=True)  # (E,)
-    begins, ends = place.reshape(bounds.shape)  # (T,) each
-    energy = np.zeros((len(pitch), len(edges)))  # (K, E) before each edge
-    for row, voice, first in zip(energy, window.voices, window.onsets):
-        inside = slice(np.searchsorted(edges, first, "right"), np.searchsorted(edges, first + len(voice)))
-        sums = np.add.reduceat(np.square(voice), np.append(0, edges[inside] - first))
-        row[inside.start :] = sums.sum(dtype=np.float64)
-        row[inside] = np.cumsum(sums[:-1], dtype=np.float64)
-    power = (energy[:, ends] - energy[:, begins]) / (bounds[1] - bounds[0])  # (K, T)
-    np.add.at(labels, near, weight[..., None] * power[:, None])
-    return labels
 
 
 def _rotations(start: NDArray[np.complex128] | complex, angle: Float, count: int) -> Audio:
