@@ -139,7 +139,7 @@ def test_a_folder_of_runs_is_its_newest_finished_run(
     assert capsys.readouterr().err.count("newest finished") == 1
 
 
-@pytest.mark.parametrize("arguments", [["completion", "fish"], ["preloaded"], ["worker"], ["pod-entry"], ["tran"]])
+@pytest.mark.parametrize("arguments", [["completion", "fish"], ["worker"], ["pod-entry"], ["tran"]])
 def test_what_is_not_for_a_person_or_not_there_is_a_sentence(arguments: list[str], tmp_path: Path) -> None:
     found = command(*arguments, cwd=tmp_path)
     assert (found.returncode, found.stdout) == (2, "")

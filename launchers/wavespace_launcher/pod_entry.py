@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from wavespace.terminal import Arguments
-from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION, SELF_TEST, SOCKET
 from wavespace_launcher.runpod_client import Refused, Runpod, Unknown
 from wavespace_launcher.wandb_client import Sweep, Wandb
 
@@ -27,8 +26,20 @@ SAVING = 60
 LOOK = 5.0
 """Seconds between looks at the agent."""
 
-HUNG = 300.0
-"""Seconds that a step of the GPU's self-test may take."""
+POD_FOLDER = "WAVESPACE_POD_FOLDER"
+"""Variable that names the pod's folder to its workers."""
+
+OTHER_VERSION = "other-version"
+"""File in the pod's folder in which a worker says that the image is of another version than the launch."""
+
+SELF_TEST = """
+import torch
+x = torch.ones(64, 64, device="cuda")
+assert (x @ x)[0, 0].item() == 64, "a product of 64 ones is not 64"
+"""
+
+SELF_TEST_SECONDS = 300.0
+"""Seconds that the GPU's self-test may take."""
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
@@ -64,7 +75,6 @@ class PodEntry:
         self.folder = Path(tempfile.gettempdir()) / f"wavespace-{self.id or name}"
         self.done = self.folder / "done"
         self.agent: subprocess.Popen[bytes] | None = None
-        self.preloaded: subprocess.Popen[bytes] | None = None
         self.sweeps: list[Sweep] = []
         self.stopped = False
         self.last_work = time.time()
@@ -80,7 +90,6 @@ class PodEntry:
                 reason = f"{type(error).__name__}: {error}"
             finally:
                 self._end_agent()
-                self._end_preloaded()
                 self.done.write_text(reason or "")
             if reason:
                 print(f"ending: {reason}", flush=True)
@@ -95,9 +104,7 @@ class PodEntry:
 
     def _work(self) -> str | None:
         """Run agents until there is nothing to do; returns what was wrong, if anything was."""
-        (self.folder / SOCKET).unlink(missing_ok=True)  # of a container that was started before
-        self.preloaded = self._start("wavespace.cli", "preloaded")
-        if self._self_test() and (fault := self._self_test(alone=True)):
+        if fault := self._self_test():
             return f"the GPU does not work: {fault}"
         wandb = Wandb(*self.path.split("/"))
         failures = 0
@@ -137,8 +144,7 @@ class PodEntry:
 
     def _run_agent(self, sweep: Sweep) -> bool:
         """An agent on a sweep until it ends; True where it failed."""
-        options = ["--forward-signals", "--term-timeout", str(SAVING), "--max-consecutive-failed-runs", "3"]
-        self.agent = self._start("wandb", "agent", *options, f"{self.path}/{sweep.id}")
+        self.agent = self._start_agent(sweep)
         refused = self.folder / OTHER_VERSION
         while self.agent.poll() is None and self._over() is None and not refused.exists():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -147,38 +153,29 @@ class PodEntry:
         code, self.agent = self.agent.returncode, None
         return code not in (0, -signal.SIGTERM)
 
-    def _start(self, *command: str) -> subprocess.Popen[bytes]:
-        """A module of Python's, with what jobs are to find in their environment."""
-        words = [sys.executable, "-m", *command]
-        with (self.folder / "agent.log").open("ab") as log:
-            return subprocess.Popen(words, env=self._environment(), stdout=log, stderr=subprocess.STDOUT)
-
-    def _environment(self) -> dict[str, str]:
+    def _start_agent(self, sweep: Sweep) -> subprocess.Popen[bytes]:
+        options = ["--forward-signals", "--term-timeout", str(SAVING), "--max-consecutive-failed-runs", "3"]
+        command = [sys.executable, "-m", "wandb", "agent", *options, f"{self.path}/{sweep.id}"]
         # The sweep's `${interpreter}` is the python of PATH: let it be ours.
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return os.environ | {FOLDER: str(self.folder), "WAVESPACE_POD_NAME": self.name, "PATH": search}
+        env = os.environ | {POD_FOLDER: str(self.folder), "WAVESPACE_POD_NAME": self.name, "PATH": search}
+        with (self.folder / "agent.log").open("ab") as log:
+            return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
 
-    def _self_test(self, alone: bool = False) -> str | None:
+    def _self_test(self) -> str | None:
         """What is wrong with the GPU that this container was given; None where it computes, or where none is seen.
 
-        A driver older than the image's CUDA shows itself here, at once, and not in 500 failed runs (wandb #5088). It is
-        done as a job is, in a fork of the preloaded process, unless `alone`: then that process is ended for good.
+        A driver older than the image's CUDA shows itself here, at once, and not in 500 failed runs (wandb #5088).
         """
         visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("void", "none", "")
         if not visible and not Path("/dev/nvidiactl").exists():
             return None
-        if alone:
-            self._end_preloaded()
-        until = time.monotonic() + HUNG
-        while self.preloaded and self.preloaded.poll() is None and not (self.folder / SOCKET).exists():
-            if time.monotonic() > until:
-                return f"what training needs is not imported in {HUNG / 60:g} minutes"
-            time.sleep(0.1)
-        words = [sys.executable, "-m", "wavespace.cli", "worker", SELF_TEST]
         try:
-            done = subprocess.run(words, env=self._environment(), capture_output=True, text=True, timeout=HUNG)
+            done = subprocess.run(
+                [sys.executable, "-c", SELF_TEST], capture_output=True, text=True, timeout=SELF_TEST_SECONDS
+            )
         except subprocess.TimeoutExpired:
-            return f"a small product took more than {HUNG / 60:g} minutes"
+            return f"a small product took more than {SELF_TEST_SECONDS / 60:g} minutes"
         return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
 
     def _over(self) -> str | None:
@@ -211,12 +208,6 @@ class PodEntry:
             self.agent.wait(SAVING + 5)
         except subprocess.TimeoutExpired:
             self.agent.kill()
-
-    def _end_preloaded(self) -> None:
-        """Jobs, if there are more, then each import for themselves."""
-        if self.preloaded is not None:
-            self.preloaded.kill()
-            self.preloaded.wait()
 
     # --- End -------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from wavespace.launchfile import Job
 from wavespace.signals import SIGTERM_EXIT, STOP_EXITS, raise_on_stop, stop_deferred
 from wavespace_launcher.ledger import redacted
 from wavespace_launcher.plan import PREPARE, override
-from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION, SELF_TEST
+from wavespace_launcher.pod_entry import OTHER_VERSION, POD_FOLDER
 from wavespace_launcher.runpod_client import Unknown
 from wavespace_launcher.wandb_client import DIVERGED, DUPLICATE, REFUSED, Run, Wandb, rival_of
 
@@ -50,8 +50,6 @@ class OtherVersion(UserError):
 def main(arguments: Sequence[str]) -> None:
     """`wavespace worker job=<index>|<signature>|<overrides> launch=<id> [key=value …]`."""
     raise_on_stop()
-    if list(arguments) == [SELF_TEST]:
-        return _self_test()
     given = dict(word.split("=", 1) for word in arguments if "=" in word and not word.startswith("_"))
     if "job" not in given:
         raise BadInput("wavespace worker is started by `wandb agent` of a launch's sweep, with a job=… to do")
@@ -93,7 +91,7 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
     except OtherVersion as error:
         run.summary.update({"reason": redacted(str(error)), "outcome": REFUSED})
         run.finish(exit_code=1)
-        if folder := os.environ.get(FOLDER):  # the next job would be refused as well
+        if folder := os.environ.get(POD_FOLDER):  # the next job would be refused as well
             (Path(folder) / OTHER_VERSION).write_text(str(error))
         return 1
     except Diverged as error:
@@ -310,13 +308,6 @@ def _is_stored(path: str) -> bool:
     return False
 
 
-def _self_test() -> None:
-    import torch
-
-    x = torch.ones(64, 64, device="cuda")
-    assert (x @ x)[0, 0].item() == 64, "a product of 64 ones is not 64"
-
-
 def _gpu() -> str | None:
     import torch
 
@@ -326,7 +317,7 @@ def _gpu() -> str | None:
 @contextlib.contextmanager
 def _busy() -> Iterator[None]:
     """Tell the pod's entry that there is work, by a file with our process id."""
-    if not (folder := os.environ.get(FOLDER)):
+    if not (folder := os.environ.get(POD_FOLDER)):
         yield
         return
     mark = Path(folder) / "busy"

@@ -24,7 +24,7 @@ VERBS = {
 
 HOMES = {"train": "wavespace.training.fit", "report": "wavespace.reports.run_page"}
 
-OWN_CODE = {"train", "check", "prepare", "preloaded", "worker"}
+OWN_CODE = {"train", "check", "prepare", "worker"}
 """Verbs over one's own configuration; the others may open a stranger's folder, whose modules are not imported."""
 
 HELP = f"""\
@@ -93,12 +93,8 @@ def main() -> None:
     elif verb == "train":
         sys.argv = ["wavespace train", *arguments]
         guarded(lambda: import_module(HOMES[verb]).main())
-    elif verb == "pod-entry":  # these three are started on pods
-        guarded(lambda: import_module("wavespace_launcher.pod_entry").main(arguments))
-    elif verb == "preloaded":
-        guarded(lambda: import_module("wavespace_launcher.preloaded").main(arguments))
-    elif verb == "worker":
-        guarded(lambda: import_module("wavespace_launcher.preloaded").worker(arguments))
+    elif verb in ("pod-entry", "worker"):  # started on pods
+        guarded(lambda: import_module(f"wavespace_launcher.{verb.replace('-', '_')}").main(arguments))
     elif verb in VERBS:
         guarded(lambda: import_module(HOMES.get(verb, f"wavespace.commands.{verb}")).main(arguments))
     else:

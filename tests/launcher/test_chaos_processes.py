@@ -36,8 +36,8 @@ COMMAND = [
     *("hydra.launcher.image=us/wavespace:1", "hydra.launcher.max_cost=10", "hydra.launcher.max_hours=2"),
     *(f"hydra.launcher.max_pods={PODS}", f"hydra.launcher.retries={RETRIES}", f"hydra.launcher.poll_seconds={POLL}"),
 ]
-BLOWS = {"agent": 6, "worker": 6, "preloaded": 4, "host": 3, "spot": 3, "controller": 1}
-"""What is struck, and how often beside the others: processes by a word of their command line; `preloaded` has forks."""
+BLOWS = {"agent": 6, "worker": 6, "host": 3, "spot": 3, "controller": 1}
+"""What is struck, and how often beside the others: processes by a word of their command line."""
 
 LATE = 30.0
 """Seconds by which a controller may know less than W&B: answers get lost, and it shares its processor with much."""

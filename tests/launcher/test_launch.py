@@ -97,10 +97,6 @@ def test_a_launch_whose_controller_is_killed(sky: Cloud) -> None:
     loaded = subprocess.run(opened, env=sky.env, cwd=sky.folder, text=True, capture_output=True, timeout=120)
     assert loaded.stdout.split()[-1:] == ["Harmonic"], loaded.stderr
 
-    # A pod has imported once; only its first job may have been quicker than that.
-    said = "".join(path.read_text() for path in sky.folder.rglob("agent.log"))
-    assert said.count("imports for itself") <= 2
-
     # No key is anywhere but in the headers of requests. The pods' own environment has Runpod's secret, by name.
     said = [text.encode() for text in sky.runpod.requests] + sky.wandb.bodies
     said += [path.read_bytes() for path in sky.folder.rglob("*") if path.is_file()]

@@ -30,7 +30,6 @@ from wavespace_launcher.controller import GRACE, Controller
 from wavespace_launcher.launch import Session, interruptible
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.pod_entry import PodEntry
-from wavespace_launcher.preloaded import OTHER_VERSION
 from wavespace_launcher.runpod_client import Runpod, Unknown
 from wavespace_launcher.wandb_client import Sweep, Wandb
 
@@ -490,25 +489,23 @@ def test_m6_a_job_that_another_version_refuses_ends_the_launch_and_costs_no_atte
 
 def test_m6_a_pod_of_another_version_ends_at_the_first_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = PodEntry("launch", "pod", "us/project", until=math.inf, idle=60.0, stay=True)
-    entry.folder, started = tmp_path, list[str]()
+    entry.folder, started = tmp_path, list[Sweep]()
 
-    def start(*command: str) -> subprocess.Popen[bytes]:
-        started.append(command[0])
-        if command[0] == "wandb":
-            (tmp_path / OTHER_VERSION).write_text("this image is another")
+    def start(sweep: Sweep) -> subprocess.Popen[bytes]:
+        started.append(sweep)
+        (tmp_path / pod_entry.OTHER_VERSION).write_text("this image is another")
         return subprocess.Popen(["sleep", "60"])
 
     monkeypatch.setattr(pod_entry, "Wandb", lambda *_: None)
     monkeypatch.setattr(pod_entry, "LOOK", 0.05)
     for name, stand_in in {
-        "_start": start,
+        "_start_agent": start,
         "_self_test": lambda: None,
         "_open_sweep": lambda _: Sweep("", "", True),
     }.items():
         monkeypatch.setattr(entry, name, stand_in)
     assert entry._work() == "this image is another"
-    assert started == ["wavespace.cli", "wandb"]
-    entry._end_preloaded()
+    assert len(started) == 1
 
 
 # --- M7: whatever ends the process ends the pods

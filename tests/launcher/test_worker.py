@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import wandb
 from omegaconf import ListConfig
 
@@ -18,7 +19,7 @@ from wavespace.launchfile import Job
 from wavespace.runfolder import RunFolder
 from wavespace.signals import raising_on_stop
 from wavespace_launcher import worker
-from wavespace_launcher.preloaded import FOLDER, OTHER_VERSION
+from wavespace_launcher.pod_entry import OTHER_VERSION, POD_FOLDER, PodEntry
 
 
 class Training:
@@ -138,7 +139,7 @@ def test_a_job_of_another_version_is_refused_and_its_pod_is_told(
     run.finish = lambda exit_code: codes.append(exit_code)
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     monkeypatch.setattr(worker, "_rival", lambda *_: None)
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(POD_FOLDER, str(tmp_path))
     job = Job(0, "0" * 12, (override,))
     assert worker.work(job, job.text, "launch", drawn) == 1
     assert codes == [1]
@@ -162,7 +163,7 @@ def test_a_job_told_to_stop_while_it_composes_is_preempted_and_refuses_nothing(
     run.mark_preempting = lambda: preempting.append(True)
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     monkeypatch.setattr(worker, "_rival", lambda *_: None)
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(POD_FOLDER, str(tmp_path))
     append, calls = ListConfig.append, iter(range(10**9))
 
     def told(self: ListConfig, item: Any) -> None:
@@ -179,3 +180,13 @@ def test_a_job_told_to_stop_while_it_composes_is_preempted_and_refuses_nothing(
     assert (codes, preempting) == ([143], [True])
     assert "outcome" not in summary
     assert not (tmp_path / OTHER_VERSION).exists()
+
+
+@pytest.mark.parametrize(("visible", "faulty"), [("none", False), ("all", not torch.cuda.is_available())])
+def test_a_pod_whose_gpu_does_not_compute_says_why(
+    visible: str, faulty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", visible)
+    entry = PodEntry("launch", "pod", "us/project", until=0, idle=0, stay=False)
+    fault = entry._self_test()
+    assert bool(fault) == faulty, fault
