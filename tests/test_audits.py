@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from test_samples import Data, Fake
 from wavespace.data.base import NO_NOTES, Item
 from wavespace.errors import Incompatible
+from wavespace.reports.figures import UNLABELLED, draw_channels, draw_codes, draw_kernels
+from wavespace.reports.theme import CLASSES
 from wavespace.training.callbacks import audits as module
-from wavespace.training.callbacks.audits import COLOURS, UNLABELLED, audits, draw_channels, draw_codes, draw_kernels
+from wavespace.training.callbacks.audits import audits
 from wavespace.training.callbacks.samples import save_samples
 
 
@@ -84,7 +86,7 @@ def test_codes_are_drawn_at_the_components_that_scikit_learn_finds(items: int, n
     found = np.empty_like(expected)
     for label, drawn in enumerate(axes.collections):
         found[classes == label] = drawn.get_offsets()
-        assert to_hex(drawn.get_facecolor()[0]) == COLOURS[label]  # type: ignore[index]
+        assert to_hex(drawn.get_facecolor()[0]) == CLASSES[label]  # type: ignore[index]
     signs = np.sign((found * expected).sum(0))
     np.testing.assert_allclose(found * signs, expected, atol=1e-8)
     first, second = reference.explained_variance_ratio_

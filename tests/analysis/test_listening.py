@@ -17,7 +17,7 @@ from wavespace.analysis.probes import Response, response
 from wavespace.build import build
 from wavespace.data.base import NO_NOTES
 from wavespace.errors import Incompatible
-from wavespace.training.callbacks.audits import draw_errors, draw_response
+from wavespace.reports.figures import draw_errors, draw_response
 
 
 def test_the_response_of_spectral_peaks_is_at_the_pitches_that_sound() -> None:

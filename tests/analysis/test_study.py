@@ -19,7 +19,7 @@ from test_report import Page
 from wavespace.analysis import read_runs, write_study
 from wavespace.errors import UserError
 from wavespace.reports import run_page as report
-from wavespace.reports.plots import PAGE
+from wavespace.reports.theme import PAGE
 
 
 @pytest.fixture(scope="module")

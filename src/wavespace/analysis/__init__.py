@@ -15,20 +15,18 @@ if TYPE_CHECKING:
     from wavespace.analysis.notebook import facts, features, listen, open_data, open_run, sample
     from wavespace.analysis.probes import control, response
     from wavespace.analysis.tables import objective, read_runs, spread, swept, table
-    from wavespace.reports.figures import look, show
-    from wavespace.reports.plots import against, curves, draw_effects, draw_tradeoff
+    from wavespace.reports.figures import draw_errors, draw_response, look, show
+    from wavespace.reports.study_figures import against, curves, draw_effects, draw_tradeoff
     from wavespace.reports.study_page import write_study
-    from wavespace.training.callbacks.audits import draw_errors, draw_response
 
 _HOMES = {
     "analysis.fits": ("CantFit", "effects", "parabola", "power_law"),
     "analysis.notebook": ("facts", "features", "listen", "open_data", "open_run", "sample"),
-    "reports.figures": ("look", "show"),
-    "reports.plots": ("against", "curves", "draw_effects", "draw_tradeoff"),
+    "reports.figures": ("draw_errors", "draw_response", "look", "show"),
+    "reports.study_figures": ("against", "curves", "draw_effects", "draw_tradeoff"),
     "reports.study_page": ("write_study",),
     "analysis.tables": ("objective", "read_runs", "spread", "swept", "table"),
     "analysis.fidelity": ("CONTROL", "pareto", "tradeoff"),
-    "training.callbacks.audits": ("draw_errors", "draw_response"),
     "analysis.note_errors": ("errors", "shares"),
     "analysis.probes": ("control", "response"),
 }

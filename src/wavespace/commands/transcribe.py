@@ -243,18 +243,6 @@ def _csv(notes: Iterable[Any], title: str) -> bytes:
 
 
 def _png(notes: Notes, title: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
+    from wavespace.reports.figures import draw_notes, png
 
-    end = float(notes[:, 1].max(initial=1.0))
-    figure = Figure(figsize=(min(60, max(8, end * 0.4)), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="seconds", ylabel="MIDI pitch", xlim=(0, end), ylim=(20, 109))
-    axes.set_title(printable(title), parse_math=False)  # a file's name may hold dollar signs
-    lines = [((onset, pitch), (offset, pitch)) for onset, offset, pitch, _ in notes]
-    axes.add_collection(LineCollection(lines, linewidths=2.2, array=notes[:, 3], cmap="viridis", clim=(0, 127)))
-    axes.grid(alpha=0.2)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    return image.getvalue()
+    return png(draw_notes(notes, printable(title)))

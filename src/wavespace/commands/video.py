@@ -7,40 +7,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wavespace.config.trust import add_trust
 from wavespace.errors import BadInput, UserError
 from wavespace.provenance import refuse_foreign, write_marked
 from wavespace.terminal import Arguments, folder_or_file
 from wavespace.text import printable
-
-WIDTH, HEIGHT = 1280, 720
-
-
-class Still(NamedTuple):
-    """The picture behind the cursor.
-
-    Attributes:
-        pixels: `(HEIGHT, WIDTH, 3)` uint8.
-        left: column at which time begins.
-        right: column at which it ends.
-        top: first row that the cursor crosses.
-        bottom: the row after its last.
-    """
-
-    pixels: NDArray[np.uint8]
-    left: float
-    right: float
-    top: int
-    bottom: int
 
 
 def main(arguments: list[str]) -> None:
@@ -98,7 +76,9 @@ def write_video(
     from wavespace.checkpoint import load
     from wavespace.config.construction import make
     from wavespace.data.files.audio import read_audio
+    from wavespace.reports.figures import HEIGHT, WIDTH, draw_still, frames
     from wavespace.spec import AudioSpec
+    from wavespace.tasks.base import Picture
 
     if checkpoint is not None:
         ears = load(checkpoint, trust).frontend
@@ -110,7 +90,8 @@ def write_video(
     with torch.inference_mode():
         values = ears(torch.from_numpy(np.array(audio, np.float32)).view(1, 1, -1))[0, ears.shown].numpy()  # (F, T)
     length = len(audio) / rate
-    still = draw_still(values, spec.frequencies, spec.frame_rate, length, (spec.low, spec.high), file.name, fold)
+    picture = Picture(file.name, values, spec.frequencies, spec.frame_rate, spec.low, spec.high, "")
+    still = draw_still(picture, length, fold=fold)
     with TemporaryDirectory() as folder:
         sound, film = Path(folder) / "sound.wav", Path(folder) / f"film{target.suffix}"
         soundfile.write(sound, audio, rate)
@@ -132,74 +113,3 @@ def write_video(
         finally:
             process.kill()
     return target
-
-
-def frames(still: Still, seconds: float, fps: int) -> Iterator[NDArray[np.uint8]]:
-    """Frames `(HEIGHT, WIDTH, 3)`, the cursor where the sound is at the middle of each."""
-    for index in range(max(1, round(seconds * fps))):
-        frame = still.pixels.copy()
-        share = min(1.0, (index + 0.5) / fps / seconds)
-        column = round(still.left + share * (still.right - still.left))
-        frame[still.top : still.bottom, max(0, column - 1) : column + 1] = 255
-        yield frame
-
-
-def draw_still(
-    values: NDArray[np.float32],
-    frequencies: tuple[float, ...],
-    frame_rate: float,
-    seconds: float,
-    span: tuple[float, float],
-    title: str,
-    fold: bool,
-) -> Still:
-    """The picture of features `(F, T)`, whole or folded, with its axes."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from wavespace.reports.figures import DARKEST, FAINT, PANEL, STYLE, _draw_picture
-    from wavespace.tasks.base import Picture
-
-    with rc_context(STYLE | {"text.parse_math": False}):
-        figure = Figure(figsize=(WIDTH / 200, HEIGHT / 200), dpi=200, facecolor=PANEL)
-        canvas = FigureCanvasAgg(figure)
-        axes, bar = figure.add_axes((0.08, 0.12, 0.84, 0.78)), figure.add_axes((0.93, 0.12, 0.012, 0.78))
-        axes.set_facecolor(DARKEST)
-        if fold:
-            shown = folded(values, frequencies)
-            image = axes.imshow(
-                shown, cmap="magma", vmin=span[0], vmax=span[1], aspect="auto", origin="lower",
-                extent=(0, values.shape[1] / frame_rate, -6 / len(shown), 12 - 6 / len(shown)),
-            )  # fmt: skip
-            axes.set_yticks(range(12), ["C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"])
-            figure.colorbar(image, cax=bar)
-        else:
-            _draw_picture(Picture(title, values, frequencies, frame_rate, *span, ""), axes, bar)
-        axes.set_title(title if len(title) < 60 else f"{title[:58]}…")
-        axes.set_xlim(0, seconds)
-        axes.set_xlabel("seconds", color=FAINT)
-        canvas.draw()
-        box = axes.get_window_extent()
-    pixels = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-    return Still(pixels, float(box.x0), float(box.x1), HEIGHT - round(box.y1), HEIGHT - round(box.y0))
-
-
-def folded(values: NDArray[np.float32], frequencies: tuple[float, ...]) -> NDArray[np.float32]:
-    """The loudest of each pitch class, `(rows, T)` from C upwards, of features `(F, T)`; NaN where no bin is near.
-
-    There are as many rows as bins an octave, 12 to 48.
-
-    Raises:
-        BadInput: bins have no frequencies above 0.
-    """
-    hertz = np.asarray(frequencies, dtype=float)
-    heard = hertz > 0
-    if heard.sum() < 2:
-        raise BadInput("these features have no axis of pitch to fold; choose --frontend cqt")
-    octaves = np.log2(hertz[heard] / 440) + 9 / 12  # above a C
-    rows = int(np.clip(round(1 / max(float(np.median(np.diff(octaves))), 1e-3)), 12, 48))
-    row = np.rint(octaves % 1 * rows).astype(int) % rows
-    shown = np.full((rows, values.shape[1]), -np.inf, dtype=np.float32)
-    np.maximum.at(shown, row, values[heard])
-    return np.where(np.isfinite(shown), shown, np.nan)

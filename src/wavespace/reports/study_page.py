@@ -24,7 +24,16 @@ from wavespace.analysis.tables import config_keys, files_read, objective, spread
 from wavespace.errors import UserError
 from wavespace.provenance import refuse_foreign, write_marked
 from wavespace.reports.pages import number, render
-from wavespace.reports.plots import Drawing, against, curves, draw_effects, draw_tradeoff, inline, is_number, on_paper
+from wavespace.reports.study_figures import (
+    Drawing,
+    against,
+    curves,
+    draw_effects,
+    draw_tradeoff,
+    inline,
+    is_number,
+    on_paper,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,9 +19,9 @@ from wavespace.data.files.midi import clean, window, write_midi
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.errors import UserError
 from wavespace.files import write_atomic
-from wavespace.reports.figures import draw, png
+from wavespace.reports.figures import Audit, draw, png
 from wavespace.tasks.base import Sample, Task
-from wavespace.training.callbacks.audits import Audit, audits
+from wavespace.training.callbacks.audits import audits
 
 SECONDS = 10.0
 """How much of each item is kept, from its start: enough to judge by, and readable on a phone."""

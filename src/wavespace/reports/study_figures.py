@@ -1,59 +1,32 @@
-"""Figures of runs: a metric against what was swept, with its fit; curves; effects; fidelity against control.
-
-Each is drawn in one of two palettes: `PAPER`, for files and notebooks, and `PAGE`, of stand-ins that a report replaces
-by its own colours, which differ between light and dark.
-"""
+"""Figures of runs: a metric against what was swept, with its fit; curves; effects; fidelity against control."""
 
 from __future__ import annotations
 
 import html
 import io
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from wavespace.analysis.runs import Run, Series
+from wavespace.analysis.runs import Run
+from wavespace.reports.charts import POINTS, thinned
+from wavespace.reports.theme import COLOURS, MARKERS, PAGE, PAPER, Palette, light, panels
 from wavespace.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from wavespace.analysis.fits import Effects, Parabola, PowerLaw
 
 
-class Palette(NamedTuple):
-    """Colours of ink, of lines and of what is compared, as hex."""
-
-    ink: str
-    line: str
-    colours: tuple[str, ...]
-
-
-PAGE = Palette("#010101", "#010102", tuple(f"#0102{index:02x}" for index in range(6)))
-"""Stand-ins for a page's own colours: `--faint`, `--line`, `--c0` ..."""
-PAPER = Palette("#4c4656", "#dcd7e0", ("#6b3fa0", "#d1495b", "#1b8a6b", "#c2701a", "#2f6fb7", "#8a8592"))
-MARKERS = "os^DvP"
-
 MANY = 1500
 """Points from which on they are kept as pixels in a drawing: as shapes they would fill the page."""
-
-
-def style(palette: Palette) -> Any:
-    """Settings of matplotlib for a palette."""
-    ink, line = palette.ink, palette.line
-    return {
-        "text.parse_math": False,
-        "svg.fonttype": "none", "path.simplify": False, "font.size": 9, "lines.linewidth": 1.6, "lines.markersize": 3,
-        "xtick.color": ink, "ytick.color": ink, "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": line,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "legend.frameon": False,
-        "axes.grid": True, "axes.grid.axis": "y", "grid.color": line, "ytick.major.size": 0, "ytick.minor.size": 0,
-        "axes.titlesize": 9.5, "axes.titlelocation": "left", "figure.dpi": 110,
-    }  # fmt: skip
 
 
 class Drawing(NamedTuple):
@@ -73,9 +46,7 @@ class Drawing(NamedTuple):
 
     def figure(self, palette: Palette = PAPER) -> Figure:
         """The figure, for a notebook or for `savefig`."""
-        from matplotlib import rc_context
-
-        with rc_context(style(palette)):
+        with rc_context(light(palette)):
             return self.draw(palette)
 
     def _repr_png_(self) -> bytes:
@@ -95,11 +66,9 @@ class Drawing(NamedTuple):
         return inline(self.svg(), f"{self.title}: {self.note}")
 
     def _saved(self, kind: str, palette: Palette, **options: Any) -> bytes:
-        from matplotlib import rc_context
-
         drawn = io.BytesIO()
         # Ticks are made as they are drawn; a salt of its own gives a drawing's parts names that no other's have.
-        with rc_context(style(palette) | {"svg.hashsalt": self.name}):
+        with rc_context(light(palette) | {"svg.hashsalt": self.name}):
             self.draw(palette).savefig(drawn, format=kind, **options)
         return drawn.getvalue()
 
@@ -157,10 +126,10 @@ def against(
     places = known[key].astype(float) if numeric else known[key].astype("string").map(names.index).astype(float)
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _panel(3.3 if numeric else max(1.9, 0.9 + 0.32 * len(names)))
+        figure, [[axes]] = panels(3.3 if numeric else max(1.9, 0.9 + 0.32 * len(names)), width=5)
         log = numeric and len(places) > 0 and places.min() > 0 and places.max() > 8 * places.min()
         for index, (label, rows) in enumerate(groups.items()):
-            colour, marker = palette.colours[index % 6], MARKERS[index % 6]
+            colour, marker = palette.colours[index % COLOURS], MARKERS[index % COLOURS]
             x, y = places[rows].to_numpy(float), known.loc[rows, metric].to_numpy(float)
             shape: Any = {
                 "color": colour,
@@ -238,22 +207,6 @@ def is_number(column: pd.Series) -> bool:
 
 # --- Curves -------------------------------------------------------------------------------------------------
 
-POINTS = 300
-"""Most points to a curve; of more, neighbours are averaged."""
-
-
-def together(series: Series, points: int = POINTS) -> int:
-    """How many logged steps make a point."""
-    return math.ceil(len(series[0]) / points)
-
-
-def thinned(series: Series, points: int = POINTS) -> Series:
-    """At most so many points: means over neighbours, of values that are numbers."""
-    starts = np.arange(0, len(series[0]), together(series, points))
-    sizes = np.diff(np.append(starts, len(series[0])))
-    steps, values = (np.add.reduceat(column, starts) / sizes for column in series)  # (K,)
-    return steps[np.isfinite(values)], values[np.isfinite(values)]
-
 
 def curves(runs: Sequence[Run], metric: str, labels: Sequence[str] | None = None, *, by: str | None = None) -> Drawing:
     """A logged metric over steps, a line a run.
@@ -270,23 +223,21 @@ def curves(runs: Sequence[Run], metric: str, labels: Sequence[str] | None = None
     kinds.sort(key=_natural)
 
     def draw(palette: Palette) -> Figure:
-        from matplotlib.ticker import MaxNLocator
-
-        figure, axes = _panel(3.1)
+        figure, [[axes]] = panels(3.1, width=5)
         for series, group in found:
             index = kinds.index(group)
             many = len(found) > 12
-            marker = "" if many or len(series[0]) > 40 else MARKERS[index % 6]
-            line = ("-", "--", ":")[index // 6 % 3]
+            marker = "" if many or len(series[0]) > 40 else MARKERS[index % COLOURS]
+            line = ("-", "--", ":")[index // COLOURS % 3]
             width, alpha = (0.8, 0.6) if many else (1.4, 0.9)
             thin = thinned(series, 60 if many else POINTS)
-            axes.plot(*thin, line, color=palette.colours[index % 6], marker=marker, lw=width, alpha=alpha)
+            axes.plot(*thin, line, color=palette.colours[index % COLOURS], marker=marker, lw=width, alpha=alpha)
         axes.set(xlabel="step", ylabel=metric)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if 1 < len(kinds) <= 12:
             for index, kind in enumerate(kinds):
-                line = ("-", "--", ":")[index // 6 % 3]
-                axes.plot([], [], line, color=palette.colours[index % 6], label=kind)
+                line = ("-", "--", ":")[index // COLOURS % 3]
+                axes.plot([], [], line, color=palette.colours[index % COLOURS], label=kind)
             _legend(figure, by)
         return figure
 
@@ -317,7 +268,7 @@ def draw_effects(effects: Effects, metric: str) -> Drawing:
         return effect.rank.value if ranks else max(0.0, effect.importance or 0.0)
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _panel(0.9 + 0.28 * max(1, len(shown)))
+        figure, [[axes]] = panels(0.9 + 0.28 * max(1, len(shown)), width=5)
         for row, effect in enumerate(shown):
             axes.barh(row, value(effect), color=palette.colours[0], height=0.55)
             if ranks and effect.rank is not None:
@@ -354,11 +305,18 @@ def draw_tradeoff(
     front = points[points["front"]].sort_values(distortion)
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = _panel(3.5)
+        figure, [[axes]] = panels(3.5, width=5)
         for index, (label, rows) in enumerate(groups.items()):
             x, y = (points.loc[rows, name].to_numpy(float) for name in (distortion, control))
             axes.scatter(
-                x, y, s=26, color=palette.colours[index % 6], marker=MARKERS[index % 6], lw=0, label=label, zorder=3
+                x,
+                y,
+                s=26,
+                color=palette.colours[index % COLOURS],
+                marker=MARKERS[index % COLOURS],
+                lw=0,
+                label=label,
+                zorder=3,
             )
         x, y = (front[name].to_numpy(float) for name in (distortion, control))
         axes.step(x, y, where="post", color=palette.ink, lw=1, ls=(0, (3, 2)), zorder=2)
@@ -380,13 +338,6 @@ def draw_tradeoff(
 # --- Shared -------------------------------------------------------------------------------------------------
 
 
-def _panel(height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, height), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _legend(figure: Figure, title: str | None) -> None:
     """Names of groups beside the panel, where they hide no point."""
     options: Any = {"fontsize": 8, "title_fontsize": 8, "handletextpad": 0.3, "borderaxespad": 0.2}
@@ -395,8 +346,6 @@ def _legend(figure: Figure, title: str | None) -> None:
 
 def _log_axis(axes: Axes, which: str = "x") -> None:
     """A logarithmic axis whose ticks are plain numbers."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
     getattr(axes, f"set_{which}scale")("log")
     low, high = getattr(axes, f"get_{which}lim")()
     axis = axes.xaxis if which == "x" else axes.yaxis
