@@ -23,12 +23,12 @@ from wavespace.tasks.salience import log_bins
 from wavespace.tasks.self_salience import (
     SLACK,
     SelfSalience,
+    any_channel,
     entropy,
     focal_by_pitch,
-    joined,
     level,
-    off_by_octaves,
-    shifted,
+    octave_errors,
+    shift_bins,
 )
 
 RATE = AUDIO.sample_rate
@@ -116,8 +116,8 @@ def test_a_transposed_map_rebuilds_the_transposed_spectrogram(steps: int) -> Non
     features[:, :, 70:110] = -60 + 50 * torch.rand(1, 1, 40, 2)
     shares = torch.zeros(1, 1, task.out_spec.bins, 2)
     shares[:, :, 82:100] = torch.rand(1, 1, 18, 2)
-    found = task.synthesis(shifted(shares, steps, 0.0), shifted(features, steps, -80.0))
-    expected = shifted(task.synthesis(shares, features), steps, 0.0)
+    found = task.synthesis(shift_bins(shares, steps, 0.0), shift_bins(features, steps, -80.0))
+    expected = shift_bins(task.synthesis(shares, features), steps, 0.0)
     assert float(expected.detach().max()) > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -129,7 +129,7 @@ def test_a_transposed_input_has_the_transposed_map() -> None:
     features = torch.full((1, 1, 180, 8), -80.0)
     features[:, :, 80:95] = -60 + 50 * torch.rand(1, 1, 15, 8)
     with torch.no_grad():
-        plain, moved = (task.salience(task.apply_model(x)) for x in (features, shifted(features, 10, -80.0)))
+        plain, moved = (task.salience(task.apply_model(x)) for x in (features, shift_bins(features, 10, -80.0)))
     torch.testing.assert_close(moved[:, 60:130], plain[:, 50:120], rtol=1e-4, atol=1e-5)
 
 
@@ -231,9 +231,9 @@ def test_entropy_of_nothing_is_nothing_and_has_a_gradient() -> None:
 def test_channels_join_to_the_chance_that_any_is_on() -> None:
     output = torch.tensor(np.random.default_rng(0).normal(0, 4, (1, 3, 7, 2)))
     expected = 1 - (1 - output.sigmoid()).prod(1)
-    torch.testing.assert_close(joined(output).sigmoid(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(any_channel(output).sigmoid(), expected, rtol=1e-4, atol=1e-6)
     far = torch.tensor([[[[-80.0]], [[-80.0]]], [[[80.0]], [[80.0]]]], requires_grad=True)
-    joined(far).sum().backward()
+    any_channel(far).sum().backward()
     assert far.grad is not None
     assert far.grad.isfinite().all()
 
@@ -332,17 +332,17 @@ def test_tones_are_a_function_of_their_generator() -> None:
 def test_an_octave_too_many_costs_more_and_other_errors_do_not() -> None:
     target = torch.zeros(1, 20, 1)
     target[0, [9, 12]] = torch.tensor([[1.0], [0.5]])
-    off = off_by_octaves(target, 3)  # three bins an octave: 9 and 12 are one apart
+    off = octave_errors(target, 3)  # three bins an octave: 9 and 12 are one apart
     expected = torch.zeros(20)
     expected[[3, 6, 15]] = 1.0
     expected[[12, 18]] = 0.5
     torch.testing.assert_close(off[0, :, 0], expected)
-    assert not off_by_octaves(target, 30).any()
+    assert not octave_errors(target, 30).any()
 
     def cost(bin: int, octaves: float) -> float:
         logit = target.logit(0.002)
         logit[0, bin] = 3.0
-        return float(focal_by_pitch(logit, target, 1 + octaves * off_by_octaves(target, 3)))
+        return float(focal_by_pitch(logit, target, 1 + octaves * octave_errors(target, 3)))
 
     assert cost(15, 4) == pytest.approx(5 * cost(15, 0), rel=0.05)
     assert cost(10, 4) == pytest.approx(cost(10, 0), rel=0.05)

@@ -142,7 +142,9 @@ class SelfSalience(PitchMap):
         self.tones, self.decay, self.smoothness = tones, decay, smoothness
         self.tone_windows, self.tone_octaves = tone_windows, tone_octaves
         self.octave = round(1 / step)
-        self.maker = Tones(frontend.in_spec.sample_rate, frontend.in_spec.seconds, tone_notes, tone_melodies, audible)
+        self.tone_source = Tones(
+            frontend.in_spec.sample_rate, frontend.in_spec.seconds, tone_notes, tone_melodies, audible
+        )
         self.register_buffer("multiplier", torch.zeros(()))
         partials, rows = harmonic_bins(spec, frequencies, harmonics)
         self.register_buffer("partials", partials, persistent=False)  # (H, F, F')
@@ -155,32 +157,32 @@ class SelfSalience(PitchMap):
     # --- The map and what it rebuilds ---------------------------------------------------------------------
 
     def kernels(self) -> Tensor:
-        """Amplitude of each partial, `(timbres, harmonics)`, not negative."""
+        """Return the amplitude of each partial, `(timbres, harmonics)`, not negative."""
         return F.softplus(self.envelope)
 
     def channels(self, output: Tensor) -> Tensor:
-        """The share of its energy that each pitch and timbre has, `(B, timbres, F', T)` in 0..1."""
+        """Return the share of its energy that each pitch and timbre has, `(B, timbres, F', T)` in 0..1."""
         return output.sigmoid()
 
     def salience(self, output: Tensor) -> Tensor:
-        """The chance `(B, F', T)` that any timbre sounds."""
-        return joined(output).sigmoid()
+        """Return the probability `(B, F', T)` that any timbre sounds, of logits `(B, timbres, F', T)`."""
+        return any_channel(output).sigmoid()
 
     def synthesis(self, shares: Tensor, features: Tensor) -> Tensor:
-        """Amplitudes `(B, F, T)` rebuilt from shares `(B, timbres, F', T)` of the energy in features `(B, 1, F, T)`."""
+        """Rebuild amplitudes `(B, F, T)` from shares `(B, timbres, F', T)` of the energy in features `(B, 1, F, T)`."""
         energy = F.pad(self.amplitude(features), (0, 0, 0, 1))[:, self.energy_rows].amax(1)  # (B, F', T)
         kernels = torch.einsum("ch,hfg->cfg", self.kernels(), self.partials)  # (timbres, F, F')
         return torch.einsum("cfg,bcgt->bft", kernels, shares * energy[:, None])
 
     def amplitude(self, features: Tensor) -> Tensor:
-        """Amplitudes `(B, F, T)` above that of the floor, which is 0, of features `(B, 1, F, T)` in dB."""
+        """Return amplitudes `(B, F, T)` of features `(B, 1, F, T)` in dB, less that of the floor."""
         floor = 10 ** (self.frontend.out_spec.low / 20)
         return (10 ** (features[:, 0] / 20) - floor).clamp_min(0)
 
     # --- Training -----------------------------------------------------------------------------------------
 
     def training_example(self, batch: Batch) -> Example:
-        """A batch, then changed copies of its windows, then windows of tones, as far as they have weight.
+        """Add changed copies of a batch's windows, then windows of tones, as far as they have weight.
 
         All go through the model at once, so that its norms see one distribution. Targets are `steps`, the bins by which
         each copy was transposed, and `tones`, the salience `(K, F', T)` of the tones.
@@ -189,19 +191,19 @@ class SelfSalience(PitchMap):
         parts, targets, frames = [features], {}, features.shape[-1]
         if self.consistency:
             targets["steps"] = torch.randint(-self.transpose, self.transpose + 1, (len(features),))
-            parts.append(self._changed(features, targets["steps"].tolist()))
+            parts.append(self._transformed(features, targets["steps"].tolist()))
         if self.tones:
             seed = int(torch.randint(2**62, ()))  # of the step, which Lightning's hook has seeded
-            drawn = collate([self.maker.item(rng_for(seed, i)) for i in range(self.tone_windows)])
+            drawn = collate([self.tone_source.item(rng_for(seed, i)) for i in range(self.tone_windows)])
             parts.append(self.frontend(drawn.audio.to(features.device))[..., :frames])
             notes = drawn.notes.to(features.device)
             targets["tones"] = self.labels_of(notes, self.tone_windows, frames, "activation", SPREAD)
         return Example(batch, torch.cat(parts), targets)
 
     def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
-        """The sum of the terms and each of them, scalars, of logits `(B', timbres, F', T)`.
+        """Compute the terms and their sum, scalars, of logits `(B', timbres, F', T)`.
 
-        Terms of copies and tones are there where an example has them; `constraint` and `multiplier` are of no weight.
+        Terms of copies and tones are there where the example has them; `constraint` and `multiplier` are not summed.
         """
         count = len(example.batch.names)
         real, features = output[:count], example.features[:count]
@@ -214,13 +216,12 @@ class SelfSalience(PitchMap):
             terms["sparsity"] = multiplier * violation
             state = {"constraint": violation.detach(), "multiplier": multiplier}
         if self.decay:
-            kernels = self.kernels()
-            terms["decay"] = self.decay * (kernels[:, 1:] - kernels[:, :-1]).clamp_min(0).sum(1).mean()
+            terms["decay"] = self.decay * self.kernels().diff(dim=1).clamp_min(0).sum(1).mean()
         if self.smoothness:
             shares = self.channels(real)
             terms["smoothness"] = self.smoothness * shares.diff(dim=-1).abs().sum() / shares.sum().clamp_min(1)
         if example.targets:
-            terms |= self._added_terms(joined(output), count, example.targets)
+            terms |= self._added_terms(any_channel(output), count, example.targets)
         return {"loss": sum(terms.values(), output.sum() * 0)} | terms | state
 
     def after_step(self, losses: dict[str, Tensor]) -> None:
@@ -229,21 +230,31 @@ class SelfSalience(PitchMap):
             self.multiplier.add_(self.ascent * losses["constraint"]).clamp_(min=0)
 
     def unexplained(self, output: Tensor, features: Tensor) -> Tensor:
-        """`sum w |rebuilt - input| / sum w input` of levels, for weights w of frames by their mean level."""
+        """Compute `sum w |rebuilt - input| / sum w input`, a scalar, of levels and weights w of frames by mean level.
+
+        Args:
+            output: logits `(B, timbres, F', T)`.
+            features: `(B, 1, F, T)` in dB.
+        """
         wanted = level(self.amplitude(features))  # (B, F, T)
         found = level(self.synthesis(self.channels(output), features))
         weight = wanted.mean(1, keepdim=True)  # (B, 1, T)
         return (weight * (found - wanted).abs()).sum() / (weight * wanted).sum().clamp_min(EMPTY)
 
     def violation(self, output: Tensor, features: Tensor) -> Tensor:
-        """Nats of `margin` that frames lack, a mean by level, beyond `SLACK`; the constraint is met at 0 or below."""
+        """Compute the nats of `margin` that frames lack beyond `SLACK`, a scalar mean by level; met at 0 or below.
+
+        Args:
+            output: logits `(B, timbres, F', T)`.
+            features: `(B, 1, F, T)` in dB.
+        """
         given = level(self.amplitude(features))  # (B, F, T)
         weight = given.mean(1)  # (B, T)
         excess = entropy(self.channels(output).flatten(1, 2)) - entropy(given) + (self.margin or 0.0)  # (B, T)
         return (weight * excess.clamp_min(0)).sum() / weight.sum().clamp_min(EMPTY) - SLACK
 
-    def _changed(self, features: Tensor, steps: list[int]) -> Tensor:
-        """Copies of features `(B, 1, F, T)`: equalised, transposed by so many bins, and mixed, as far as wanted."""
+    def _transformed(self, features: Tensor, steps: list[int]) -> Tensor:
+        """Return copies of features `(B, 1, F, T)`: equalised, transposed by a number of bins each, and mixed."""
         floor, device = self.frontend.out_spec.low, features.device
         batch, _, bins, _ = features.shape
         if self.equalise:
@@ -252,7 +263,7 @@ class SelfSalience(PitchMap):
             response = F.interpolate(points, bins, mode="linear", align_corners=True)[..., None]  # (B, 1, F, 1)
             response = response + 2 * self.equalise * torch.randn(batch, 1, 1, 1, device=device)
             features = torch.where(features > floor, features + response, floor).clamp_min(floor)
-        moved = torch.stack([shifted(x, n, floor) for x, n in zip(features, steps)])
+        moved = torch.stack([shift_bins(x, n, floor) for x, n in zip(features, steps)])
         if self.mix:
             # Sounds of unknown phase add in power; silence, which reads as the floor, adds nothing.
             power = 10 ** (moved / 10)
@@ -260,23 +271,23 @@ class SelfSalience(PitchMap):
         return moved
 
     def _added_terms(self, logit: Tensor, count: int, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`consistency` and `tones` of logits `(B', F', T)` of which the first `count` are of real windows."""
+        """Compute `consistency` and `tones` of logits `(B', F', T)`, the first `count` of which are of real windows."""
         terms, steps = {}, targets["steps"].tolist() if "steps" in targets else []
         real, copies, tones = logit.split([count, len(steps), len(logit) - count - len(steps)])
         if steps:
-            target = torch.stack([shifted(x, n, 0.0) for x, n in zip(real.detach().sigmoid(), steps)])
+            target = torch.stack([shift_bins(x, n, 0.0) for x, n in zip(real.detach().sigmoid(), steps)])
             if self.mix:
                 target = torch.maximum(target, target.roll(1, 0))
             terms["consistency"] = self.consistency * focal_by_pitch(copies, target)
         if "tones" in targets:
-            weight = 1 + self.tone_octaves * off_by_octaves(targets["tones"], self.octave)
+            weight = 1 + self.tone_octaves * octave_errors(targets["tones"], self.octave)
             terms["tones"] = self.tones * focal_by_pitch(tones, targets["tones"], weight)
         return terms
 
     # --- Validation ---------------------------------------------------------------------------------------
 
     def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PitchMapOutput]:
-        """What `PitchMap` needs of each item of logits `(B, timbres, F', T)`, and metrics of the batch.
+        """Return what `PitchMap` needs of each item of logits `(B, timbres, F', T)`, and metrics of the batch.
 
         `unexplained` is what the map leaves of its input; `constraint` is met at 0 or below.
         """
@@ -286,7 +297,7 @@ class SelfSalience(PitchMap):
         return [item._replace(extra=extra) for item in super().eval_outputs(output, example, position)]
 
     def sample(self, output: Tensor, example: Example, index: int) -> Sample:
-        """Spectrogram, target and map, with the spectrogram that logits `(B, timbres, F', T)` rebuild."""
+        """Show spectrogram, target and map, with the spectrogram that logits `(B, timbres, F', T)` rebuild."""
         sample = super().sample(output, example, index)
         spec, frames = self.frontend.out_spec, self.item_frames(example.batch, index)
         amplitude = self.synthesis(self.channels(output), example.features)[index, :, :frames]
@@ -295,7 +306,7 @@ class SelfSalience(PitchMap):
 
 
 def level(amplitude: Tensor) -> Tensor:
-    """Amplitudes of any shape, 0 or more, on a compressed scale of the same shape: 0 of nothing, 1 at full scale.
+    """Compress amplitudes of any shape, 0 or more, to a scale on which silence is 0 and full scale 1.
 
     `log(1 + amplitude / q) / log(1 + 1 / q)` with q at `QUIET`.
     """
@@ -304,40 +315,35 @@ def level(amplitude: Tensor) -> Tensor:
 
 
 def entropy(values: Tensor) -> Tensor:
-    """Entropy in nats `(B, T)` of each frame of values `(B, F, T)` >= 0, as a distribution over F."""
+    """Compute the entropy in nats `(B, T)` of each frame of values `(B, F, T)` >= 0, as a distribution over F."""
     share = values / values.sum(1, keepdim=True).clamp_min(EMPTY)
     return -torch.xlogy(share, share.clamp_min(EMPTY)).sum(1)
 
 
-def joined(output: Tensor) -> Tensor:
-    """The logit `(B, F, T)` of the chance that any of independent channels `(B, C, F, T)` of logits is on."""
+def any_channel(output: Tensor) -> Tensor:
+    """Return the logit `(B, F, T)` that any of independent channels is on, of their logits `(B, C, F, T)`."""
     if output.shape[1] == 1:
         return output[:, 0]
-    off = F.softplus(output).sum(1).clamp_min(EMPTY)  # -log of the chance that none is
+    off = F.softplus(output).sum(1).clamp_min(EMPTY)  # -log of the probability that none is
     return off + torch.log(-torch.expm1(-off))
 
 
-def shifted(x: Tensor, steps: int, fill: float) -> Tensor:
-    """`(..., F, T)` moved up by so many bins; what comes in from beyond the ends is `fill`."""
-    moved = torch.full_like(x, fill)
+def shift_bins(x: Tensor, steps: int, fill: float) -> Tensor:
+    """Move `(..., F, T)` up by a number of bins; what comes in from beyond the ends is `fill`."""
     steps = max(-x.shape[-2], min(steps, x.shape[-2]))
-    if steps >= 0:
-        moved[..., steps:, :] = x[..., : x.shape[-2] - steps, :]
-    else:
-        moved[..., :steps, :] = x[..., -steps:, :]
-    return moved
+    return F.pad(x, (0, 0, steps, -steps), value=fill)
 
 
-def off_by_octaves(target: Tensor, octave: int) -> Tensor:
-    """How far `(B, F, T)` each cell of a target is silent, and one or two octaves of so many bins from what sounds."""
-    sounding = [shifted(target, n * octave, 0.0) for n in (-2, -1, 1, 2)]
+def octave_errors(target: Tensor, octave: int) -> Tensor:
+    """Weigh the silent cells of a target `(B, F, T)` that are one or two octaves, in bins, from one that sounds."""
+    sounding = [shift_bins(target, n * octave, 0.0) for n in (-2, -1, 1, 2)]
     return (torch.stack(sounding).amax(0) - target).clamp_min(0)
 
 
 def focal_by_pitch(logit: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The focal loss, a scalar, of the sum of cells over the sum of the target: silent cells outnumber others by far.
+    """Divide the focal loss by the sum of the target, not by the number of cells, of which nearly all are silent.
 
-    As Lin et al. ("Focal loss for dense object detection", ICCV 2017) divide by the number of boxes with an object.
+    So do Lin et al. ("Focal loss for dense object detection", ICCV 2017) by the number of boxes with an object.
 
     Args:
         logit: `(B, F, T)`.
@@ -348,7 +354,7 @@ def focal_by_pitch(logit: Tensor, target: Tensor, weight: Tensor | None = None) 
 
 
 def octaves_per_bin(spec: FeatureSpec) -> float:
-    """Octaves from bin to bin.
+    """Return the octaves from bin to bin.
 
     Raises:
         Incompatible: the features are not one channel of levels in dB that are evenly spaced in log frequency.
@@ -364,7 +370,7 @@ def octaves_per_bin(spec: FeatureSpec) -> float:
 
 
 def harmonic_bins(spec: FeatureSpec, pitches: tuple[float, ...], harmonics: int) -> tuple[Tensor, Tensor]:
-    """Where the partials of each pitch lie among the bins of a spec.
+    """Find where the partials of each pitch lie among the bins of a spec.
 
     Returns:
         What each partial of each pitch gives to each bin, `(H, F, F')`: `LOBE`, between bins by linear interpolation;
