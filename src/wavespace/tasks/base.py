@@ -1,4 +1,4 @@
-"""What every task fractions: features on the device, a training step, validation of whole items, and exactness.
+"""The base of all tasks: features on the device, a training step, validation of whole items, and exact resuming.
 
 A subclass states what it `needs` and its `out_spec`, and gives `targets` and `loss` (training), `eval_outputs` and
 `compute_metrics` (validation: an item at a time, then the metrics of all), and `sample` (what a person looks at).
@@ -39,7 +39,7 @@ class Picture(NamedTuple):
 
 
 def feature_picture(title: str, values: Tensor, spec: FeatureSpec) -> Picture:
-    """A picture of features `(bins, frames)` of a spec."""
+    """Make a picture of features `(bins, frames)` of a spec."""
     shown = values.float().cpu().numpy()
     return Picture(title, shown, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
 
@@ -105,47 +105,52 @@ class Task(LightningModule):
     # --- A subclass's own ---------------------------------------------------------------------------------
 
     def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
-        """What `loss` compares an output with, by name, for a batch and its features `(B, C, F, T)`."""
+        """Return what `loss` compares an output with, by name, for a batch and its features `(B, C, F, T)`."""
         return {}
 
     def training_example(self, batch: Batch) -> Example:
-        """A batch as a training step takes it: override it to change its features, or to add items to them."""
+        """Return a batch as a training step takes it; override to change its features, or to add items to them."""
         return self.example(batch)
 
     def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
-        """Losses of an output `(B', C', F', T)`, scalars by name, of which `loss` is minimised; it changes no state."""
+        """Compute scalar losses by name, of which `loss` is minimised, and change no state.
+
+        Args:
+            output: of the model, `(B', C', F', T)` float32.
+            example: from `training_example` or `example`.
+        """
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def after_step(self, losses: dict[str, Tensor]) -> None:
         """Update what training keeps besides weights, such as a multiplier, by the losses of a batch."""
 
     def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[Any]:
-        """What `compute_metrics` needs of each item, off the device, from an output `(B, C', F', T)`.
+        """Return what `compute_metrics` needs of each item, off the device.
 
         Args:
-            output: of the model, in float32.
+            output: of the model, `(B, C', F', T)` float32.
             example: from `example`.
             position: number of the first item in its split; None in training, where what takes long is left out.
         """
         raise TypeError(f"{type(self).__name__} defines no outputs for evaluation")
 
     def compute_metrics(self, outputs: list[Any], *, tune: bool) -> dict[str, float]:
-        """Metrics of a whole split. With `tune`, decoding thresholds may be chosen on it (validation, never test)."""
+        """Compute the metrics of a split; with `tune`, thresholds may be chosen on it (validation, never test)."""
         raise TypeError(f"{type(self).__name__} defines no metrics")
 
     def sample(self, output: Tensor, example: Example, index: int) -> Sample:
-        """Pictures, sounds and notes of one item, from the output `(B, C', F', T)` of its batch."""
+        """Return pictures, sounds and notes of one item, from the output `(B, C', F', T)` of its batch."""
         raise TypeError(f"{type(self).__name__} defines no sample")
 
     # --- Shared -------------------------------------------------------------------------------------------
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of front-end, model and task, trained or frozen; buffers, such as running means, are none."""
+        """Count the parameters of front-end, model and task, trained or frozen, and no buffers."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def batch_features(self, batch: Batch) -> Tensor:
-        """Features `(B, C, F, T)` float32 of a batch: those that came with it, or those of its audio."""
+        """Return features `(B, C, F, T)` float32 of a batch: those that came with it, or those of its audio."""
         if batch.features is None:
             return self.frontend(batch.audio)
         spec = self.frontend.out_spec
@@ -153,41 +158,42 @@ class Task(LightningModule):
         return self.frontend.normalized(kept.float())
 
     def example(self, batch: Batch) -> Example:
-        """A batch with its features and targets, as it is evaluated."""
+        """Return a batch with its features and targets, as it is evaluated."""
         features = self.batch_features(batch)
         return Example(batch, features, self.targets(batch, features))
 
     def item_frames(self, batch: Batch, index: int) -> int:
-        """Frames of an item without its padding."""
+        """Count the frames of an item without its padding."""
         return self.frontend.out_spec.frames(int(batch.lengths[index]), self.frontend.in_spec.sample_rate)
 
     def apply_model(self, features: Tensor) -> Tensor:
-        """Model output in float32; channels last, in which convolutions run fastest on CPU and GPU alike."""
+        """Return the model's output `(B, C', F', T)` float32 of features `(B, C, F, T)`."""
+        # Channels last, in which convolutions run fastest on CPU and GPU alike.
         return self.model(features.contiguous(memory_format=torch.channels_last)).float()
 
     def forward(self, audio: Tensor | NDArray[Any]) -> Tensor:
-        """Output `(B, C', F', T)` of audio `(B, 1, N)`."""
+        """Return the output `(B, C', F', T)` of audio `(B, 1, N)` float32 or int16."""
         return self.apply_model(self.frontend(audio))
 
     def map_sample(
         self, example: Example, index: int, target: Tensor, prediction: Tensor, units: tuple[str, str]
     ) -> Sample:
-        """A sample of two maps `(F', T)` in 0..1, with what each shows, beside the input and its sound."""
-        batch, spec, out = example.batch, self.frontend.out_spec, self.out_spec
-        frames = self.item_frames(batch, index)
-        pictures = [] if spec.bins == 1 else [("input", example.features[index, self.frontend.shown], spec)]  # no axis
-        pictures += [
-            (title, values, replace(out, low=0.0, high=1.0, unit=unit))
-            for title, values, unit in zip(("target", "prediction"), (target, prediction), units)
+        """Make a sample of two maps `(F', T)` in 0..1, of what `units` name, beside the input and its sound."""
+        batch, spec = example.batch, self.frontend.out_spec
+        frames, out = self.item_frames(batch, index), replace(self.out_spec, low=0.0, high=1.0)
+        pictures = [
+            feature_picture("input", example.features[index, self.frontend.shown, :, :frames], spec),
+            feature_picture("target", target[:, :frames], replace(out, unit=units[0])),
+            feature_picture("prediction", prediction[:, :frames], replace(out, unit=units[1])),
         ]
         return Sample(
             name=batch.names[index],
-            pictures=[feature_picture(title, values[:, :frames], shown) for title, values, shown in pictures],
+            pictures=pictures[1:] if spec.bins == 1 else pictures,  # latents have no axis to draw
             sounds={"input": scaled(batch.audio[index, 0, : int(batch.lengths[index])]).cpu().numpy()},
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer alone: `on_train_batch_start` sets the rate.
+        """Build the optimizer, whose rate `on_train_batch_start` sets.
 
         Raises:
             Incompatible: neither the model nor the front-end can learn.
@@ -197,7 +203,7 @@ class Task(LightningModule):
         return self.optim.build(self)
 
     def progress(self) -> float:
-        """Fraction of the run that is over: of its steps, or of its time by the first rank's clock if that is more."""
+        """Return the fraction of the run that is over: of its steps, or of its time on rank 0 if that is more."""
         trainer: Any = self.trainer
         fractions = [0.0]
         if trainer.max_steps > 0:
@@ -217,7 +223,7 @@ class Task(LightningModule):
             group["lr"] = rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step; losses go to the loggers every `log_every_n_steps`, so the device is not waited for in between."""
+        """Compute the loss of a batch, and log every `log_every_n_steps`, as each time the device is waited for."""
         example = self.training_example(batch)
         losses: Any = self.loss(self.apply_model(example.features), example)
         if not isinstance(losses, dict) or "loss" not in losses:
@@ -236,7 +242,7 @@ class Task(LightningModule):
         return losses["loss"]
 
     def eval_batch(self, batch: Batch, position: int | None = None) -> list[Any]:
-        """`eval_outputs` of a batch, which may still be on the CPU."""
+        """Return the `eval_outputs` of a batch, which may still be on the CPU."""
         example = self.example(self.transfer_batch_to_device(batch, self.device, 0))
         return self.eval_outputs(self.apply_model(example.features), example, position)
 
@@ -253,7 +259,7 @@ class Task(LightningModule):
         self.log_dict(metrics, logger=False)
 
     def _validation_metrics(self) -> dict[str, float]:
-        """Metrics of the outputs of all ranks, in the split's order; the first computes them, and tunes, for all."""
+        """Compute the metrics of all ranks' outputs, in the split's order; rank 0 does, and tunes, for all."""
         world, distributed = self.trainer.world_size, torch.distributed
         if world == 1:
             return self.compute_metrics(list(chain.from_iterable(self._eval_outputs)), tune=True)
@@ -287,7 +293,7 @@ class Task(LightningModule):
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run depends on, by name."""
+    """Return the versions of what a run depends on, by name."""
     return {
         "wavespace": version("wavespace"),
         "torch": str(torch.__version__),

@@ -46,7 +46,7 @@ class PianoRollOutput(NamedTuple):
 
 
 class Conditioning(nn.Module):
-    """Corrects frame and offset logits by all heads at the same key and near frames, onsets above all.
+    """Correct frame and offset logits by all heads at the same key and near frames, onsets above all.
 
     A model that sees a third of a second can't know that a note which has faded was struck two seconds ago and not
     released; its onset is in the map. Dilated convolutions along time, the same for all keys but for a bias: low notes
@@ -73,7 +73,7 @@ class Conditioning(nn.Module):
         nn.init.normal_(self.head.weight, std=1e-3)  # next to nothing at first
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Corrected logits `(B, 4, 88, T)` of logits of the same shape."""
+        """Correct logits `(B, 4, 88, T)`."""
         onset, frame, velocity, offset = heads.split(1, 1)  # (B, 1, 88, T) each
         x = self.stem(torch.cat([onset.detach(), frame, velocity.detach(), offset], 1)) + self.key  # (B, W, 88, T)
         for layer in self.layers:
@@ -135,13 +135,13 @@ class PianoRoll(Task):
         self.context = self.conditioning.context if self.conditioning else 0
 
     def apply_model(self, features: Tensor) -> Tensor:
-        """Logits `(B, 4, 88, T)` in float32; those of a model that learns nothing stay as they are."""
+        """Return logits `(B, 4, 88, T)` in float32; those of a model that learns nothing stay as they are."""
         output = super().apply_model(features)
         learns = next(self.model.parameters(), None) is not None
         return self.conditioning(output).float() if self.conditioning and learns else output
 
     def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
-        """The fields of `Roll`, each `(B, 88, T)`."""
+        """Return the fields of `Roll`, each `(B, 88, T)`."""
         return piano_roll(
             batch.notes,
             batch=len(features),
@@ -151,7 +151,7 @@ class PianoRoll(Task):
         )._asdict()
 
     def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
-        """Weighted cross-entropy of onset, frame and offset, and squared error of velocity at onsets, all scalars.
+        """Compute cross-entropies of onset, frame and offset, squared error of velocity at onsets, and their sum.
 
         Args:
             output: logits `(B, 4, 88, T)`.
@@ -176,7 +176,7 @@ class PianoRoll(Task):
         return {"loss": total, **losses}
 
     def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PianoRollOutput]:
-        """Head probabilities and notes of each item, from logits `(B, 4, 88, T)`."""
+        """Return head probabilities and notes of each item, from logits `(B, 4, 88, T)`."""
         heads, batch = output.sigmoid().cpu().numpy(), example.batch
         seconds = (batch.lengths / self.frontend.in_spec.sample_rate).tolist()
         loss = float(self.loss(output, example)["loss"])
@@ -186,7 +186,7 @@ class PianoRoll(Task):
         ]
 
     def compute_metrics(self, outputs: list[PianoRollOutput], *, tune: bool) -> dict[str, float]:
-        """mir_eval's scores, a mean over items (0..1); with `tune` the thresholds are chosen first.
+        """Compute mir_eval's scores, a mean over items (0..1); with `tune`, choose the thresholds first.
 
         Of notes, those that begin in an item are scored; by frames, what sounds. What lies off the 88 keys is neither
         learned nor scored. An item in which nothing is to be found, and nothing is found, does not count.
@@ -207,18 +207,18 @@ class PianoRoll(Task):
         }
 
     def decoder(self, **thresholds: float) -> Decoder:
-        """A decoder for `output.sigmoid()` in chunks, with this task's thresholds but for those given by name."""
+        """Make a decoder of probabilities in chunks, with this task's thresholds but for those given by name."""
         onset, frame, offset = (thresholds.get(name, float(getattr(self, f"{name}_threshold"))) for name in self.grids)
         return Decoder(PIANO_PITCHES, self.out_spec.frame_rate, onset, frame, offset)
 
     def decode(self, heads: NDArray[np.float32], **thresholds: float) -> Notes:
-        """Notes of head probabilities `(4, 88, T)`; times in seconds from the first frame."""
+        """Decode head probabilities `(4, 88, T)` to notes; times in seconds from the first frame."""
         decoder = self.decoder(**thresholds)
         notes = np.concatenate([decoder.push(*heads), decoder.flush()])
         return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
     def sample(self, output: Tensor, example: Example, index: int) -> Sample:
-        """Spectrogram, target and prediction; the input's sound; notes; from logits `(B, 4, 88, T)`."""
+        """Show spectrogram, target and prediction, the input's sound, and notes, from logits `(B, 4, 88, T)`."""
         heads, roll = output[index].sigmoid(), Roll(**example.targets)
         target = torch.maximum(0.5 * roll.frame[index], roll.onset[index])
         prediction = torch.maximum(0.5 * heads[1], heads[0])
@@ -248,11 +248,11 @@ class PianoRoll(Task):
 
 
 def findable_notes(notes: Notes) -> Notes:
-    """Those of the 88 keys that begin in the item: the onset of one that rang before it can't be found."""
+    """Return the notes of the 88 keys that begin in an item: of others no onset can be found."""
     return on_keyboard(notes[notes[:, 0] >= 0])
 
 
 def item_notes(batch: Batch, index: int) -> Notes:
-    """Notes of one item of a batch, as float64."""
+    """Return the notes of one item of a batch, as float64."""
     rows = batch.notes[batch.notes[:, 0] == index, 1:]
     return rows.cpu().numpy().astype(np.float64)

@@ -37,7 +37,7 @@ class ReconstructionError(NamedTuple):
 
 
 def multi_scale_distance(audio: Tensor, other: Tensor) -> float:
-    """Distance of two sounds `(N,)` whatever their phases: 0 for equal ones, and no upper bound.
+    """Measure how far two sounds `(N,)` are apart, whatever their phases: 0 for equal ones, with no upper bound.
 
     The sum, over STFTs of several sizes, of the mean absolute difference of magnitudes and of that of their natural
     logarithms, as DDSP trains on it (Engel et al., ICLR 2020; RAVE has much the same): Hann windows that overlap by
@@ -87,14 +87,14 @@ class Reconstruction(Task):
             )
 
     def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
-        """`mask`, `(B, 1, 1, T)`: 1 in the frames that hold sound of an item, 0 in its padding."""
+        """Return `mask`, `(B, 1, 1, T)`: 1 in the frames that hold sound of an item, 0 in its padding."""
         hop = round(self.frontend.in_spec.sample_rate / self.out_spec.frame_rate)
         frames = 1 + batch.lengths // hop  # (B,) in whole numbers: float32 loses frames of long recordings
         time = torch.arange(features.shape[-1], device=features.device)  # (T,)
         return {"mask": (time < frames[:, None].to(features.device))[:, None, None].float()}
 
     def training_example(self, batch: Batch) -> Example:
-        """A batch of which each item is moved along the frequency axis."""
+        """Move the features of each item along the frequency axis, at random."""
         example = self.example(batch)
         if not self.shift:
             return example
@@ -105,13 +105,13 @@ class Reconstruction(Task):
         return example._replace(features=torch.stack(windows))
 
     def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
-        """Mean absolute error of an output `(B, C, F, T)`, a scalar, over the frames that hold sound of the item."""
+        """Compute the mean absolute error, a scalar, of an output `(B, C, F, T)` over the frames that hold sound."""
         features, mask = example.features, example.targets["mask"]
         error = (output - features).abs() * mask
         return {"loss": error.sum() / (mask.sum() * features.shape[1] * features.shape[2])}
 
     def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[ReconstructionError]:
-        """L1 of each item of an output `(B, C, F, T)`; of the first ones of a split also the distance of its sound."""
+        """Return the L1 of each item of an output `(B, C, F, T)`, and of the first of a split how far its sound is."""
         features, mask = example.features, example.targets["mask"]
         error = (output - features).abs() * mask  # (B, C, F, T)
         cells = mask.sum((1, 2, 3)) * features.shape[1] * features.shape[2]  # (B,)
@@ -131,7 +131,7 @@ class Reconstruction(Task):
         return multi_scale_distance(batch.audio[index, 0, :samples], sound[0, 0])
 
     def compute_metrics(self, outputs: list[ReconstructionError], *, tune: bool) -> dict[str, float]:
-        """Means over items of their L1 in dB. Much of a quiet recording lies on the floor, where copying is easy."""
+        """Compute means over items of L1 in dB. Much of a quiet recording lies on the floor, where copying is easy."""
         l1 = float(np.mean([item.l1 for item in outputs]))
         distances = [item.multi_scale for item in outputs if item.multi_scale is not None]
         metrics = {"multi_scale": float(np.mean(distances))} if distances else {}
@@ -142,7 +142,7 @@ class Reconstruction(Task):
         }
 
     def sample(self, output: Tensor, example: Example, index: int) -> Sample:
-        """Input and output `(B, C, F, T)`; their sounds, both through the inverse, so that only the model differs."""
+        """Show input and output `(B, C, F, T)`; their sounds, through one inverse, so that only the model differs."""
         batch, spec = example.batch, self.frontend.out_spec
         samples, frames = int(batch.lengths[index]), self.item_frames(batch, index)
         target, estimate = (values[index, :, :, :frames].float() for values in (example.features, output))

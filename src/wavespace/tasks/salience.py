@@ -1,4 +1,4 @@
-"""Pitch salience: what sounds at each of many pitches a frame; scored as multi-pitch and, of a single voice, as melody.
+"""Pitch salience: a map of pitches by frame, scored as multi-pitch and, where a single voice plays, as melody.
 
 `PitchMap` scores and shows any map in 0..1, however it was learned. `Salience` learns one from notes.
 """
@@ -79,33 +79,34 @@ class PitchMap(Task):
     # --- A subclass's own ---------------------------------------------------------------------------------
 
     def salience(self, output: Tensor) -> Tensor:
-        """The map `(B, F, T)` in 0..1 of the model's output `(B, C', F, T)`."""
+        """Return the map `(B, F, T)` in 0..1 of the model's output `(B, C', F, T)`."""
         raise TypeError(f"{type(self).__name__} defines no salience")
 
     def target(self, batch: Batch, frames: int) -> Tensor:
-        """The map `(B, F, T)` in 0..1 that the notes of a batch ask for."""
+        """Return the true map `(B, F, T)` in 0..1 of the notes of a batch."""
         return self.labels_of(batch.notes, len(batch.names), frames, "activation", SPREAD)
 
     # --- Shared -------------------------------------------------------------------------------------------
 
     def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PitchMapOutput]:
-        """Pitches and peaks of each item of an output `(B, C', F, T)`, at the frames nearest to the scored times."""
+        """Return pitches and peaks of each item of an output `(B, C', F, T)`, nearest to the times that are scored."""
         batch = example.batch
         maps = self.salience(output).cpu().numpy()  # (B, F, T)
         loss = float(self.loss(output, example)["loss"])
+        least = min(*self.thresholds, float(self.threshold))
         found = []
         for i, whole in enumerate(maps):
             salience, notes = whole[:, : self.item_frames(batch, i)], item_notes(batch, i)
             seconds = int(batch.lengths[i]) / self.frontend.in_spec.sample_rate
             reference = pitches_at(notes, hop=PITCH_HOP, duration=seconds)
             scored = self._at(salience, PITCH_HOP, seconds)
-            peaks = peak_pitches(scored, self.out_spec.frequencies, self._least())
+            peaks = peak_pitches(scored, self.out_spec.frequencies, least)
             instrument = int(batch.labels["instrument"][i]) if "instrument" in batch.labels else None
             found.append(PitchMapOutput(reference, peaks, loss, self._melody(salience, notes, seconds), instrument))
         return found
 
     def compute_metrics(self, outputs: list[PitchMapOutput], *, tune: bool) -> dict[str, float]:
-        """mir_eval's scores, a mean over items (0..1); with `tune` the threshold is chosen first.
+        """Compute mir_eval's scores, a mean over items (0..1); with `tune`, choose the threshold first.
 
         `rpa`, `rca`, `vr` and `vfa` are means over the items in which something sounds and never two notes at a time;
         without such items they are left out. `rpa_0` and so on are those of each instrument that the data names.
@@ -130,7 +131,7 @@ class PitchMap(Task):
         }
 
     def sample(self, output: Tensor, example: Example, index: int) -> Sample:
-        """Spectrogram, target and map of an output `(B, C', F, T)`; the input's sound."""
+        """Show spectrogram, target and map of an output `(B, C', F, T)`; the input's sound."""
         target = self.target(example.batch, output.shape[-1])
         return self.map_sample(example, index, target[index], self.salience(output)[index], ("salience", "salience"))
 
@@ -140,9 +141,6 @@ class PitchMap(Task):
 
         # Of equal scores the one nearest to a half.
         return max(self.thresholds, key=lambda t: (score(t), -abs(t - 0.5)))
-
-    def _least(self) -> float:
-        return min(*self.thresholds, float(self.threshold))
 
     def _melody(self, salience: Probabilities, notes: Notes, seconds: float) -> Melody | None:
         pitches = pitches_at(notes, hop=FRAME_HOP, duration=seconds)
@@ -155,12 +153,12 @@ class PitchMap(Task):
         return Melody(reference, strongest)
 
     def _at(self, salience: Probabilities, hop: float, seconds: float) -> Probabilities:
-        """Columns of a map at each multiple of `hop` before `seconds`: the nearest frames."""
+        """Return the columns of a map that are nearest to each multiple of `hop` before `seconds`."""
         nearest = np.rint(np.arange(frame_count(hop, seconds)) * hop * self.out_spec.frame_rate).astype(int)
         return salience[:, np.minimum(nearest, salience.shape[1] - 1)]
 
     def labels_of(self, notes: Tensor, items: int, frames: int, kind: Kind, spread_cents: float) -> Tensor:
-        """`pitch_salience` `(items, F, frames)` of notes `(K, 5)`, as in a batch, on the bins of the map."""
+        """Return the salience `(items, F, frames)` of notes `(K, 5)`, as in a batch, on the bins of the map."""
         return pitch_salience(
             notes,
             batch=items,
@@ -215,25 +213,25 @@ class Salience(PitchMap):
         self.balances = loss == "balanced"
 
     def targets(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
-        """`salience`, `(B, F, T)` in 0..1."""
+        """Return `salience`, `(B, F, T)` in 0..1."""
         return {"salience": self.target(batch, features.shape[-1])}
 
     def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
-        """Cross-entropy, a scalar, of logits `(B, 1, F, T)` with their target."""
+        """Compute the cross-entropy, a scalar, of logits `(B, 1, F, T)` with their target."""
         logit, target = output[:, 0], example.targets["salience"]  # (B, F, T) each
         return {"loss": balanced(logit, target) if self.balances else focal(logit, target, self.gamma)}
 
     def salience(self, output: Tensor) -> Tensor:
-        """Probabilities `(B, F, T)` of logits `(B, 1, F, T)`."""
+        """Return probabilities `(B, F, T)` of logits `(B, 1, F, T)`."""
         return output[:, 0].sigmoid()
 
     def target(self, batch: Batch, frames: int) -> Tensor:
-        """Labels `(B, F, T)` of the kind and spread that this task is set to."""
+        """Return labels `(B, F, T)` of this task's kind and spread."""
         return self.labels_of(batch.notes, len(batch.names), frames, self.labels, self.spread_cents)
 
 
 def log_bins(bins_per_octave: int, fmin: float, fmax: float) -> tuple[float, ...]:
-    """Frequencies in Hz from fmin up to fmax, so many to an octave; those of `frontend=cqt`, to the last digit.
+    """Return frequencies in Hz from fmin up to fmax; those of `frontend=cqt`, to the last digit.
 
     Raises:
         ValueError: there are not two.
@@ -249,7 +247,7 @@ def log_bins(bins_per_octave: int, fmin: float, fmax: float) -> tuple[float, ...
 
 
 def balanced(logit: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, a scalar, in which both classes weigh a half, however rare one is in the batch.
+    """Compute binary cross-entropy, a scalar, in which both classes weigh a half, however rare one is in the batch.
 
     `-(sum(y log p) / sum(y) + sum((1 - y) log(1 - p)) / sum(1 - y)) / 2` for targets y and probabilities p; sums count
     as at least 1. But for a factor it is the class-balanced cross-entropy of Xie and Tu, "Holistically-nested edge
@@ -265,7 +263,7 @@ def balanced(logit: Tensor, target: Tensor) -> Tensor:
 
 
 def focal(logit: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
-    """Mean of `|y - p|**gamma` times binary cross-entropy, a scalar, for targets y and probabilities p.
+    """Compute the mean of `|y - p|**gamma` times binary cross-entropy for targets y and probabilities p.
 
     The focal loss (Lin et al., ICCV 2017) for targets between the classes (Li et al., "Generalized focal loss",
     NeurIPS 2020): what is nearly right weighs little, so that the many silent cells do not drown the few others.
