@@ -20,7 +20,7 @@ from wavespace import digests as contents
 from wavespace.config.construction import make
 from wavespace.config.own_code import code_of
 from wavespace.data.files.midi import write_midi
-from wavespace.inputs import inputs
+from wavespace.inputs import input_digests
 from wavespace.runfolder import RunFolder
 
 
@@ -206,16 +206,16 @@ def store_of(cfg: DictConfig) -> str | None:
     data: Any = make(cfg.data, "data")
     if not hasattr(data, "found"):
         return None
-    from wavespace.data.files.discovery import see
+    from wavespace.data.files.discovery import with_digests
     from wavespace.data.store.build import store_name
 
-    return store_name(data.provenance(see(data.found(), contents.Digests(data.stores_folder))))
+    return store_name(data.provenance(with_digests(data.found(), contents.DigestCache(data.stores_folder))))
 
 
 def test_without_files_the_signature_is_the_name(tmp_path: Path) -> None:
     for overrides in (["data=synthetic", "task=salience", "frontend=cqt"], ["data=rendered"]):
         cfg = composed(overrides, tmp_path)
-        assert inputs(cfg) == {}
+        assert input_digests(cfg) == {}
         assert RunFolder.of(cfg).path.name == config.signature(cfg)
 
 
@@ -229,7 +229,7 @@ def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypa
     paths = [tmp_path / name for name in ("a", "b\n\udcff")]
     for path in paths:
         path.write_text("before")
-    digests = contents.Digests(tmp_path / "stores")
+    digests = contents.DigestCache(tmp_path / "stores")
     first = digests.of(paths)
     assert digests.of(paths) == first
     assert len(read) == 4, "what was just written may change within a tick of the disk's clock"
@@ -238,22 +238,22 @@ def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypa
     for _ in range(3):
         assert digests.of(paths) == first
     assert len(read) == 6
-    (tmp_path / "stores" / contents.KEPT).open("a").write('["cut')
+    (tmp_path / "stores" / contents.CACHE_NAME).open("a").write('["cut')
     other_bytes(paths[0])
     assert digests.of(paths)[0] != first[0]
     assert digests.of(paths)[1] == first[1]
     with pytest.raises(contents.Unread, match="1 file "):
-        contents.Digests(tmp_path / "none").of(paths[:1], most=3)
+        contents.DigestCache(tmp_path / "none").of(paths[:1], most=3)
 
 
 def test_a_file_that_changes_while_a_store_is_made_of_it_is_refused(tmp_path: Path) -> None:
-    from wavespace.data.files.discovery import see
+    from wavespace.data.files.discovery import with_digests
     from wavespace.data.store.build import Samples, build_store
     from wavespace.errors import BadInput
 
     cfg = composed(recordings(tmp_path / "root"), tmp_path)
     data = make(cfg.data, "data")
-    seen = see(data.found(), contents.Digests(data.stores_folder))
+    seen = with_digests(data.found(), contents.DigestCache(data.stores_folder))
     other_bytes(tmp_path / "root" / "b.wav")
     with pytest.raises(BadInput, match=r"b\.wav: has changed since this command began; repeat the command"):
         build_store(

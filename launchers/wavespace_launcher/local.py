@@ -22,7 +22,7 @@ from wavespace.config import command_line
 from wavespace.config.own_code import code_of
 from wavespace.errors import ConfigError
 from wavespace.files import is_locked
-from wavespace.inputs import once
+from wavespace.inputs import inputs_read_once
 from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
 from wavespace.signals import STOP_EXITS
@@ -52,7 +52,7 @@ class Session:
         of = members(self.config, overrides, first)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
         board = Board(f"{self.config.name} on this machine")
-        with once():
+        with inputs_read_once():
             jobs = [LocalJob(member, command_line(self.config.hydra)[1]) for member in of]
         with interruptible():
             try:

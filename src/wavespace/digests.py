@@ -1,6 +1,6 @@
-"""What files hold, as digests. A digest is kept by path and stamp, so a file that has not changed is not read again.
+"""SHA-256 digests of files, cached by path and stamp, so that an unchanged file is not read again.
 
-Imports no torch: a finished run is found by what its data holds.
+Imports no torch: a finished run is found by the digests of its data.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from wavespace.errors import BadInput
 from wavespace.files import byte_progress, hash_into, open_regular
 from wavespace.text import counted
 
-KEPT = ".digests.jsonl"
-"""The file of digests in a folder of stores: a line for each file that was read, the last of a path counts."""
+CACHE_NAME = ".digests.jsonl"
+"""The cache's file in a folder of stores: a line for each file that was read; the last line of a path counts."""
 
-FRESH = 3_000_000_000
-"""Nanoseconds in which a file may change again without a new stamp; the coarsest file systems count two seconds."""
+STAMP_STEP = 3_000_000_000
+"""Nanoseconds in which a file may change without a new stamp; the coarsest file systems count two seconds."""
 
-TOLD = 2**27
-"""Bytes from which on it is said that files are read: these take about a second."""
+ANNOUNCED_BYTES = 2**27
+"""Reading this many bytes or more is announced and shown as a bar: it takes about a second."""
 
 
 class Unread(BadInput):
-    """More bytes would have to be read than was allowed."""
+    """More bytes would have to be read than are allowed."""
 
 
-class Seen(NamedTuple):
-    """A file as it was when it was read: `stamp` is size, times of content and inode, and inode number."""
+class FileDigest(NamedTuple):
+    """A file's digest, and its stamp when it was read: size, times of content and inode, and inode number."""
 
     path: Path
     stamp: str
     digest: str
 
     def is_unchanged(self) -> bool:
-        """Whether the file still holds what it held; a stamp that is too new to tell is not trusted."""
+        """Whether the file has the same content; the file is read again where its stamp is too recent to be sure."""
         with suppress(OSError):
             found = self.path.stat()
             if _stamp(found) == self.stamp:
-                return time.time_ns() - found.st_ctime_ns > 2 * FRESH or file_digest(self.path) == self.digest
+                return time.time_ns() - found.st_ctime_ns > 2 * STAMP_STEP or file_digest(self.path) == self.digest
         return False
 
 
@@ -56,28 +56,28 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-class Digests:
-    """Digests of files, kept in a folder of stores where that can be written."""
+class DigestCache:
+    """Digests of files, cached in a folder of stores if it can be written."""
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / KEPT
+        self.file = folder / CACHE_NAME
 
-    def of(self, paths: Sequence[Path], most: float = math.inf, *, anew: bool = False) -> list[Seen]:
-        """What each file holds. Those with another stamp than when they were last read are read.
+    def of(self, paths: Sequence[Path], most: float = math.inf, *, reread: bool = False) -> list[FileDigest]:
+        """Return the digest of each file; reads those whose stamp is not the cached one.
 
         Args:
             paths: of files.
             most: bytes to read at most.
-            anew: read all.
+            reread: read all files.
 
         Raises:
             Unread: more bytes would have to be read than `most`.
             BadInput: a file can't be read, or is being written to.
         """
-        known = {} if anew or not paths else self._read()
+        known = {} if reread or not paths else self._read()
         stats = [_stat(path) for path in paths]
         found = {
-            path: Seen(path, stamp, kept[1])
+            path: FileDigest(path, stamp, kept[1])
             for path, stat in zip(paths, stats)
             if (kept := known.get(os.path.abspath(path))) and kept[0] == (stamp := _stamp(stat))
         }
@@ -88,29 +88,29 @@ class Digests:
                 f"not read yet: {counted(len(todo), 'files')} ({total / 1e9:.1f} GB); wavespace prepare reads them"
             )
         if todo:
-            found |= self._look(list(todo), total)
+            found |= self._digest_files(list(todo), total)
         return [found[path] for path in paths]
 
-    def _look(self, paths: list[Path], total: int) -> dict[Path, Seen]:
-        """Read files, and keep the digests of those whose stamps will tell of a change."""
-        if total > TOLD:
+    def _digest_files(self, paths: list[Path], total: int) -> dict[Path, FileDigest]:
+        """Read files, and cache the digests of those whose next change will give them another stamp."""
+        if total > ANNOUNCED_BYTES:
             print(
                 f"reading {counted(len(paths), 'files')} ({total / 1e9:.1f} GB) to know what they hold", file=sys.stderr
             )
         begun = time.time_ns()
         with byte_progress("reading", total) as advance, ThreadPoolExecutor(4) as threads:
 
-            def look(path: Path) -> tuple[Seen, bool]:
+            def read(path: Path) -> tuple[FileDigest, bool]:
                 for _ in range(3):
                     stat = _stat(path)
-                    seen = Seen(path, _stamp(stat), file_digest(path, advance if total > TOLD else None))
-                    if _stamp(_stat(path)) == seen.stamp:
-                        return seen, stat.st_ctime_ns < begun - FRESH
+                    content = file_digest(path, advance if total > ANNOUNCED_BYTES else None)
+                    if _stamp(_stat(path)) == _stamp(stat):
+                        return FileDigest(path, _stamp(stat), content), stat.st_ctime_ns < begun - STAMP_STEP
                 raise BadInput(f"{path}: is being written to; wait until it is whole, and repeat the command")
 
-            looked = list(threads.map(look, paths))
-        self._keep(seen for seen, lasting in looked if lasting)
-        return {seen.path: seen for seen, _ in looked}
+            found = list(threads.map(read, paths))
+        self._append(one for one, lasting in found if lasting)
+        return {one.path: one for one, _ in found}
 
     def _read(self) -> dict[str, tuple[str, str]]:
         known: dict[str, tuple[str, str]] = {}
@@ -121,8 +121,8 @@ class Digests:
                     known[path] = stamp, digest
         return known
 
-    def _keep(self, seen: Iterable[Seen]) -> None:
-        lines = [json.dumps([os.path.abspath(one.path), one.stamp, one.digest]) for one in seen]
+    def _append(self, digests: Iterable[FileDigest]) -> None:
+        lines = [json.dumps([os.path.abspath(one.path), one.stamp, one.digest]) for one in digests]
         if lines:
             with suppress(OSError):  # of a folder that can't be written, files are read again
                 self.file.parent.mkdir(parents=True, exist_ok=True)

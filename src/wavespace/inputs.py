@@ -1,4 +1,4 @@
-"""What a run reads besides its configuration: data, soundfonts, weights, and code of the user's own, as digests.
+"""Digests of what a run reads besides its configuration: data, soundfonts, weights, and the user's own code.
 
 Imports no torch: a finished run is found by them.
 """
@@ -18,31 +18,31 @@ from wavespace.config import RUNTIME, is_own, resolved, targets
 from wavespace.config.construction import make
 from wavespace.config.own_code import code_of
 from wavespace.data.files.discovery import PATHS, READERS
-from wavespace.digests import Digests, digest
+from wavespace.digests import DigestCache, digest
 from wavespace.frontends.weights import encodec_weights
 
-_known: dict[str, dict[str, str]] | None = None
+_cache: dict[str, dict[str, str]] | None = None
 
 
 @contextmanager
-def once() -> Iterator[None]:
-    """Within, equal settings are looked up once: for the many members of a multirun at one moment."""
-    global _known
-    _known = {}
+def inputs_read_once() -> Iterator[None]:
+    """Read the inputs of equal settings once within the block, as for the members of a multirun."""
+    global _cache
+    _cache = {}
     try:
         yield
     finally:
-        _known = None
+        _cache = None
 
 
-def inputs(cfg: DictConfig, most: float = math.inf) -> dict[str, str]:
-    """A digest of everything that a run reads besides its configuration, by the setting that names it.
+def input_digests(cfg: DictConfig, most: float = math.inf) -> dict[str, str]:
+    """Return a digest of each file, folder or package that a run reads, by the setting that names it.
 
-    Equal files give equal digests wherever they lie. It is empty where nothing is read, as with data=synthetic.
+    Equal files give equal digests wherever they lie. A configuration that reads nothing, as data=synthetic, has none.
 
     Args:
         cfg: the configuration.
-        most: bytes of data to read at most; unlike those that were read before.
+        most: bytes of data to read at most, without those whose digests are cached.
 
     Raises:
         BadInput: the data is not there, or can't be used.
@@ -51,19 +51,18 @@ def inputs(cfg: DictConfig, most: float = math.inf) -> dict[str, str]:
     found: dict[str, str] = {}
     stores = next((node["stores"] for _, node in _nodes(cfg) if isinstance(node.get("stores"), str)), "data/stores")
     for key, node in _nodes(cfg):
-        content = digest([node, key.startswith("data")])
-        if _known is None or content not in _known:
-            own = _read(node, Digests(Path(stores)), most, of_data=key.startswith("data"))
-            if _known is not None:
-                _known[content] = own
-        else:
-            own = _known[content]
+        settings = digest([node, key.startswith("data")])
+        own = (_cache or {}).get(settings)
+        if own is None:
+            own = _read(node, DigestCache(Path(stores)), most, of_data=key.startswith("data"))
+            if _cache is not None:
+                _cache[settings] = own
         found |= {name if name.startswith("code ") else f"{key}.{name}": value for name, value in own.items()}
     return found
 
 
-def places(cfg: DictConfig) -> dict[str, str]:
-    """Where a run reads its files, by setting."""
+def input_paths(cfg: DictConfig) -> dict[str, str]:
+    """Return the absolute path of each file or folder that a run reads, by setting."""
     return {
         f"{key}.{name}": os.path.abspath(os.path.expanduser(node[name]))
         for key, node in _nodes(cfg)
@@ -79,7 +78,7 @@ def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from targets(value, section)
 
 
-def _read(node: Mapping[str, Any], digests: Digests, most: float, *, of_data: bool) -> dict[str, str]:
+def _read(node: Mapping[str, Any], digests: DigestCache, most: float, *, of_data: bool) -> dict[str, str]:
     target = str(node["_target_"])
     if target == "wavespace.frontends.encodec.EnCodec":
         return {"weights": digests.of([encodec_weights(node.get("weights"))], most)[0].digest}
@@ -95,7 +94,7 @@ def _read(node: Mapping[str, Any], digests: Digests, most: float, *, of_data: bo
 
 
 def _of_own_data(node: Mapping[str, Any]) -> dict[str, str]:
-    """What a datamodule of the user's own says that it reads; this imports torch."""
+    """Ask a datamodule of the user's own what it reads; this imports torch."""
     from hydra.utils import get_object
     from omegaconf import OmegaConf
 

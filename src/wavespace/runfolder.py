@@ -18,7 +18,7 @@ from wavespace.config import signature
 from wavespace.digests import Unread, digest
 from wavespace.errors import Diverged, UserError
 from wavespace.files import explained, lock, read_regular, write_atomic
-from wavespace.inputs import inputs, places
+from wavespace.inputs import input_digests, input_paths
 
 MOST_STATUS = 2**24
 """Bytes of a status.json that is read."""
@@ -67,9 +67,9 @@ class RunFolder:
         Raises:
             Unread: more would have to be read.
         """
-        study, name, where = Path(cfg.runs) / cfg.name, signature(cfg), places(cfg)
+        study, name, where = Path(cfg.runs) / cfg.name, signature(cfg), input_paths(cfg)
         try:
-            digests = inputs(cfg, most)
+            digests = input_digests(cfg, most)
         except Unread:
             raise
         except UserError as missing:
@@ -82,7 +82,7 @@ class RunFolder:
         return cls(study / name, {"digests": digests, "places": where})
 
     def read(self) -> dict[str, Any]:
-        """What inputs.json says: `digests` of what the run reads, and the `places` where it is, by setting."""
+        """What inputs.json says: `digests` of what the run reads, and the `input_paths` where it is, by setting."""
         if self._read is not None:
             return dict(self._read)
         try:

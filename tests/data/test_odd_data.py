@@ -30,7 +30,7 @@ from wavespace.data.store.build import Samples, build_store
 from wavespace.data.store.format import Store
 from wavespace.data.store.manifest import read_arrays
 from wavespace.data.store.windows import StoreItems
-from wavespace.digests import Digests
+from wavespace.digests import DigestCache
 from wavespace.errors import BadInput, UserError
 from wavespace.files import named_file, open_regular, read_regular
 
@@ -80,7 +80,7 @@ def test_a_manifest_of_odd_values_is_read_or_refused_in_a_sentence(whole: Path, 
         with suppress(UserError):
             use(whole)
         with suppress(UserError):
-            sources.content_in(whole, list, Digests(whole))
+            sources.dataset_digest(whole, list, DigestCache(whole))
     finally:
         (whole / "manifest.json").write_bytes(manifest)
 

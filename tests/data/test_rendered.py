@@ -362,8 +362,9 @@ def test_maestros_own_splits_hold_and_absent_files_are_counted(tmp_path: Path) -
     scale(tmp_path / "2006" / "not-listed.midi")
     with (tmp_path / "maestro-v3.0.0.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["canonical_composer", "canonical_title", "split", "midi_filename"])
-        writer.writerows([["Frédéric Chopin", "Études", split, name] for name, split in rows])
+        names = ["canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename", "duration"]
+        writer.writerow(names)
+        writer.writerows([["Frédéric Chopin", "Études", split, name, f"{name}.wav", 1.0] for name, split in rows])
     data = ready(midi=str(tmp_path))
     for split, name in (("train", "b"), ("val", "c"), ("test", "d")):
         assert [path.stem for path in sources.scores(str(tmp_path))[0][split]] == [name]
@@ -373,7 +374,7 @@ def test_maestros_own_splits_hold_and_absent_files_are_counted(tmp_path: Path) -
     with pytest.raises(BadInput, match="nothing is left for the val split"):
         ready(midi=str(tmp_path))
     (tmp_path / "maestro-v3.0.0.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(BadInput, match=r"maestro-v3.0.0.csv: is not MAESTRO's metadata .*midi_filename"):
+    with pytest.raises(BadInput, match=r"maestro-v3.0.0.csv: is not MAESTRO's metadata .*missing or unknown"):
         ready(midi=str(tmp_path))
 
 

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
     from wavespace.build import check_shapes, check_splits, check_trainer
     from wavespace.config.construction import make
-    from wavespace.inputs import places
+    from wavespace.inputs import input_paths
 
     check_trainer(cfg)
     data = make(cfg.data, "data")
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         else:
             print(f"\n{data.unprepared()}: wavespace prepare makes a store, and so does training.")
     except BadInput as reason:
-        if given.data or given.verify or any(_holds_files(Path(place)) for place in places(cfg).values()):
+        if given.data or given.verify or any(_holds_files(Path(place)) for place in input_paths(cfg).values()):
             raise  # as training would
         print(f"\nThe data is not there: {reason}.")
         return
@@ -110,11 +110,11 @@ def show(data: DataModule) -> None:
 
 def _run(cfg: DictConfig) -> str:
     """The run folder, where what the data holds is known or soon read."""
-    from wavespace.data.sources.recordings import LOOKED
+    from wavespace.data.sources.recordings import MOST_TO_CHECK
     from wavespace.runfolder import RunFolder
 
     try:
-        folder = RunFolder.of(cfg, LOOKED)
+        folder = RunFolder.of(cfg, MOST_TO_CHECK)
     except Unread as reason:
         return f"{Path(cfg.runs) / cfg.name / config.signature(cfg)}-… ({reason})"
     if folder.missing and not folder.status():

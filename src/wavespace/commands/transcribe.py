@@ -76,12 +76,12 @@ def _transcribe_to(
 ) -> None:
     """Transcribe a file and write its results, all or none of them; it goes to `done`, or the reason to `failed`."""
     from wavespace.data.files.audio import remarks
-    from wavespace.data.files.discovery import say
+    from wavespace.data.files.discovery import print_once
 
     try:
         notes = transcribe(file, task)
         for remark in remarks(file):
-            say(f"{file}: {remark}")
+            print_once(f"{file}: {remark}")
         beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
         midi = _midi(notes)
         with stop_deferred():  # a signal waits until the files of a recording are all there, and counted
@@ -127,11 +127,11 @@ def _jobs(
 
 def _recordings(folder: Path) -> list[Path]:
     """Audio files in a folder, at any depth; what is hidden is no recording."""
-    from wavespace.data.files.discovery import NOT_READ, UNREAD, audio_suffixes, files, say_left_out
+    from wavespace.data.files.discovery import NOT_READ, UNREAD, audio_suffixes, files, print_left_out
 
     there = files(folder)
     found = [path for path in there if path.suffix.lower() in audio_suffixes()]
-    say_left_out(folder, NOT_READ, [path for path in there if path.suffix.lower() in UNREAD and not is_ours(path)])
+    print_left_out(folder, NOT_READ, [path for path in there if path.suffix.lower() in UNREAD and not is_ours(path)])
     if not found:
         raise BadInput(f"{printable(folder)}: there are no audio files in it ({', '.join(audio_suffixes())})")
     return found

@@ -27,7 +27,7 @@ from wavespace.config.claims import claims
 from wavespace.config.trainer import cluster_environment, quiet, rank
 from wavespace.errors import BadCheckpoint, BadInput, Diverged, UserError
 from wavespace.files import write_atomic
-from wavespace.inputs import inputs, once
+from wavespace.inputs import input_digests, inputs_read_once
 from wavespace.runfolder import RunFolder
 from wavespace.signals import (
     SIGTERM_EXIT,
@@ -159,7 +159,7 @@ def train(cfg: DictConfig) -> float | None:
         parts = build(cfg)
         if folder.missing:
             raise folder.missing
-        if inputs(cfg) != folder.read()["digests"]:  # while the code was imported, and the weights read
+        if input_digests(cfg) != folder.read()["digests"]:  # while the code was imported, and the weights read
             raise BadInput(CHANGED)
         if not status and rank() == 0 and (other := folder.other_inputs()):
             print(f"{other}; this run begins anew, in {folder.path}")
@@ -536,7 +536,7 @@ class Sweep(Callback):
         from wavespace_launcher.status import terminal
 
         table = Table("run", "state", "metric", "folder", box=None)
-        with once():
+        with inputs_read_once():
             folders = [RunFolder.of(cfg) for _, cfg in self.members]
         for place, run in enumerate(folders):
             status = run.status()

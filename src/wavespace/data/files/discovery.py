@@ -1,6 +1,6 @@
-"""Which files a dataset is made of, and the digest of what they hold.
+"""The files of each dataset, and the digests of their content.
 
-Imports no torch: a finished run is found by what its data holds. Settings have the names and defaults of the
+Imports no torch: a finished run is found by the digests of its data. Settings have the names and defaults of the
 datamodules, which read the files that are found here.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
 
 from wavespace.data.store.manifest import MANIFEST, read_manifest
-from wavespace.digests import Digests, Seen, digest
+from wavespace.digests import DigestCache, FileDigest, digest
 from wavespace.errors import BadInput
 from wavespace.files import named_file, read_regular
 from wavespace.provenance import is_ours
@@ -56,11 +56,12 @@ MOST_BYTES = 2**26
 """Of metadata; that of MAESTRO has 0.3 MB."""
 SPLITS = {"train": "train", "training": "train", "validation": "val", "test": "test"}
 """Our name of a split, by those of MAESTRO and Medley-solos-DB."""
+TRAIN_VAL_TEST = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What becomes one recording of a store. It is sent to other processes, so it must pickle.
+    """Files that become one recording of a store. It is sent to other processes, so it must pickle.
 
     Attributes:
         name: unique in its store, without line breaks.
@@ -70,7 +71,7 @@ class Recording:
         labels: class indices by name; all recordings of a store have the same names.
         piece: the music that is played; recordings of one piece on both sides of a split are a leak. "": unknown.
         score: the file that `notes` reads.
-        seen: its files as they were when their digests were taken; one that is another when it is read is refused.
+        digests: of its files; a file that has changed by the time it is read is refused.
     """
 
     name: str
@@ -80,49 +81,50 @@ class Recording:
     labels: Mapping[str, int] = field(default_factory=dict)
     piece: str = ""
     score: Path | None = None
-    seen: tuple[Seen, ...] = ()
+    digests: tuple[FileDigest, ...] = ()
 
     @property
     def content(self) -> list[Any]:
-        """All that decides what a store holds of it, as plain data; needs `seen`."""
-        digests = [seen.digest for seen in self.seen]
-        return [self.name, self.split, self.piece, dict(self.labels), *digests]
+        """Everything that decides what a store holds of it, as plain data; needs `digests`."""
+        return [self.name, self.split, self.piece, dict(self.labels), *(file.digest for file in self.digests)]
 
 
-def see(recordings: Sequence[Recording], digests: Digests, most: float = math.inf) -> list[Recording]:
-    """Recordings with the digests of their files."""
+def with_digests(recordings: Sequence[Recording], digests: DigestCache, most: float = math.inf) -> list[Recording]:
+    """Return recordings with the digests of their files."""
     paths = [[r.audio] if r.score is None else [r.audio, r.score] for r in recordings]
     found = iter(digests.of([path for each in paths for path in each], most))
-    return [replace(r, seen=tuple(next(found) for _ in each)) for r, each in zip(recordings, paths)]
+    return [replace(r, digests=tuple(next(found) for _ in each)) for r, each in zip(recordings, paths)]
 
 
-def content_of(recordings: Sequence[Recording]) -> str:
-    """The digest of what recordings hold, wherever they lie: a store of them has it in its manifest."""
+def recordings_digest(recordings: Sequence[Recording]) -> str:
+    """Return the digest of the content of recordings, wherever they lie; the manifest of their store has it."""
     return digest([recording.content for recording in recordings])
 
 
-def content_in(place: Path, find: Callable[[], list[Recording]], digests: Digests, most: float = math.inf) -> str:
-    """The same of the recordings that `find` gives, or of those that a store in this place was made of."""
+def dataset_digest(
+    place: Path, find: Callable[[], list[Recording]], digests: DigestCache, most: float = math.inf
+) -> str:
+    """Return `recordings_digest` of what `find` gives, or of the recordings of the store in this place."""
     if not (place / MANIFEST).is_file():
-        return content_of(see(find(), digests, most))
-    return content_of_store(read_manifest(place))
+        return recordings_digest(with_digests(find(), digests, most))
+    return store_digest(read_manifest(place))
 
 
-def content_of_store(manifest: Mapping[str, Any]) -> str:
-    """The digest of the recordings that a store was made of; older stores have not got it."""
+def store_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of the recordings that a store was made of; older stores lack it."""
     return str(manifest["provenance"].get("content") or digest(manifest["files"]))
 
 
 def sounding_notes(path: Path) -> Notes:
-    """Notes of a MIDI file as long as they are heard: the sustain pedal is resolved."""
+    """Read the notes of a MIDI file as long as they sound: the sustain pedal is resolved."""
     from wavespace.data.files.midi import apply_pedal, read_midi
 
     performance = read_midi(path)
     return apply_pedal(performance.notes, performance.pedal)
 
 
-def unpacked(place: str | Path) -> tuple[Path, Path | None]:
-    """The folder of a dataset, and its archive where that was given: it is unpacked beside itself."""
+def folder_and_archive(place: str | Path) -> tuple[Path, Path | None]:
+    """Return the folder of a dataset, and its archive if that was given, which is unpacked beside itself."""
     given = Path(place).expanduser()
     suffix = next((suffix for suffix in ARCHIVES if given.name.endswith(suffix)), "")
     return given.with_name(given.name.removesuffix(suffix)), given if suffix else None
@@ -140,7 +142,7 @@ def audio_suffixes() -> tuple[str, ...]:
 
 
 def files(place: Path) -> list[Path]:
-    """Files at any depth, those of linked folders too, each folder once. What is hidden, and __MACOSX, is left out."""
+    """List files at any depth, through links, each folder once; leave out hidden ones and __MACOSX."""
     found: list[Path] = []
     folders, links, seen = [place] if place.is_dir() else [], list[Path](), set[tuple[int, int]]()
     while folders or links:
@@ -163,7 +165,7 @@ def files(place: Path) -> list[Path]:
 
 
 def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
-    """Audio files at any depth, with the MIDI file of the same stem beside each; what is left out is told.
+    """Find audio files at any depth, with the MIDI file of the same stem beside each; print what is left out.
 
     Files of one stem are one recording. Names are compared as Unicode characters, however they are composed.
     """
@@ -176,7 +178,7 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
         path, *others = sorted(paths, key=lambda path: audio_suffixes().index(path.suffix.lower()))
         left["audio files are left out, as another file of the same stem is read"] += others
         written = midi.pop(stem, [])
-        # What this program has transcribed, and nobody has corrected, is no truth to train on or to be scored by.
+        # A transcription of this program that nobody has corrected is no ground truth.
         scores = [file for file in written if not is_ours(file)] if notes else []
         left["MIDI files are left out, as another file of the same stem is read"] += scores[1:]
         score = next(iter(scores), None)
@@ -195,7 +197,7 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
             m for each in midi.values() for m in each
         ]
     for what, paths in left.items():
-        say_left_out(place, what, paths)
+        print_left_out(place, what, paths)
     if not found and audio and notes:
         raise BadInput(
             f"{place}: there are no audio files with a MIDI file of the same stem in it, but {len(audio)} without; "
@@ -209,14 +211,16 @@ def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
     return sorted(found, key=lambda recording: recording.audio)
 
 
-def say_left_out(place: Path, what: str, paths: Sequence[Path]) -> None:
-    """Tell how many files of a folder are left out, why, and the first of them."""
+def print_left_out(place: Path, what: str, paths: Sequence[Path]) -> None:
+    """Print how many files of a folder are left out, why, and the first of them."""
     if paths:
-        say(f"{place}: {counted(len(paths), what)}: {listed([path.relative_to(place).as_posix() for path in paths])}")
+        print_once(
+            f"{place}: {counted(len(paths), what)}: {listed([path.relative_to(place).as_posix() for path in paths])}"
+        )
 
 
 def listed(names: Sequence[object]) -> str:
-    """The first three of some names, and how many more there are."""
+    """Join the first three names, and say how many more there are."""
     return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -236,8 +240,8 @@ def _by_stem(place: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]],
     return audio, midi, left
 
 
-def existing(path: Path) -> Path:
-    """The file that metadata names, also where its ending is in other letters or its name is composed otherwise."""
+def find_file(path: Path) -> Path:
+    """Return the file that metadata names, also with its ending in other case or its Unicode composed otherwise."""
     if path.is_file():
         return path
     found = _named(path.parent).get(normalize("NFC", path.name).lower(), path)
@@ -251,8 +255,8 @@ def _named(folder: Path) -> dict[str, Path]:
 
 
 @cache
-def say(what: str) -> None:
-    """Tell it once: a folder is looked at several times."""
+def print_once(what: str) -> None:
+    """Print a line once: a folder is searched several times."""
     print(f"wavespace: {printable(what)}", file=sys.stderr)
 
 
@@ -281,7 +285,7 @@ def maestro(place: Path, rows: Sequence[Row]) -> list[Recording]:
             score=midi,
         )
         for row in rows
-        if (audio := existing(place / row.audio)).is_file() and (midi := existing(place / row.midi)).is_file()
+        if (audio := find_file(place / row.audio)).is_file() and (midi := find_file(place / row.midi)).is_file()
     ]
     if not found:
         raise BadInput(
@@ -392,14 +396,16 @@ def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
 
 
 def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path]], int]:
-    """MIDI files of each split, and how many rows of MAESTRO's metadata have no file.
+    """Find the MIDI files of each split, and how many rows of MAESTRO's metadata have no file.
 
     With a MAESTRO metadata CSV the official splits hold, otherwise pieces go 80/10/10 by a hash of their names.
     """
     root, absent = Path(midi).expanduser(), 0
     found = midi_files(root)
     if tables := sorted(root.glob(TABLE)):
-        by_split, absent = _official(root, tables[-1])
+        rows = [(find_file(root / row.midi), SPLITS[row.split]) for row in maestro_metadata(tables[-1])]
+        by_split = {split: [path for path, its in rows if its == split and path.is_file()] for split in TRAIN_VAL_TEST}
+        absent = len(rows) - sum(map(len, by_split.values()))
     else:
         by_split = _by_hash(root, found)
     if test_midi is not None:
@@ -409,27 +415,11 @@ def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path
 
 
 def midi_files(root: Path) -> list[Path]:
-    """MIDI files at any depth."""
+    """Find MIDI files at any depth."""
     found = [path for path in files(root) if path.suffix.lower() in MIDI]
     if not found:
         raise BadInput(f"{root}: there are no MIDI files in it; set data.midi to a folder of .mid or .midi files")
     return found
-
-
-def _official(root: Path, metadata: Path) -> tuple[dict[str, list[Path]], int]:
-    """MAESTRO's splits of the files that are there, and how many are not."""
-    files: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
-    absent = 0
-    try:
-        rows = [(existing(named_file(root, row["midi_filename"])), SPLITS[row["split"]]) for row in _table(metadata)]
-    except (KeyError, TypeError) as fault:
-        raise BadInput(f"{metadata}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
-    for path, split in rows:
-        if path.is_file():
-            files[split].append(path)
-        else:
-            absent += 1
-    return files, absent
 
 
 def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
@@ -447,23 +437,23 @@ def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
 # --- What settings read --------------------------------------------------------------------------------------
 
 
-def _of_audio_folder(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
-    place, _ = unpacked(node["folder"])
-    return {"folder": content_in(place, lambda: audio_folder(place, node.get("notes", True)), digests, most)}
+def _of_audio_folder(node: Mapping[str, Any], digests: DigestCache, most: float) -> dict[str, str]:
+    place, _ = folder_and_archive(node["folder"])
+    return {"folder": dataset_digest(place, lambda: audio_folder(place, node.get("notes", True)), digests, most)}
 
 
-def _of_maestro(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
-    place, _ = unpacked(node.get("root", "data/maestro-v3.0.0"))
+def _of_maestro(node: Mapping[str, Any], digests: DigestCache, most: float) -> dict[str, str]:
+    place, _ = folder_and_archive(node.get("root", "data/maestro-v3.0.0"))
     chosen = {key: node[key] for key in ("splits", "fraction") if key in node}
-    return {"root": content_in(place, lambda: maestro(place, maestro_rows(place, **chosen)), digests, most)}
+    return {"root": dataset_digest(place, lambda: maestro(place, maestro_rows(place, **chosen)), digests, most)}
 
 
-def _of_medley_solos(node: Mapping[str, Any], digests: Digests, most: float) -> dict[str, str]:
-    place, _ = unpacked(node.get("root", "data/medley-solos-db"))
-    return {"root": content_in(place, lambda: medley_solos(place)[0], digests, most)}
+def _of_medley_solos(node: Mapping[str, Any], digests: DigestCache, most: float) -> dict[str, str]:
+    place, _ = folder_and_archive(node.get("root", "data/medley-solos-db"))
+    return {"root": dataset_digest(place, lambda: medley_solos(place)[0], digests, most)}
 
 
-def of_rendered(node: Mapping[str, Any], digests: Digests, most: float = math.inf) -> dict[str, str]:
+def rendered_digests(node: Mapping[str, Any], digests: DigestCache, most: float = math.inf) -> dict[str, str]:
     """What `Rendered` reads: the scores of each split in order, wherever they lie, and the soundfont."""
     found = {}
     if node.get("midi"):
@@ -479,11 +469,11 @@ def of_rendered(node: Mapping[str, Any], digests: Digests, most: float = math.in
     return found
 
 
-READERS: dict[str, Callable[[Mapping[str, Any], Digests, float], dict[str, str]]] = {
+READERS: dict[str, Callable[[Mapping[str, Any], DigestCache, float], dict[str, str]]] = {
     "wavespace.data.sources.audio_folder.AudioFolder": _of_audio_folder,
     "wavespace.data.sources.maestro.Maestro": _of_maestro,
     "wavespace.data.sources.medley_solos.MedleySolos": _of_medley_solos,
-    "wavespace.data.synthesis.rendered.Rendered": of_rendered,
+    "wavespace.data.synthesis.rendered.Rendered": rendered_digests,
 }
 """By constructor: a digest of what its files hold, by the setting that names them.
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.files.midi import Performance, on_keyboard, read_midi
-from wavespace.digests import Seen, digest
+from wavespace.digests import FileDigest, digest
 from wavespace.errors import BadInput
 from wavespace.files import byte_progress
 
-READER = 2
+READER_VERSION = 2
 """Raised when other notes are read from the same files."""
 
 LONGEST_GAP = 30.0
@@ -54,12 +54,12 @@ class Scores:
         return Performance(np.array(notes[first[0] : last[0]]), np.array(pedal[first[1] : last[1]]))
 
 
-def read_scores(files: Sequence[Seen], stores: Path) -> tuple[Path, list[dict[str, Any]]]:
+def read_scores(files: Sequence[FileDigest], stores: Path) -> tuple[Path, list[dict[str, Any]]]:
     """Read MIDI files, or find them read; returns the folder in which they are kept, and facts of each in order.
 
     Facts are `notes`, the time of the last one's end in `seconds`, and `fault`, why a file can't be used, or null.
     """
-    folder = stores / f"scores-{digest([READER, [seen.digest for seen in files]])[:12]}"
+    folder = stores / f"scores-{digest([READER_VERSION, [seen.digest for seen in files]])[:12]}"
     if not (folder / INDEX).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as building:
@@ -73,7 +73,7 @@ def read_scores(files: Sequence[Seen], stores: Path) -> tuple[Path, list[dict[st
     return folder, json.loads((folder / INDEX).read_bytes())["files"]
 
 
-def _build(folder: Path, files: Sequence[Seen]) -> None:
+def _build(folder: Path, files: Sequence[FileDigest]) -> None:
     folder.mkdir()
     facts: list[dict[str, Any]] = []
     ends = [0, 0]
@@ -97,7 +97,7 @@ def _build(folder: Path, files: Sequence[Seen]) -> None:
         for file in (notes, pedal):
             file.flush()
             os.fsync(file.fileno())
-    (folder / INDEX).write_text(json.dumps({"reader": READER, "files": facts}))
+    (folder / INDEX).write_text(json.dumps({"reader": READER_VERSION, "files": facts}))
 
 
 def _performance(path: Path) -> tuple[Performance, str | None]:

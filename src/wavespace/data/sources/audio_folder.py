@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from wavespace.data.files.discovery import Recording, audio_folder
-from wavespace.data.sources.recordings import SPLITS, Recordings, Rows
+from wavespace.data.files.discovery import TRAIN_VAL_TEST, Recording, audio_folder
+from wavespace.data.sources.recordings import Recordings, Rows
 from wavespace.errors import BadInput
 from wavespace.settings import validate_settings
 
@@ -70,17 +70,17 @@ class AudioFolder(Recordings):
             if sizes.max() > 1:
                 sizes[sizes.argmax()] -= 1
                 sizes[split] = 1
-        return {split: np.sort(rows) for split, rows in zip(SPLITS, np.split(order, np.cumsum(sizes)[:2]))}
+        return {split: np.sort(rows) for split, rows in zip(TRAIN_VAL_TEST, np.split(order, np.cumsum(sizes)[:2]))}
 
     def unprepared(self) -> str:
         """As of every dataset; where recordings are too few to train on, `BadInput` says so before they are read."""
-        shares = [split for split, share in zip(SPLITS, self.splits) if share > 0]
+        shares = [split for split, share in zip(TRAIN_VAL_TEST, self.splits) if share > 0]
         if (count := len(self.found())) < len(shares):
             raise self._too_few(shares[count], self.place, count)
         return super().unprepared()
 
     def _need(self, split: str) -> None:
-        if len(self.store) < 3 and not hasattr(self, f"{split}_set") and self.splits[SPLITS.index(split)] > 0:
+        if len(self.store) < 3 and not hasattr(self, f"{split}_set") and self.splits[TRAIN_VAL_TEST.index(split)] > 0:
             raise self._too_few(split, self.store.folder, len(self.store))
         super()._need(split)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from wavespace.data.files.discovery import TABLE, Recording, Row, existing, maestro, maestro_rows
+from wavespace.data.files.discovery import TABLE, Recording, Row, find_file, maestro, maestro_rows
 from wavespace.data.files.download import RemoteZip, extract
 from wavespace.data.files.download import verify as hold_against
 from wavespace.data.sources.recordings import Recordings
@@ -93,7 +93,7 @@ class Maestro(Recordings):
     def missing(self) -> set[str]:
         """Files of the wanted rows that are not there."""
         names = {name for row in self.wanted() for name in (row.midi, row.audio)}
-        return {name for name in names if not existing(self.place / name).is_file()}
+        return {name for name in names if not find_file(self.place / name).is_file()}
 
     def found(self) -> list[Recording]:
         """The wanted performances whose audio and MIDI files are there."""

@@ -19,6 +19,7 @@ from wavespace.data.files.discovery import (
     CLIP_BYTES,
     INSTRUMENTS,
     METADATA,
+    TRAIN_VAL_TEST,
     Recording,
     files,
     medley_clips,
@@ -26,7 +27,7 @@ from wavespace.data.files.discovery import (
 )
 from wavespace.data.files.download import extract, fetch
 from wavespace.data.files.download import verify as hold_against
-from wavespace.data.sources.recordings import SPLITS, Recordings, Rows
+from wavespace.data.sources.recordings import Recordings, Rows
 from wavespace.data.store.format import Store
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.data.store.windows import StoreItems
@@ -128,14 +129,14 @@ class MedleySolos(Recordings):
             return super().rows()
         # Within each instrument songs go 60/20/20 to the splits; an instrument of one or two songs trains alone.
         instruments, songs = self.store.labels["instrument"], self.store.labels["song"]
-        part = np.zeros(len(self.store), np.int64)  # of SPLITS
+        part = np.zeros(len(self.store), np.int64)  # of TRAIN_VAL_TEST
         for instrument in range(len(INSTRUMENTS)):
             own = np.unique(songs[instruments == instrument])
             held = max(1, round(0.2 * len(own))) if len(own) > 2 else 0
             order = rng_for("songs", instrument).permutation(len(own))
             for number, chosen in ((1, order[:held]), (2, order[held : 2 * held])):
                 part[np.isin(songs, own[chosen]) & (instruments == instrument)] = number
-        return {split: np.flatnonzero(part == number) for number, split in enumerate(SPLITS)}
+        return {split: np.flatnonzero(part == number) for number, split in enumerate(TRAIN_VAL_TEST)}
 
     def is_official(self) -> bool:
         """Whether splits are the dataset's own."""

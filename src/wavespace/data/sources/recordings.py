@@ -19,30 +19,30 @@ from torch.utils.data import DataLoader
 from wavespace.data.base import Batch, DataModule, SampleRate, Seconds, Workers
 from wavespace.data.files.discovery import (
     ARCHIVES,
+    TRAIN_VAL_TEST,
     Recording,
-    content_in,
-    content_of,
-    content_of_store,
+    dataset_digest,
+    folder_and_archive,
     listed,
-    say,
-    see,
-    unpacked,
+    print_once,
+    recordings_digest,
+    store_digest,
+    with_digests,
 )
 from wavespace.data.store.build import Samples, build_store, store_name
 from wavespace.data.store.features import FeatureCache, FrontEnd
 from wavespace.data.store.format import PCM, Store
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.data.store.windows import StoreItems, StoreWindows
-from wavespace.digests import Digests, Unread
+from wavespace.digests import DigestCache, Unread
 from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.spec import AudioSpec
 
-SPLITS = ("train", "val", "test")
 FETCHED = ".fetched"
 """Lies in a folder that `wavespace prepare` made: what is missing there is fetched, and elsewhere it is not."""
-READER = 3
+READER_VERSION = 3
 """Raised when other samples or notes are read from the same files: part of the key of every store."""
-LOOKED = 2**30
+MOST_TO_CHECK = 2**30
 """Bytes that are read at most to see whether there is a store."""
 Rows = dict[str, NDArray[np.int64]]
 """Recordings of a store by split."""
@@ -96,7 +96,7 @@ class Recordings(DataModule):
         """
         spec = AudioSpec(self.sample_rate, self.seconds, labels)
         super().__init__(spec, self.batch_size, self.workers, eval_batch_size=1)
-        self.place, self.archive = unpacked(place)
+        self.place, self.archive = folder_and_archive(place)
         self.stores_folder = Path(self.stores).expanduser()
         self.cache: FeatureCache | None = None
 
@@ -108,7 +108,7 @@ class Recordings(DataModule):
 
     def rows(self) -> Rows:
         """Which recordings of the store are in which split."""
-        return {split: self.store.split(split) for split in SPLITS}
+        return {split: self.store.split(split) for split in TRAIN_VAL_TEST}
 
     def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
         """What is validated on."""
@@ -153,20 +153,25 @@ class Recordings(DataModule):
     def provenance(self, recordings: Sequence[Recording]) -> dict[str, Any]:
         """All that decides what a store of recordings holds, of which the digests are known."""
         rate = self.spec.sample_rate
-        return {"data": self.kind, "sample_rate": rate, "reader": READER, "content": content_of(recordings)}
+        return {
+            "data": self.kind,
+            "sample_rate": rate,
+            "reader": READER_VERSION,
+            "content": recordings_digest(recordings),
+        }
 
     def contents(self) -> dict[str, str]:
         """The digest of the recordings: of the store that is open, else of those that are there."""
         if hasattr(self, "store"):
-            return {self.setting: content_of_store(self.store.manifest)}
-        return {self.setting: content_in(self.place, self.found, Digests(self.stores_folder))}
+            return {self.setting: store_digest(self.store.manifest)}
+        return {self.setting: dataset_digest(self.place, self.found, DigestCache(self.stores_folder))}
 
     def is_prepared(self) -> bool:
-        """Whether there is a store; files of more than `LOOKED` bytes that were never read have none."""
+        """Whether there is a store; files of more than `MOST_TO_CHECK` bytes that were never read have none."""
         if (self.place / MANIFEST).is_file():
             return True
         try:
-            recordings = see(self.found(), Digests(self.stores_folder), LOOKED)
+            recordings = with_digests(self.found(), DigestCache(self.stores_folder), MOST_TO_CHECK)
         except Unread:
             return False
         return (self.stores_folder / store_name(self.provenance(recordings))).exists()
@@ -175,7 +180,7 @@ class Recordings(DataModule):
         """What there is in place of a store of the files as they are."""
         recordings = self.found()
         for store in self._earlier(recordings):
-            what = _difference(store, see(recordings, Digests(self.stores_folder)))
+            what = _difference(store, with_digests(recordings, DigestCache(self.stores_folder)))
             return f"{store.folder} was made of other files than there are in {self.place} now ({what})"
         return super().unprepared()
 
@@ -185,9 +190,9 @@ class Recordings(DataModule):
         if self.store.features is not None:
             self.store.features.verify()
         if self.recordings:
-            digests = Digests(self.stores_folder).of([seen.path for r in self.recordings for seen in r.seen], anew=True)
-            found = {seen.path: seen.digest for seen in digests}
-            if changed := [s.path for r in self.recordings for s in r.seen if found[s.path] != s.digest]:
+            before = [file for recording in self.recordings for file in recording.digests]
+            now = DigestCache(self.stores_folder).of([file.path for file in before], reread=True)
+            if changed := [old.path for old, new in zip(before, now) if old.digest != new.digest]:
                 raise BadInput(
                     f"{self.store.folder}: {listed(changed)} changed since it was made, and the disk does not tell; "
                     "touch what has changed and repeat the command"
@@ -201,7 +206,7 @@ class Recordings(DataModule):
         if (self.place / MANIFEST).is_file():
             store = self._checked(Store.open(self.place))
         else:
-            self.recordings = see(self.found(), Digests(self.stores_folder))
+            self.recordings = with_digests(self.found(), DigestCache(self.stores_folder))
             provenance = self.provenance(self.recordings)
             store = build_store(
                 self.stores_folder / store_name(provenance),
@@ -216,7 +221,7 @@ class Recordings(DataModule):
             store.with_features(self.cache.store_for(store, self.stores_folder))
         self.store = store
         for line in self.remarks():
-            say(line)
+            print_once(line)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that have recordings."""
@@ -226,7 +231,7 @@ class Recordings(DataModule):
         self.leaking = leaking(self.store, self.in_split)
         if self.leaks == "drop":
             self.in_split = {split: np.setdiff1d(rows, self.leaking[split]) for split, rows in self.in_split.items()}
-        train, val, test = (self.in_split[split] for split in SPLITS)
+        train, val, test = (self.in_split[split] for split in TRAIN_VAL_TEST)
         if len(train):
             balance: Any = self.store.labels[self.balance][train] if self.balance in self.store.labels else self.balance
             self.train_set = StoreWindows(self.store, train, self.spec.samples, self.seed, balance)

@@ -341,9 +341,9 @@ def _build_shard(partial: Path, shard: Shard, source: Source, written: Callable[
                     if recording.notes is not None:
                         said += _label_remarks(notes[-1], frames[-1] / source.rate, levels.is_silent)
                     remarks += [(kind, recording.name, what) for kind, what in said]
-                for seen in recording.seen:
-                    if not seen.is_unchanged():
-                        raise BadInput(f"{seen.path}: has changed since this command began; repeat the command")
+                for file_read in recording.digests:
+                    if not file_read.is_unchanged():
+                        raise BadInput(f"{file_read.path}: has changed since this command began; repeat the command")
             except BadInput as error:
                 refused.append(str(error))
         if refused:

@@ -21,13 +21,13 @@ from pydantic import Field, PositiveInt
 from torch.utils.data import Dataset
 
 from wavespace.data.base import DataModule, Item, Notes, SampleRate, Seconds, Workers, rng_for
-from wavespace.data.files.discovery import TABLE, midi_files, of_rendered, scores
+from wavespace.data.files.discovery import TABLE, midi_files, rendered_digests, scores
 from wavespace.data.files.midi import Performance, apply_pedal, clean, window
 from wavespace.data.files.scores import LONGEST_GAP, Scores, read_scores
 from wavespace.data.synthesis.augment import LOUDEST, augment, noise, reverb
 from wavespace.data.synthesis.composer import compose
 from wavespace.data.synthesis.soundfont import Sampler, Voice
-from wavespace.digests import Digests, file_digest
+from wavespace.digests import DigestCache, file_digest
 from wavespace.errors import BadInput
 from wavespace.settings import validate_settings
 from wavespace.spec import PIANO_PITCHES, AudioSpec
@@ -136,7 +136,7 @@ class Rendered(DataModule):
         if hasattr(self, "read"):
             return self.read
         given = {"midi": self.midi, "test_midi": self.test_midi, "soundfont": self.soundfont}
-        return of_rendered(given, Digests(self.stores_folder))
+        return rendered_digests(given, DigestCache(self.stores_folder))
 
     def setup(self, stage: str | None = None) -> None:
         """Find and read the scores; nothing is rendered before it is asked for."""
@@ -170,7 +170,7 @@ class Rendered(DataModule):
 
     def _scores(self, paths: Sequence[Path]) -> tuple[Scores, list[dict[str, Any]]]:
         """What can be played of some MIDI files, and facts of each file."""
-        folder, each = read_scores(Digests(self.stores_folder).of(paths), self.stores_folder)
+        folder, each = read_scores(DigestCache(self.stores_folder).of(paths), self.stores_folder)
         numbers = tuple(n for n, fact in enumerate(each) if fact["fault"] is None)
         return Scores(folder, numbers, tuple(paths[n].name for n in numbers)), each
 
