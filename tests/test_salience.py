@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import numpy as np
@@ -10,17 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from parts import AUDIO, small_task
-from wavespace.build import build_task, check_shapes
+from wavespace.build import build_task
 from wavespace.config import compose
 from wavespace.config.construction import make
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.data.labels import pitch_salience
 from wavespace.decode import peak_pitches, strongest_pitches
-from wavespace.errors import Incompatible
 from wavespace.models.blocks import Rebin
 from wavespace.spec import midi_to_hz
 from wavespace.tasks.salience import Salience, balanced, focal, log_bins
@@ -302,14 +299,6 @@ def test_settings_that_can_not_be_are_refused(settings: dict[str, object]) -> No
         Salience(task_of().frontend, **settings)  # type: ignore[arg-type]
 
 
-def test_the_shipped_configuration_has_the_defaults_of_the_class() -> None:
-    shipped = OmegaConf.to_container(compose(["task=salience"]).task, resolve=True)
-    assert isinstance(shipped, dict)
-    del shipped["_target_"]
-    defaults = {name: p.default for name, p in inspect.signature(Salience).parameters.items() if name != "frontend"}
-    assert {name: tuple(v) if isinstance(v, list) else v for name, v in shipped.items()} == defaults
-
-
 @given(st.integers(1, 100), st.floats(20, 400), st.integers(1, 300))
 @settings(max_examples=200)
 def test_bins_are_evenly_spaced_up_to_the_highest(per_octave: int, fmin: float, steps: int) -> None:
@@ -329,43 +318,6 @@ def test_bins_of_the_front_end_need_no_change_of_axis() -> None:
     task = build_task(cfg, AUDIO)  # type: ignore[assignment]
     assert task.out_spec.frequencies == frontend.out_spec.frequencies
     assert not any(isinstance(part, Rebin) and part.weight is not None for part in task.model.modules())
-
-
-SMALL = {
-    "tcn": ["model.width=8"],
-    "local_mlp": ["model.width=8"],
-    "transformer": ["model.width=8"],
-    "unet": ["model.width=4", "model.depth=2"],
-    "harmonic": ["model.width=4"],
-    "peaks": [],
-}
-
-
-@pytest.mark.parametrize("model", SMALL)
-@pytest.mark.parametrize("frontend", ["cqt", "hcqt", "log_frequency", "encodec"])
-def test_front_ends_and_models_compose(frontend: str, model: str) -> None:
-    parts = [f"frontend={frontend}", f"model={model}", "task=salience", *SMALL[model]]
-    cfg = compose(["data=synthetic", "data.sample_rate=24000", "data.seconds=1.0", *parts])
-    audio = make(cfg.data, "data").spec
-    if model == "peaks" or (model == "harmonic" and frontend == "encodec"):
-        with pytest.raises(Incompatible, match=f"model={model}"):
-            check_shapes(cfg, audio)
-    else:
-        task = check_shapes(cfg, audio)
-        assert task.out_spec.bins == 271
-        assert task.out_spec.channels == 1
-
-
-def test_data_without_notes_is_refused_by_name() -> None:
-    cfg = compose(["data=medley_solos", "frontend=cqt", "model=unet", "task=salience"])
-    with pytest.raises(Incompatible, match="task=salience needs notes labels, and data=medley_solos"):
-        check_shapes(cfg, make(cfg.data, "data").spec)
-
-
-def test_data_whose_notes_are_left_out_says_how_they_are_read() -> None:
-    cfg = compose(["data=audio_folder", "data.notes=false", "task=salience"])
-    with pytest.raises(Incompatible, match=r"has none; data\.notes=true reads them"):
-        build_task(cfg, make(cfg.data, "data").spec)
 
 
 # --- Learning --------------------------------------------------------------------------------------------

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from parts import AUDIO, FRONTENDS, small_task, sound_of
+from wavespace.config import compose
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.inference import stream
 from wavespace.optim import AdamW
 from wavespace.spec import PIANO_PITCHES, AudioSpec, FeatureSpec
-from wavespace.tasks.base import Example
+from wavespace.tasks.base import Example, Task
 from wavespace.tasks.piano_roll import HEADS, Conditioning, PianoRoll
 from wavespace.tasks.reconstruction import Reconstruction
+from wavespace.tasks.salience import Salience
+from wavespace.tasks.self_salience import SelfSalience
 
 RATE = AUDIO.sample_rate
 NOTES: Notes = np.array([[0.1, 0.5, 60, 90], [0.1, 0.8, 64, 70], [0.55, 0.9, 60, 40], [0.95, 1.3, 108, 127]])
@@ -320,6 +327,15 @@ def test_a_perfect_reconstruction_sounds_as_its_input_resynthesised() -> None:
 
 
 # --- Shared ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [PianoRoll, Reconstruction, Salience, SelfSalience])
+def test_the_shipped_configuration_has_the_defaults_of_the_class(task: type[Task]) -> None:
+    name = task.__module__.rpartition(".")[2]
+    shipped: Any = OmegaConf.to_container(compose([f"task={name}"]).task, resolve=True)
+    assert shipped.pop("_target_") == f"{task.__module__}.{task.__name__}"
+    defaults = {name: p.default for name, p in inspect.signature(task).parameters.items() if name != "frontend"}
+    assert {name: tuple(v) if isinstance(v, list) else v for name, v in shipped.items()} == defaults
 
 
 def test_int16_audio_is_the_same_sound() -> None:

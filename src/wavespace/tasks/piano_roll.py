@@ -126,8 +126,10 @@ class PianoRoll(Task):
         features = frontend.out_spec
         pitches = tuple(midi_to_hz(pitch) for pitch in PIANO_PITCHES)
         super().__init__(frontend, FeatureSpec(len(HEADS), pitches, features.frame_rate, "logit", -10.0, 10.0))
-        self.onset_weight, self.onset_positive = onset_weight, onset_positive
-        self.frame_weight, self.offset_weight, self.velocity_weight = frame_weight, offset_weight, velocity_weight
+        self.onset_positive = onset_positive
+        self.weights = {
+            "onset": onset_weight, "frame": frame_weight, "offset": offset_weight, "velocity": velocity_weight,
+        }  # fmt: skip
         self.grids = {"onset": onset_thresholds, "frame": frame_thresholds, "offset": offset_thresholds}
         for name in self.grids:
             self.register_buffer(f"{name}_threshold", torch.tensor(0.5))
@@ -167,13 +169,9 @@ class PianoRoll(Task):
             "velocity": (roll.onset * (velocity.sigmoid() - roll.velocity).square()).sum()
             / roll.onset.sum().clamp_min(1),
         }
-        total = (
-            self.onset_weight * losses["onset"]
-            + self.frame_weight * losses["frame"]
-            + self.offset_weight * losses["offset"]
-            + self.velocity_weight * losses["velocity"]
-        )
-        return {"loss": total, **losses}
+        return {
+            "loss": sum((self.weights[name] * loss for name, loss in losses.items()), output.new_zeros(()))
+        } | losses
 
     def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PianoRollOutput]:
         """Return head probabilities and notes of each item, from logits `(B, 4, 88, T)`."""

@@ -180,7 +180,7 @@ class Salience(PitchMap):
         bins_per_octave: bins of the map to an octave.
         fmin: its lowest bin in Hz.
         fmax: its highest bin at or below, in Hz.
-        labels: what a note is worth: the share of a frame that it covers, or that times its power; see
+        labels: what a note is worth: the fraction of a frame that it covers, or that times its power; see
             `wavespace.data.labels.pitch_salience`.
         spread_cents: standard deviation of the smearing of a note about its exact pitch.
         loss: cross-entropy in which what sounds and what does not weigh alike, or the focal one; see the functions.

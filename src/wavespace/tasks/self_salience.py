@@ -53,20 +53,19 @@ class SelfSalience(PitchMap):
     a >= 0 and the lobe g of a partial. Both spectrograms are compared on `level`, a compressed scale that is 0 at the
     floor: a map of nothing, and any map of silence, rebuild silence exactly.
 
-    The loss is a sum of terms, each there if its weight is not 0:
+    The loss is a sum of terms, each there if its weight, the argument of its name, is not 0:
 
     - `reconstruction`: `sum |rebuilt - input| / sum input` on that scale, every frame weighed by its mean level: 0 is
       perfect, 1 is what silence scores.
-    - `margin`: the constraint `mean max(0, H(map) - H(input) + margin) <= SLACK`, in nats, where H is the entropy along
-      frequency of a frame as a distribution, and the mean is over frames by level. A chord is held to it as a single
-      note is: no frame makes up for another. Its multiplier rises while it is violated and falls while it is met
-      (dual ascent), and is a buffer.
+    - `sparsity`: `mean max(0, H(map) - H(input) + margin) <= SLACK`, in nats, as a constraint of each frame, where H is
+      the entropy of a frame as a distribution along frequency, and the mean is over frames by level. Its multiplier, a
+      buffer, rises while it is violated and falls while it is met (dual ascent).
     - `consistency`: the map of a changed copy of the input is the map of the input, changed alike. Copies are
-      transposed by up to `transpose` bins (equivariance), equalised and made louder or softer by `equalise` dB
-      (invariance), and with `mix` laid over each other, where the larger share counts.
+      transposed (equivariance), equalised and made louder or softer (invariance), and laid over each other, where the
+      larger share counts.
     - `tones`: windows of self-made notes, whose pitches are known because they are drawn; the octave is learned here.
-    - `decay`: kernels that rise from a partial to the next cost the rise. `smoothness`: what a map changes from frame
-      to frame, relative to what is in it.
+    - `decay`: kernels that rise from a partial to the next cost the rise.
+    - `smoothness`: what a map changes from frame to frame, relative to what is in it.
 
     Args:
         frontend: one channel of levels in dB, evenly spaced in log frequency, not normalised.
@@ -74,22 +73,17 @@ class SelfSalience(PitchMap):
         harmonics: partials of a kernel.
         below: bins of the map below the front-end's lowest, so that energy there can be a partial of something.
         fmax: highest bin of the map at or below, in Hz.
-        reconstruction: weight of the term.
         margin: nats by which the map is to be sparser than its input, frame by frame; null: no constraint.
         ascent: what the multiplier gains a step and nat of violation.
-        consistency: weight of the term.
         transpose: most bins of a transposition; 0: none.
         equalise: standard deviation in dB of a random smooth response, and of a gain; 0: none.
         mix: lay copies over each other.
-        tones: weight of the term.
         tone_windows: windows of tones a batch.
         tone_notes: most notes in one of them that is not of melodies.
-        tone_melodies: share of them that are of melodies.
-        tone_octaves: by how much more, as a factor, cells of tones count that are silent, and one or two octaves from
-            one that sounds: what a spectrum alone confuses most.
+        tone_melodies: fraction of them that are of melodies.
+        tone_octaves: by how much more, as a factor, silent cells of tones count that are one or two octaves from one
+            that sounds: what a spectrum alone confuses most.
         audible: dB by which a struck tone may fall before it counts as over.
-        decay: weight of the term.
-        smoothness: weight of the term.
         thresholds: smallest saliences of a pitch that validation tries; the best is kept in the checkpoint.
 
     Raises:
