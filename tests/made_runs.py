@@ -30,8 +30,16 @@ def write_run(folder: Path, config: dict[str, Any], loss: float, **facts: Any) -
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     metrics = {"val/l1_db": loss, "val/loss": loss, "test/l1_db": loss + 0.1, "best_step": 60}
-    status = {"signature": folder.name, "state": "finished", "reason": None, "monitor": "val/l1_db", "step": 100}
-    status |= {"table": ["l1_db"], "metrics": metrics | facts.pop("metrics", {}), "minutes": 1.5, "cpu_minutes": 1.0}
+    status = {
+        "signature": folder.name,
+        "state": "finished",
+        "reason": None,
+        "monitor": "val/l1_db",
+        "mode": "min",
+        "step": 100,
+    }
+    status |= {"monitor": "val/l1_db", "mode": "min", "table": ["l1_db"]}
+    status |= {"metrics": metrics | facts.pop("metrics", {}), "minutes": 1.5, "cpu_minutes": 1.0}
     (folder / "status.json").write_text(json.dumps(status | facts))
     rows = ["step,lr,train/loss,val/l1_db"]
     for step in range(10, 101, 10):

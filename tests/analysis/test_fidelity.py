@@ -41,7 +41,7 @@ def test_runs_are_compared_by_the_distortion_that_they_have() -> None:
     assert found["front"].tolist() == [True, True, False]
     assert found.attrs["distortion"] == "val/l1_db"
     assert tradeoff(rows, "test/map_entropy")["front"].tolist() == [True, True, False, True]
-    drawing = draw_tradeoff(found, "val/l1_db", "test/instrument_probe", higher=True)
+    drawing = draw_tradeoff(found)
     assert "3 runs, of which 2 (ringed) are on the Pareto front: 1 and 0.5; 2 and 0.9" in drawing.note
     axes = drawing.figure().axes[0]
     rings = [c for c in axes.collections if c.get_facecolor().size == 0]

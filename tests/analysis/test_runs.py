@@ -24,9 +24,13 @@ from wavespace.analysis.runs import (
     parse_metrics,
     read_run,
 )
-from wavespace.analysis.tables import read_runs, spread, swept, table
+from wavespace.analysis.tables import objective, read_runs, spread, swept, table
 from wavespace.errors import BadInput, UserError
 from wavespace.launchfile import Job, JobResult, write_results
+from wavespace.tasks.piano_roll import PianoRoll
+from wavespace.tasks.reconstruction import Reconstruction
+from wavespace.tasks.salience import Salience
+from wavespace.tasks.self_salience import SelfSalience
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.plan import Plan, Settings
 
@@ -140,16 +144,37 @@ def test_yaml_that_nests_by_thousands_is_damaged_and_no_crash(tmp_path: Path) ->
     assert parse_config("a: {b: 1.0e-05}")[1] == {"a": {"b": 1e-5}}
 
 
+OWN = {"monitor": "val/own_score", "mode": "max"}
+
+
 @pytest.mark.parametrize(
-    ("name", "higher"),
+    ("metric", "status", "higher"),
     [
-        ("test/note_f1_onset_offset_velocity", True), ("val/l1_db_above_floor", False), ("test/instrument_probe", True),
-        ("val/octave_share_of_fp", False), ("train/onset", False), ("val/onset_threshold", None), ("test/rpa", True),
-        ("val/multi_scale", False), ("test/vfa", False), ("val/frame_recall", True),
+        ("test/note_f1_onset_offset_velocity", {}, True), ("val/l1_db_above_floor", {}, False),
+        ("train/onset", {}, False), ("val/onset_threshold", OWN, None), ("test/own_score", OWN, True),
+        ("test/own_score", {}, None), ("val/loss", {"monitor": "val/loss", "mode": "max"}, True), ("lr", OWN, None),
     ],
 )  # fmt: skip
-def test_a_metrics_name_tells_which_way_is_better(name: str, higher: bool | None) -> None:
-    assert higher_is_better(name) is higher
+def test_which_way_is_better_is_said_by_the_run_or_known_of_the_metric(
+    metric: str, status: dict[str, str], higher: bool | None
+) -> None:
+    assert higher_is_better(metric, status) is higher
+
+
+def test_runs_of_a_task_of_ones_own_are_compared_by_its_monitor(tmp_path: Path) -> None:
+    for index in range(3):
+        metrics = {"val/own_score": index / 2, "val/other": 1.0}
+        write_run(tmp_path / "own" / f"{index}", config_of("own", 0, 1e-3, 4), 1.0, **OWN, metrics=metrics)
+    assert objective(table(tmp_path / "own")) == ("val/own_score", True)
+    with pytest.raises(UserError, match="val/other: its runs do not say whether more of it is better"):
+        objective(table(tmp_path / "own"), "val/other")
+
+
+def test_every_task_says_of_the_metrics_that_it_shows_which_way_is_better() -> None:
+    for task in (PianoRoll, Reconstruction, Salience, SelfSalience):
+        status = {"monitor": task.monitor, "mode": task.mode}
+        assert None not in {higher_is_better(f"test/{name}", status) for name in task.table}
+        assert higher_is_better(task.monitor, {}) is (task.mode == "max")
 
 
 def test_a_launch_is_its_jobs_with_what_became_of_them(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.analysis.fits import CantFit
+from wavespace.metrics import LESS_IS_BETTER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,27 +21,22 @@ Float = NDArray[np.float64]
 DISTORTION = ("test/l1_db", "val/l1_db", "test/unexplained", "val/unexplained")
 """What a run is unfaithful by, the first that it has: L1 in dB, or what a salience map can't rebuild."""
 
-CONTROL = {
-    "test/instrument_probe": True,
-    "test/pitch_probe": True,
-    "test/latent_entropy": False,
-    "test/salience_f1": True,
-    "test/rpa": True,
-    "test/map_entropy": False,
-}
-"""What a run can be steered by, and whether more of it is better."""
+CONTROL = (
+    *("test/instrument_probe", "test/pitch_probe", "test/latent_entropy", "test/salience_f1", "test/rpa"),
+    "test/map_entropy",
+)
+"""What a run can be steered by."""
 
 
-def tradeoff(
-    runs: pd.DataFrame, control: str, distortion: str | None = None, *, higher: bool | None = None
-) -> pd.DataFrame:
+def tradeoff(runs: pd.DataFrame, control: str, distortion: str | None = None) -> pd.DataFrame:
     """Runs that have both metrics, with `front`: no other is better in one and as good in the other.
+
+    Its `attrs` name the `control` and the `distortion`, and say whether more control is `higher`.
 
     Args:
         runs: from `table`.
         control: a column.
         distortion: a column of which less is better; the first of `DISTORTION` that occurs with the control.
-        higher: whether more of `control` is better; as in `CONTROL`.
 
     Raises:
         CantFit: no run has both.
@@ -50,10 +46,10 @@ def tradeoff(
         if control in runs and name in runs:
             both = runs[runs[name].notna() & runs[control].notna()].copy()
             if len(both):
-                up = CONTROL.get(control, True) if higher is None else higher
+                higher = control.partition("/")[2] not in LESS_IS_BETTER
                 values = both[control].to_numpy(float)
-                both["front"] = pareto(both[name].to_numpy(float), -values if up else values)
-                both.attrs["distortion"] = name
+                both["front"] = pareto(both[name].to_numpy(float), -values if higher else values)
+                both.attrs = {"distortion": name, "control": control, "higher": higher}
                 return both
     raise CantFit(f"no run has both a distortion ({', '.join(names) or 'none was measured'}) and {control}")
 

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from wavespace.config.trust import is_shipped, safe_yaml
 from wavespace.errors import BadInput, UserError
 from wavespace.files import named_file, read_regular
+from wavespace.metrics import LESS_IS_BETTER, MORE_IS_BETTER
 
 if TYPE_CHECKING:
     pass
@@ -32,11 +32,11 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 FACTS = (
     "run", "signature", "state", "reason", "step", "best_step", "parameters", "minutes", "cpu_minutes", "dollars",
-    "monitor", "source",
+    "monitor", "mode", "source",
 )  # fmt: skip
 """Columns of a table that are neither keys of the configuration nor metrics."""
 
-KNOWN = ("step", "parameters", "minutes", "cpu_minutes", "monitor")
+KNOWN = ("step", "parameters", "minutes", "cpu_minutes", "monitor", "mode")
 """Facts that status.json may hold."""
 
 LARGEST = 1e100
@@ -49,9 +49,6 @@ MOST_METRICS, MOST_COLUMNS = 500, 2000
 """Metrics of a run, and columns of a table."""
 
 PARTS = ("data", "frontend", "model", "task")
-
-HIGHER = ("f1", "precision", "recall", "accuracy", "rpa", "rca", "vr", "probe")
-LOWER = ("loss", "db", "scale", "vfa", "unexplained", "share", "entropy", "constraint", "fp")
 
 
 @dataclass
@@ -66,7 +63,7 @@ class Run:
         reasons: what is wrong with it, a sentence each.
         config: leaves of the resolved configuration by dotted key.
         metrics: of the best checkpoint on validation, and of the test split and the baseline, by name.
-        facts: step, parameters, minutes, cpu_minutes, dollars, monitor: those that are known.
+        facts: step, parameters, minutes, cpu_minutes, dollars, monitor, mode: those that are known.
         history: what was logged in training, by name.
     """
 
@@ -81,13 +78,19 @@ class Run:
     history: dict[str, Series] = field(default_factory=dict)
 
 
-def higher_is_better(metric: str) -> bool | None:
-    """Which way a metric is better, by the last word of its name that tells; None if none does."""
-    for word in reversed(re.split(r"[^a-z0-9]+", metric.rpartition("/")[2].lower())):
-        if word in HIGHER or word in LOWER:
-            return word in HIGHER
-    # A training loss may have any name.
-    return False if metric.startswith("train/") else None
+def higher_is_better(metric: str, status: Mapping[str, Any]) -> bool | None:
+    """Whether more of a metric is better; None if nothing says.
+
+    Args:
+        metric: with its split, as `val/l1_db`; losses of training are better the less they are.
+        status: what status.json, or a run's facts, say of `monitor` and `mode`.
+    """
+    split, _, name = metric.partition("/")
+    if name and name == str(status.get("monitor")).partition("/")[2] and status.get("mode") in ("min", "max"):
+        return status["mode"] == "max"
+    if name in MORE_IS_BETTER:
+        return True
+    return False if name in LESS_IS_BETTER or split == "train" else None
 
 
 # --- The files of a run -------------------------------------------------------------------------------------

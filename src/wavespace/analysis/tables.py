@@ -49,7 +49,7 @@ def table(runs: Iterable[Run | str | Path] | str | Path) -> pd.DataFrame:
 
     Columns: those of `FACTS`; each leaf of the configuration by its dotted key, and `data`, `frontend`, `model` and
     `task` as the names of their classes; metrics by name, `val/…` being those of the best checkpoint; and of what
-    was logged in training `NAME:last`, and `NAME:best` where the name tells which way is better. Types are pandas' own
+    was logged in training `NAME:last`, and `NAME:best` where it is known which way is better. Types are pandas' own
     that know of missing values; lists are JSON.
 
     Args:
@@ -76,7 +76,7 @@ def table(runs: Iterable[Run | str | Path] | str | Path) -> pd.DataFrame:
     keys = [name for name in found if name not in FACTS and "/" not in name]
     found = found[[*FACTS, *keys, *metrics]].copy()
     found[metrics] = found[metrics].astype("Float64")
-    for name in [*keys, "run", "signature", "state", "reason", "monitor", "source"]:
+    for name in [*keys, "run", "signature", "state", "reason", "monitor", "mode", "source"]:
         found[name] = _typed(found[name])
     return found
 
@@ -100,7 +100,7 @@ def _row(run: Run) -> dict[str, Any]:
         if "/" not in name:  # the learning rate
             continue
         row[f"{name}:last"] = float(values[-1])
-        higher, known = higher_is_better(name), values[np.isfinite(values)]
+        higher, known = higher_is_better(name, run.facts), values[np.isfinite(values)]
         if higher is not None and len(known):
             row[f"{name}:best"] = float(known.max() if higher else known.min())
     return row
@@ -177,10 +177,11 @@ def objective(runs: pd.DataFrame, metric: str | None = None) -> tuple[str, bool]
     if metric not in runs:
         names = sorted(str(name) for name in runs if "/" in str(name) and ":" not in str(name))
         raise UserError(f"no run has the metric '{metric}'; there are: {', '.join(names) or 'none'}")
-    higher = higher_is_better(metric)
-    if higher is None:
-        raise UserError(f"{metric}: its name does not tell whether more is better; choose another metric")
-    return metric, higher
+    watched = runs[["monitor", "mode"]].dropna().drop_duplicates().to_dict("records")
+    ways = {higher_is_better(metric, status) for status in [*watched, {}]} - {None}
+    if len(ways) != 1:
+        raise UserError(f"{metric}: its runs do not say whether more of it is better; choose another metric")
+    return metric, bool(ways.pop())
 
 
 def files_read(runs: pd.DataFrame) -> pd.Series:

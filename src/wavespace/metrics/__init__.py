@@ -9,6 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MORE_IS_BETTER = frozenset(
+    {
+        *("note_precision_onset", "note_recall_onset", "note_f1_onset", "note_f1_onset_offset"),
+        *("note_f1_onset_offset_velocity", "frame_precision", "frame_recall", "frame_f1", "salience_precision"),
+        *("salience_recall", "salience_f1", "salience_accuracy", "salience_chroma_f1", "rpa", "rca", "vr"),
+        *("instrument_probe", "pitch_probe"),
+    }
+)
+LESS_IS_BETTER = frozenset(
+    {
+        *("loss", "l1_db", "l1_db_above_floor", "multi_scale", "octave_share_of_fp", "vfa", "unexplained"),
+        *("constraint", "latent_entropy", "map_entropy"),
+    }
+)
+"""Metrics of every task here, by their names without a split; a task says which way its own monitor is better."""
+
 
 def average(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each score over recordings, as the field reports them: every recording weighs the same."""

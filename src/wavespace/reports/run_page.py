@@ -179,7 +179,7 @@ def write_report(folder: RunFolder) -> Path:
         status=status,
         table=figures_table(status),
         every=figures_table(status | {"table": names}),
-        logged=logged_table(metrics),
+        logged=logged_table(metrics, status),
         charts=charts(metrics, status),
         samples=_samples(samples, folder.path, notices),
         config=text,
@@ -201,11 +201,11 @@ def figures_table(status: dict[str, Any]) -> list[list[str]]:
     return [["", *splits], *rows]
 
 
-def logged_table(metrics: dict[str, Series]) -> list[list[str]]:
+def logged_table(metrics: dict[str, Series], status: dict[str, Any]) -> list[list[str]]:
     """What was logged in training as text: a head, then the best value, if it is known which, and the last, of each."""
     rows = []
     for name, (steps, values) in sorted(metrics.items()):
-        higher, known = higher_is_better(name), np.flatnonzero(np.isfinite(values))
+        higher, known = higher_is_better(name, status), np.flatnonzero(np.isfinite(values))
         best, at = "–", "–"
         if higher is not None and len(known):
             place = known[np.argmax(values[known] if higher else -values[known])]

@@ -289,18 +289,14 @@ def draw_effects(effects: Effects, metric: str) -> Drawing:
 # --- Fidelity and control -----------------------------------------------------------------------------------
 
 
-def draw_tradeoff(
-    points: pd.DataFrame, distortion: str, control: str, *, higher: bool, by: str | None = None
-) -> Drawing:
+def draw_tradeoff(points: pd.DataFrame, by: str | None = None) -> Drawing:
     """Distortion against control, a point a run, those on the Pareto front ringed and joined.
 
     Args:
-        points: from `tradeoff`: a column of each, and `front`.
-        distortion: less is better.
-        control: a column.
-        higher: whether more control is a larger number.
+        points: from `tradeoff`.
         by: a setting, a colour and a shape a value.
     """
+    distortion, control, higher = (points.attrs[name] for name in ("distortion", "control", "higher"))
     groups = _groups(points, by)
     front = points[points["front"]].sort_values(distortion)
 

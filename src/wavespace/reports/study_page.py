@@ -278,13 +278,13 @@ def _effects(known: pd.DataFrame, keys: list[str], metric: str, higher: bool) ->
 
 
 def _tradeoffs(rows: pd.DataFrame, by: str | None) -> Iterator[tuple[str, Drawing]]:
-    for control, higher in CONTROL.items():
+    for control in CONTROL:
         try:
             points = tradeoff(rows, control)
         except CantFit:
             continue
         if len(points) > 2 and points[control].nunique() > 1:
-            yield control, draw_tradeoff(points, points.attrs["distortion"], control, higher=higher, by=by)
+            yield control, draw_tradeoff(points, by)
 
 
 def _curves(runs: list[Run], rows: pd.DataFrame, metric: str, higher: bool, by: str | None) -> Drawing | None:
