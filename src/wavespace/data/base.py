@@ -1,8 +1,8 @@
-"""What every datamodule shares: an item, a batch, and a training stream that is a function of position.
+"""The base of datamodules: item, batch, and a training stream that is a function of position.
 
-A training set is a pure function `position -> Item`: item number `p` is the same whoever asks, in whichever
-process, after whatever came before. So the order of the data needs no state beyond "how many batches were
-taken", workers change nothing, ranks take disjoint slices, and a run that was killed goes on exactly.
+A training set is a pure function `position -> Item`: item `p` is the same in every process, whatever was read
+before. So the order of the data needs no state beyond the number of batches, workers change nothing, ranks take
+disjoint slices, and a killed run resumes exactly.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Stream(Protocol):
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Items to a batch; shorter ones are zero-padded at the end."""
+    """Join items to a batch; shorter ones are zero-padded at the end."""
     lengths = [len(item.audio) for item in items]
     audio = np.empty((len(items), 1, max(lengths)), dtype=items[0].audio.dtype)
     for row, item in zip(audio[:, 0], items):
@@ -97,7 +97,7 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 def _collate_features(items: Sequence[Item]) -> Tensor | None:
-    """`(B, T, C * F)`; after the end of shorter items the last frame goes on."""
+    """Join features to `(B, T, C * F)`; shorter ones repeat their last frame."""
     features = [item.features for item in items if item.features is not None]
     if not features:
         return None
@@ -106,7 +106,7 @@ def _collate_features(items: Sequence[Item]) -> Tensor | None:
 
 
 def rng_for(*key: int | str) -> np.random.Generator:
-    """A generator that depends on the key alone: `rng_for(seed, "train", position)`."""
+    """Return a generator that depends on the key alone, as in `rng_for(seed, "train", position)`."""
     # A negative seed is a seed, as for torch.
     words = [part % 2**64 if isinstance(part, int) else int.from_bytes(part.encode(), "little") for part in key]
     return np.random.default_rng(words)
@@ -118,7 +118,7 @@ def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 
 
 def shuffled(seed: int, position: int, n: int) -> int:
-    """Which of `n` items stands at a position of an endless shuffle; each epoch of `n` is a new permutation."""
+    """Return which of `n` items is at a position of an endless shuffle; each epoch of `n` is a new permutation."""
     epoch, place = divmod(position, n)
     return int(_permutation(seed, epoch, n)[place])
 
@@ -141,8 +141,8 @@ class BatchSampler(Sampler[list[int]]):
             batch += 1
 
 
-def _of_its_own_group(_: int) -> None:
-    """Ctrl-C and the like come to a group of processes, and a loader's has to go on until the step is done."""
+def _leave_process_group(_: int) -> None:
+    """Keep Ctrl-C, which comes to a whole group, from a loader process: it has to finish the step."""
     os.setpgid(0, 0)
 
 
@@ -155,7 +155,7 @@ class DataModule(LightningDataModule):
 
     Args:
         spec: what the batches hold.
-        batch_size: windows in a training batch, of which each device takes its share: what a step hears is the same.
+        batch_size: windows in a training batch, which devices share: a step has the same windows on any number of them.
         workers: loader processes of each device; they never change what is yielded.
         eval_batch_size: items in a validation or test batch.
     """
@@ -177,28 +177,28 @@ class DataModule(LightningDataModule):
         self.test_set: Dataset[Item]
 
     def download(self, verify: bool = False) -> None:
-        """Fetch or unpack what `prepare_data` needs and what is not there; `wavespace prepare` alone does this.
+        """Fetch or unpack what `prepare_data` needs and lacks; only `wavespace prepare` does this.
 
         Args:
-            verify: hash what is taken over, too.
+            verify: compare archives that are there with their digests, too.
         """
 
     def terms(self) -> str:
-        """Licence and citation, if it is somebody's data."""
+        """Return licence and citation, if the data has any."""
         return ""
 
     def is_prepared(self) -> bool:
-        """Whether `prepare_data` has next to nothing to do. May raise `BadInput` where the data is not there."""
+        """Whether `prepare_data` has next to nothing to do; may raise `BadInput` where the data is missing."""
         return True
 
     def unprepared(self) -> str:
-        """What is to be said where `is_prepared` is false."""
+        """Return the sentence to show if `is_prepared` is false."""
         return "The data is not prepared"
 
     def contents(self) -> dict[str, str]:
-        """A digest of what the files hold that this reads, by setting: part of a run's identity. None are read here.
+        """Return a digest of the content of the files that are read, by setting: part of a run's identity.
 
-        After `setup` it is of what was read, whatever became of the files.
+        After `setup` it is of what was read, even if the files have changed since.
         """
         return {}
 
@@ -206,14 +206,15 @@ class DataModule(LightningDataModule):
         """Make the splits, after `prepare_data`."""
 
     def verify(self) -> None:
-        """Hold what is kept on the disk against the hashes of when it was made; `BadInput` where it differs."""
+        """Compare what was prepared with its digests; raise `BadInput` where it differs."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts for a person: items, hours and what was left out, by split. Call after `setup`."""
+        """Return facts to show after `setup`: items, hours and what was left out, by split."""
         return {}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Endless training batches; goes on after the batches that the trainer has already done."""
+        """Return endless training batches, from after those that the trainer has done."""
+        self.check_split("train")
         start, rank, world = 0, 0, 1
         if self.trainer is not None:
             start = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -222,40 +223,45 @@ class DataModule(LightningDataModule):
         return self._loader(self.train_set, batch_sampler=sampler, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Fixed validation items, in order."""
+        """Return fixed validation items, in order."""
+        self.check_split("val")
         return self._loader(self.val_set, batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Fixed test items, in order."""
+        """Return fixed test items, in order."""
+        self.check_split("test")
         return self._loader(self.test_set, batch_size=self.eval_batch_size)
 
+    def check_split(self, split: str) -> None:
+        """Raise `BadInput` if a split is empty, before its loader is made."""
+
     def is_official(self) -> bool:
-        """Whether splits are the dataset's own, or a constant of the code, and not drawn from what is in a folder."""
+        """Whether splits are the dataset's own or fixed by the code, and not drawn from the files of a folder."""
         return True
 
     def whole_dataloader(self) -> DataLoader[Batch]:
-        """All recordings, whatever their split, after `prepare_data` alone."""
+        """Return the items of `whole`, after `prepare_data` alone."""
         return self._loader(self.whole(), batch_size=self.eval_batch_size)
 
     def whole(self) -> Dataset[Item]:
-        """All recordings, as the test split has them."""
+        """Return all recordings of all splits, as test items."""
         raise BadInput("this data has no recordings of its own to score as a whole; name --split val or test")
 
     def _loader(self, dataset: Any, workers: int = 0, **options: Any) -> DataLoader[Batch]:
         if workers:
-            self._need_shared_memory(workers)
+            self._check_shared_memory(workers)
         return DataLoader(
             dataset,
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_of_its_own_group,
+            worker_init_fn=_leave_process_group,
             pin_memory=torch.cuda.is_available(),
             **options,
         )
 
-    def _need_shared_memory(self, workers: int) -> None:
-        """Refuse where the batches of the loader processes don't fit: PyTorch then hangs, or dies of a bus error."""
+    def _check_shared_memory(self, workers: int) -> None:
+        """Raise `Incompatible` if batches of loader processes don't fit: PyTorch would hang, or die of a bus error."""
         shared = Path("/dev/shm")
         needed = 2 * workers * self.batch_size * self.spec.samples * 4  # each process keeps two batches ready
         if shared.is_dir() and (free := shutil.disk_usage(shared).free) < needed:

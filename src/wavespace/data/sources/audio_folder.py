@@ -1,4 +1,4 @@
-"""Anybody's recordings, with the notes of a MIDI file of the same stem beside each."""
+"""Recordings in a folder, with the notes of a MIDI file of the same stem beside each."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ class AudioFolder(Recordings):
         self.read_from(self.folder, ("notes",) if self.notes else ())
 
     def found(self) -> list[Recording]:
-        """Each audio file, by its path in the folder."""
+        """Find the audio files, named by their paths in the folder."""
         return audio_folder(self.place, self.notes)
 
     def is_official(self) -> bool:
-        """Splits are drawn from what is in the folder."""
+        """False: splits are drawn from the files of the folder."""
         return False
 
     def rows(self) -> Rows:
-        """Shares of the recordings in an order of their names' hashes, so that a new one moves few others.
+        """Split recordings in the order of their names' hashes, so that a new one moves few others.
 
-        Where there are recordings enough, each split that has a share has one.
+        If there are enough recordings, each split with a share above 0 has one.
         """
         names = self.store.names
         keys = [
@@ -79,10 +79,10 @@ class AudioFolder(Recordings):
             raise self._too_few(shares[count], self.place, count)
         return super().unprepared()
 
-    def _need(self, split: str) -> None:
+    def check_split(self, split: str) -> None:
         if len(self.store) < 3 and not hasattr(self, f"{split}_set") and self.splits[TRAIN_VAL_TEST.index(split)] > 0:
             raise self._too_few(split, self.store.folder, len(self.store))
-        super()._need(split)
+        super().check_split(split)
 
     @staticmethod
     def _too_few(split: str, place: Path, count: int) -> BadInput:

@@ -63,11 +63,11 @@ class Maestro(Recordings):
         self.read_from(self.root, ("notes",))
 
     def download(self, verify: bool = False) -> None:
-        """Take what is wanted and not there out of the zip that is at hand, or fetch it from inside the remote one."""
+        """Extract the wanted files that are missing from the zip in the folder, or fetch them from the remote zip."""
         archives = self.archives()
         if (self.place / MANIFEST).is_file() or (any(self.place.glob(TABLE)) and not self.missing()):
             return
-        if not archives and not self.is_ours():
+        if not archives and not self.may_fetch():
             return
         remote = None if archives else RemoteZip(self.url)
         for archive in archives if verify else ():
@@ -75,7 +75,7 @@ class Maestro(Recordings):
                 hold_against(archive, digest)
 
         def take(wanted: Callable[[str], bool]) -> None:
-            """Members by their names without the archive's own folder."""
+            """Extract or fetch members, by their names without the archive's top folder."""
 
             def target(name: str) -> Path | None:
                 inner = name.partition("/")[2] or name
@@ -91,12 +91,12 @@ class Maestro(Recordings):
         take(self.missing().__contains__)
 
     def missing(self) -> set[str]:
-        """Files of the wanted rows that are not there."""
+        """Return the files of the wanted rows that are missing."""
         names = {name for row in self.wanted() for name in (row.midi, row.audio)}
         return {name for name in names if not find_file(self.place / name).is_file()}
 
     def found(self) -> list[Recording]:
-        """The wanted performances whose audio and MIDI files are there."""
+        """Find the wanted performances whose audio and MIDI files are there."""
         rows = self.wanted()
         recordings = maestro(self.place, rows)
         self.absent = len(rows) - len(recordings)
@@ -104,7 +104,7 @@ class Maestro(Recordings):
         return recordings
 
     def describe(self) -> dict[str, Any]:
-        """Also what the metadata names and the folder lacks, and what is shorter than the metadata says."""
+        """Return also how many files are missing, and recordings that are shorter than in the metadata."""
         facts = super().describe()
         if hasattr(self, "absent"):  # the store was made, or found, by the files
             facts["rows of the metadata without their files"] = self.absent
@@ -115,7 +115,7 @@ class Maestro(Recordings):
         return facts
 
     def wanted(self) -> list[Row]:
-        """The rows of the metadata that `splits` and `fraction` choose.
+        """Return the rows of the metadata that `splits` and `fraction` choose.
 
         Raises:
             BadInput: there is no metadata, or it can't be read.

@@ -84,9 +84,9 @@ class MedleySolos(Recordings):
         self.eval_batch_size = self.batch_size
 
     def download(self, verify: bool = False) -> None:
-        """Take the clips out of the tar.gz that is at hand; or fetch it, and the metadata."""
+        """Fetch the metadata and the tar.gz, if they are missing, and extract the clips."""
         archives = self.archives()
-        if (self.place / MANIFEST).is_file() or not (archives or self.is_ours()):
+        if (self.place / MANIFEST).is_file() or not (archives or self.may_fetch()):
             return
         if not any(path.name == METADATA for path in files(self.place)):
             self._fetch(METADATA, "annotation")
@@ -103,7 +103,7 @@ class MedleySolos(Recordings):
 
         for archive in archives or [self._fetch(ARCHIVE, ".")]:
             extract(archive, self.place, target, limit=21_571 * CLIP_BYTES)
-            if archive.parent == self.place and self.is_ours():
+            if archive.parent == self.place and self.may_fetch():
                 archive.unlink()
 
     def _fetch(self, name: str, folder: str) -> Path:
@@ -112,7 +112,7 @@ class MedleySolos(Recordings):
         return target
 
     def found(self) -> list[Recording]:
-        """The clips of the metadata that are there."""
+        """Find the clips of the metadata that are there."""
         recordings, self.absent = medley_solos(self.place)
         return recordings
 
@@ -124,7 +124,7 @@ class MedleySolos(Recordings):
         return store
 
     def rows(self) -> Rows:
-        """The official splits, or by song."""
+        """Return the clips of each split, official or by song."""
         if self.splits == "official":
             return super().rows()
         # Within each instrument songs go 60/20/20 to the splits; an instrument of one or two songs trains alone.
@@ -143,11 +143,15 @@ class MedleySolos(Recordings):
         return self.splits == "official"
 
     def test_items(self, rows: NDArray[np.int64]) -> StoreItems:
-        """The middle of each clip."""
+        """Return the middle of each clip of `(R,)`."""
         return StoreItems.middle(self.store, rows, self.spec.samples)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the splits, each of which has to have clips."""
+        """Open the splits.
+
+        Raises:
+            BadInput: a split has no clips.
+        """
         super().setup(stage)
         for split, rows in self.in_split.items():
             if len(rows) == 0:
@@ -157,7 +161,7 @@ class MedleySolos(Recordings):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Also songs and clips of each instrument by split; metadata rows whose file is absent."""
+        """Return also songs and clips of each instrument by split, and how many files are missing."""
         facts = super().describe()
         for split, rows in self.in_split.items():
             instruments, songs = self.store.labels["instrument"][rows], self.store.labels["song"][rows]

@@ -1,4 +1,4 @@
-"""Training on several sources of audio at once, each as often as it is told to."""
+"""Training on several datamodules at once, in given shares."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Mixture(DataModule):
         super().__init__(replace(specs[self.scored], labels=labels), self.batch_size, self.workers)
 
     def download(self, verify: bool = False) -> None:
-        """Each part's."""
+        """Fetch what each part lacks."""
         for part in self.parts.values():
             part.download(verify)
 
     def terms(self) -> str:
-        """Licences and citations of all parts."""
+        """Return licences and citations of all parts."""
         return "\n".join(filter(None, (part.terms() for part in self.parts.values())))
 
     def is_prepared(self) -> bool:
@@ -69,22 +69,26 @@ class Mixture(DataModule):
         return all(part.is_prepared() for part in self.parts.values())
 
     def unprepared(self) -> str:
-        """Of the parts that are not prepared."""
+        """Return the sentences of the parts that are not prepared."""
         return "; ".join(dict.fromkeys(part.unprepared() for part in self.parts.values() if not part.is_prepared()))
 
     def contents(self) -> dict[str, str]:
-        """Each part's."""
+        """Return the digests of each part."""
         return {
             f"parts.{name}.{key}": value for name, part in self.parts.items() for key, value in part.contents().items()
         }
 
     def prepare_data(self) -> None:
-        """Each part's."""
+        """Prepare each part."""
         for part in self.parts.values():
             part.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Set up all parts and join their training sets."""
+        """Set up all parts and join their training sets.
+
+        Raises:
+            BadInput: a part has nothing to train on.
+        """
         for part in self.parts.values():
             part.setup(stage)
         for name, part in self.parts.items():
@@ -96,12 +100,12 @@ class Mixture(DataModule):
                 setattr(self, split, getattr(self.scored_part, split))
 
     def verify(self) -> None:
-        """Each part's."""
+        """Compare each part with its digests."""
         for part in self.parts.values():
             part.verify()
 
     def describe(self) -> dict[str, Any]:
-        """Facts of each part, and its share."""
+        """Return the facts of each part, with its share."""
         scored = {True: ", and scored", False: ""}
         return {
             f"{name}, {self.shares[name]:.0%} of training{scored[name == self.scored]}": part.describe()
@@ -109,16 +113,16 @@ class Mixture(DataModule):
         }
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Of the part that is scored."""
+        """Return the validation items of the scored part."""
         return self.scored_part.val_dataloader()
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Of the part that is scored."""
+        """Return the test items of the scored part."""
         return self.scored_part.test_dataloader()
 
 
 class Mixed:
-    """At each position the window that one of several streams has there; which one, is drawn by share."""
+    """A stream whose window at a position is that of one of several streams, drawn by their shares."""
 
     def __init__(self, streams: Sequence[Stream], shares: Sequence[float], seed: int) -> None:
         self.streams, self.shares, self.seed = streams, shares, seed

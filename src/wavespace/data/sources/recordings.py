@@ -1,4 +1,4 @@
-"""Recordings on disk, through a store: what all datasets of audio files share."""
+"""The base of all datasets of audio files, which are read through a store."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
-from torch.utils.data import DataLoader
 
-from wavespace.data.base import Batch, DataModule, SampleRate, Seconds, Workers
+from wavespace.data.base import DataModule, SampleRate, Seconds, Workers
 from wavespace.data.files.discovery import (
     ARCHIVES,
     TRAIN_VAL_TEST,
@@ -39,18 +38,18 @@ from wavespace.errors import BadInput, Incompatible, UserError
 from wavespace.spec import AudioSpec
 
 FETCHED = ".fetched"
-"""Lies in a folder that `wavespace prepare` made: what is missing there is fetched, and elsewhere it is not."""
+"""Marks a folder that `wavespace prepare` made: missing files are fetched into such a folder only."""
 READER_VERSION = 3
-"""Raised when other samples or notes are read from the same files: part of the key of every store."""
+"""Increased when other samples or notes are read from the same files; part of the name of every store."""
 MOST_TO_CHECK = 2**30
-"""Bytes that are read at most to see whether there is a store."""
+"""Bytes that `is_prepared` reads at most."""
 Rows = dict[str, NDArray[np.int64]]
 """Recordings of a store by split."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Recordings(DataModule):
-    """Recordings that are read once into a store, and from there at any place.
+    """A dataset of audio files, read once into a store, and from there at any place.
 
     A subclass is such a dataclass, too, whose fields are its settings beside those below. It gives `kind` and `found`,
     `rows` where splits are not the store's own, `download` where there is something to download, and the licence and
@@ -59,11 +58,11 @@ class Recordings(DataModule):
     Args:
         sample_rate: in Hz; other rates are resampled.
         seconds: length of a training window.
-        balance: "time": every second of music is as likely as any other in training; "recording": every recording as
-            likely; or the name of a label: every class of it as likely.
+        balance: what is equally likely in training: "time" (every second of music), "recording" (every recording), or
+            the name of a label (every class of it).
         val_windows: windows at equal distances that are validated on; None: whole recordings, as in test.
-        leaks: "drop": a training recording of a piece that is also held out, or with the same audio, is left out, and
-            a validation recording of what is in test; "keep": splits stay as they are.
+        leaks: "drop" leaves out training recordings of a piece that is also held out, or with the same audio, and
+            validation recordings of what is in test; "keep" leaves the splits as they are.
         batch_size: windows a batch.
         workers: loader processes; a store is fastest with none.
         seed: of the training windows.
@@ -98,60 +97,66 @@ class Recordings(DataModule):
         super().__init__(spec, self.batch_size, self.workers, eval_batch_size=1)
         self.place, self.archive = folder_and_archive(place)
         self.stores_folder = Path(self.stores).expanduser()
+        self.digest_cache = DigestCache(self.stores_folder)
         self.cache: FeatureCache | None = None
 
     # --- A subclass's own ---------------------------------------------------------------------------------
 
     @abstractmethod
     def found(self) -> list[Recording]:
-        """The recordings that are there, each with its split."""
+        """Find the recordings on the disk, each with its split.
+
+        Raises:
+            BadInput: there are none, or a file can't be used.
+        """
 
     def rows(self) -> Rows:
-        """Which recordings of the store are in which split."""
+        """Return the recordings of each split, as rows of the store."""
         return {split: self.store.split(split) for split in TRAIN_VAL_TEST}
 
     def val_items(self, rows: NDArray[np.int64]) -> StoreItems:
-        """What is validated on."""
+        """Return the validation items of recordings `(R,)`: windows, or as in test."""
         if self.val_windows is None:
             return self.test_items(rows)
         return StoreItems.spread(self.store, rows, self.spec.samples, self.val_windows)
 
     def test_items(self, rows: NDArray[np.int64]) -> StoreItems:
-        """What is tested on: whole recordings."""
+        """Return the test items of recordings `(R,)`: all of each."""
         return StoreItems.whole(self.store, rows)
 
     def whole(self) -> StoreItems:
+        """Return all recordings, as test items."""
         return self.test_items(np.arange(len(self.store)))
 
     # --- Shared -------------------------------------------------------------------------------------------
 
     def use_features(self, frontend: FrontEnd, settings: dict[str, Any]) -> None:
-        """Read features of a frozen front-end from a store of them, which `prepare_data` makes; and audio beside.
+        """Give items features of a frozen front-end, from a store of them that `prepare_data` makes.
 
         Args:
             frontend: gives the features.
-            settings: from which it was built; they name the store.
+            settings: of the front-end; they name the store.
         """
         self.cache = FeatureCache(frontend, settings)
 
     def archives(self) -> list[Path]:
-        """The archive that was given, or those that lie in the folder."""
+        """Return the archive that was given, or those in the folder."""
         inside = self.place.iterdir() if self.place.is_dir() else ()
         return [self.archive] if self.archive else sorted(path for path in inside if path.name.endswith(ARCHIVES))
 
-    def is_ours(self) -> bool:
-        """Whether what is missing in the folder is to be fetched: it is one that `wavespace prepare` made, or makes."""
+    def may_fetch(self) -> bool:
+        """Whether missing files may be fetched into the folder: `wavespace prepare` made it, or makes it here."""
         if not self.place.is_dir() or not any(self.place.iterdir()):
             self.place.mkdir(parents=True, exist_ok=True)
             (self.place / FETCHED).touch()
         return (self.place / FETCHED).is_file()
 
     def terms(self) -> str:
-        """Licence and citation; a store's manifest keeps them."""
+        """Return licence and citation, which a store's manifest has, too."""
         return f"Licence: {self.licence}\nPlease cite: {self.citation}" if self.licence else ""
 
     def provenance(self, recordings: Sequence[Recording]) -> dict[str, Any]:
-        """All that decides what a store of recordings holds, of which the digests are known."""
+        """Return everything that decides what a store of recordings holds; needs their digests."""
         rate = self.spec.sample_rate
         return {
             "data": self.kind,
@@ -161,37 +166,41 @@ class Recordings(DataModule):
         }
 
     def contents(self) -> dict[str, str]:
-        """The digest of the recordings: of the store that is open, else of those that are there."""
+        """Return the digest of the recordings in the open store, else of those on the disk."""
         if hasattr(self, "store"):
             return {self.setting: store_digest(self.store.manifest)}
-        return {self.setting: dataset_digest(self.place, self.found, DigestCache(self.stores_folder))}
+        return {self.setting: dataset_digest(self.place, self.found, self.digest_cache)}
 
     def is_prepared(self) -> bool:
-        """Whether there is a store; files of more than `MOST_TO_CHECK` bytes that were never read have none."""
+        """Whether there is a store; more than `MOST_TO_CHECK` bytes of new files are taken to have none."""
         if (self.place / MANIFEST).is_file():
             return True
         try:
-            recordings = with_digests(self.found(), DigestCache(self.stores_folder), MOST_TO_CHECK)
+            recordings = with_digests(self.found(), self.digest_cache, MOST_TO_CHECK)
         except Unread:
             return False
         return (self.stores_folder / store_name(self.provenance(recordings))).exists()
 
     def unprepared(self) -> str:
-        """What there is in place of a store of the files as they are."""
+        """Return why `is_prepared` is false: what has changed since a store was made."""
         recordings = self.found()
         for store in self._earlier(recordings):
-            what = _difference(store, with_digests(recordings, DigestCache(self.stores_folder)))
+            what = _difference(store, with_digests(recordings, self.digest_cache))
             return f"{store.folder} was made of other files than there are in {self.place} now ({what})"
         return super().unprepared()
 
     def verify(self) -> None:
-        """Read every byte of the store, of the store of features, and of the files that it was made of."""
+        """Compare the stores, and the files that they were made of, with their digests.
+
+        Raises:
+            BadInput: some differ.
+        """
         self.store.verify()
         if self.store.features is not None:
             self.store.features.verify()
         if self.recordings:
             before = [file for recording in self.recordings for file in recording.digests]
-            now = DigestCache(self.stores_folder).of([file.path for file in before], reread=True)
+            now = self.digest_cache.of([file.path for file in before], reread=True)
             if changed := [old.path for old, new in zip(before, now) if old.digest != new.digest]:
                 raise BadInput(
                     f"{self.store.folder}: {listed(changed)} changed since it was made, and the disk does not tell; "
@@ -199,14 +208,19 @@ class Recordings(DataModule):
                 )
 
     def prepare_data(self) -> None:
-        """Build the store, or find it built; the same for features. What was opened once stays."""
+        """Open the store and the store of features; build what is missing.
+
+        Raises:
+            BadInput: files are missing or can't be used.
+            Incompatible: a store that was named has another sample rate.
+        """
         if hasattr(self, "store"):
             return
         self.recordings: list[Recording] = []
         if (self.place / MANIFEST).is_file():
             store = self._checked(Store.open(self.place))
         else:
-            self.recordings = with_digests(self.found(), DigestCache(self.stores_folder))
+            self.recordings = with_digests(self.found(), self.digest_cache)
             provenance = self.provenance(self.recordings)
             store = build_store(
                 self.stores_folder / store_name(provenance),
@@ -240,20 +254,8 @@ class Recordings(DataModule):
         if len(test):
             self.test_set = self.test_items(test)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        self._need("train")
-        return super().train_dataloader()
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        self._need("val")
-        return super().val_dataloader()
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        self._need("test")
-        return super().test_dataloader()
-
     def describe(self) -> dict[str, Any]:
-        """Recordings, hours and notes by split; what leaks; samples that were clipped; where the store is."""
+        """Return recordings, hours and notes by split, leaks, clipped samples, and the place of the store."""
         facts: dict[str, Any] = {}
         for split, rows in self.in_split.items():
             hours = int(self.store.frames[rows].sum()) / self.store.sample_rate / 3600
@@ -271,7 +273,7 @@ class Recordings(DataModule):
         return facts
 
     def remarks(self) -> list[str]:
-        """What is odd of the audio or of the labels of recordings, a line each kind."""
+        """Return a line on recordings with odd audio, and one on those with odd labels."""
         found: dict[str, list[str]] = {}
         for kind, name, what in self.store.manifest.get("remarks", []):
             found.setdefault(kind, []).append(f"{name} {what}")
@@ -281,7 +283,7 @@ class Recordings(DataModule):
         ]
 
     def _earlier(self, recordings: Sequence[Recording]) -> list[Store]:
-        """Stores of the same folder at the same rate, made when it held something else; newest first."""
+        """Find stores of the same folder and rate whose files have changed since, newest first."""
         found = []
         current = getattr(getattr(self, "store", None), "folder", Path()).name
         for manifest in self.stores_folder.glob(f"*/{MANIFEST}") if recordings else ():
@@ -293,12 +295,13 @@ class Recordings(DataModule):
                     found.append((manifest.stat().st_mtime, store))
         return [store for _, store in sorted(found, key=lambda pair: -pair[0])]
 
-    def _need(self, split: str) -> None:
+    def check_split(self, split: str) -> None:
+        """Raise `BadInput` if a split has no recordings."""
         if not hasattr(self, f"{split}_set"):
             raise BadInput(f"{self.store.folder}: its {split} split has no recordings; it holds {self.describe()}")
 
     def _checked(self, store: Store) -> Store:
-        """A store that somebody made elsewhere, if it is of this dataset and rate."""
+        """Return a store that was named in place of a folder, if it is of this dataset and sample rate."""
         held = store.manifest["provenance"]
         if held.get("data") != self.kind:
             raise BadInput(f"{store.folder}: is a store of data={str(held.get('data'))[:40]}, not of data={self.kind}")
@@ -313,12 +316,12 @@ class Recordings(DataModule):
 
 
 def _files(recordings: Sequence[Recording]) -> dict[str, list[Any]]:
-    """What is known of each recording, by name."""
+    """Return split, piece, labels and digests of each recording, by name."""
     return {recording.name: recording.content[1:] for recording in recordings}
 
 
 def _difference(store: Store, recordings: Sequence[Recording]) -> str:
-    """How recordings differ from those that a store was made of, by name."""
+    """List the recordings that differ from those that a store was made of."""
     then, now = store.manifest["made_from"]["files"], _files(recordings)
     kinds = {
         "changed": [name for name in now if name in then and json.loads(json.dumps(now[name])) != then[name]],
@@ -329,7 +332,7 @@ def _difference(store: Store, recordings: Sequence[Recording]) -> str:
 
 
 def leaking(store: Store, rows: Rows) -> Rows:
-    """Recordings of each split that are also, as a piece or as identical audio, in a split that is held out from it.
+    """Find recordings of each split whose piece or identical audio is also in a split that is held out from it.
 
     Validation is held out from training, and test from both.
     """
