@@ -255,8 +255,8 @@ def test_harmonic_needs_rows_of_levels() -> None:
     with pytest.raises(Incompatible, match=r"model=harmonic stacks the rows .* such as model=unet"):
         Harmonic(LATENTS, ROLL)
     with pytest.raises(Incompatible, match="model=harmonic"):
-        Harmonic(replace(LATENTS, unit="sd"), ROLL)
-    normalised = replace(decibels(50), unit="sd", low=-3.0, high=3.0)
+        Harmonic(replace(LATENTS, unit="standardized"), ROLL)
+    normalised = replace(decibels(50), unit="standardized", low=-3.0, high=3.0)
     assert Harmonic(normalised, ROLL, width=2).eval()(features(normalised, 1, 5)).shape == (1, 4, 88, 5)
 
 

@@ -1,4 +1,4 @@
-"""The shape contract between parts: what crosses each seam, stated before any data is touched.
+"""Specs of what parts hand to each other, stated before any data is touched.
 
 Specs flow data -> front-end -> model -> task. A part states its output from its input, so that sizes
 which follow from other parts never stand in a configuration file.
@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 MOST_SECONDS, MOST_BINS, MOST_TABLE = 3600.0, 2**16, 2**26
-"""Of a training window, of a frequency axis, and numbers held at once to make a table: half a gigabyte."""
+"""Bounds of a training window, a frequency axis, and the numbers that making a table takes: half a gigabyte."""
 
 Normalization = Literal["none", "frame", "dataset"]
-"""What a front-end's values are relative to: nothing, their own frame, or the training audio."""
+"""What a front-end normalizes its values by: nothing, their own frame, or the training audio."""
 
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """What a datamodule yields: audio `(B, 1, N)` with `N = samples`, and the labels that come with it.
+    """What a datamodule gives: audio `(B, 1, N)` with `N = samples`, and its labels.
 
     Attributes:
         sample_rate: samples a second, in Hz.
@@ -46,7 +46,7 @@ class AudioSpec:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What a front-end or a model yields: features `(B, channels, len(frequencies), T)`.
+    """What a front-end or a model gives: features `(B, channels, len(frequencies), T)`.
 
     Frame `t` is centred on `t / frame_rate` seconds from the start of the audio.
 
@@ -54,8 +54,8 @@ class FeatureSpec:
         channels: size of the second axis.
         frequencies: centre frequency of each bin in Hz, ascending.
         frame_rate: frames a second.
-        unit: what a value is: "dB", "latent", "logit", or "sd" (standard deviations from the mean).
-        low: smallest value that can occur (for dB: the floor); of latents and sd the smallest to expect.
+        unit: what a value is: "dB", "latent", "logit", or "standardized" (standard deviations from the mean).
+        low: smallest value that can occur (for dB: the floor); otherwise the smallest to expect.
         high: largest value expected of audio at full scale; louder input may exceed it.
         normalization: "none"; "frame": dB below the loudest value of each frame, or latents over the frame's RMS;
             "dataset": each channel and bin over the training audio. `unit`, `low` and `high` are those after it.
@@ -78,11 +78,11 @@ class FeatureSpec:
         return len(self.frequencies)
 
     def frames(self, samples: int, sample_rate: int) -> int:
-        """Frames of `samples` of audio: one at every hop, the first centred on sample 0."""
+        """Count the frames of `samples` of audio: one at every hop, the first centred on sample 0."""
         return 1 + math.floor(samples * self.frame_rate / sample_rate + 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, as a checkpoint stores them."""
+        """Return plain lists and numbers, as a checkpoint stores them."""
         return asdict(self) | {"frequencies": list(self.frequencies)}
 
     def __str__(self) -> str:
@@ -92,7 +92,15 @@ class FeatureSpec:
 
 
 def check_table(numbers: float, bins: float = 0) -> None:
-    """Raise ValueError before a table, or a frequency axis, is made that is too large: a stranger may ask for it."""
+    """Refuse a table, or a frequency axis, that is too large before it is made: a stranger may ask for it.
+
+    Args:
+        numbers: that are held at once to make the table.
+        bins: of the axis.
+
+    Raises:
+        ValueError: either is too large.
+    """
     if bins > MOST_BINS:
         raise ValueError(f"a frequency axis of {bins:,.0f} bins; {MOST_BINS:,} are the most")
     if not numbers <= MOST_TABLE:

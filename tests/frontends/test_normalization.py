@@ -228,8 +228,12 @@ def test_the_spec_and_the_checkpoint_say_which(kind: type[FrontEnd]) -> None:
     none, frame, dataset = (small(kind, normalize) for normalize in ("none", "frame", "dataset"))  # type: ignore[arg-type]
     assert (none.out_spec.unit, none.out_spec.low, none.out_spec.high) == ("dB", -80, 0)
     assert (frame.out_spec.unit, frame.out_spec.low, frame.out_spec.high) == ("dB", -80, 0)
-    assert (dataset.out_spec.unit, dataset.out_spec.low, dataset.out_spec.high) == ("sd", -4, 4)
-    for front_end, said in ((none, "dB"), (frame, "dB, normalised by frame"), (dataset, "sd, normalised by dataset")):
+    assert (dataset.out_spec.unit, dataset.out_spec.low, dataset.out_spec.high) == ("standardized", -4, 4)
+    for front_end, said in (
+        (none, "dB"),
+        (frame, "dB, normalised by frame"),
+        (dataset, "standardized, normalised by dataset"),
+    ):
         assert str(front_end.out_spec).endswith(f" frames/s, {said}")
         assert front_end.out_spec.to_dict()["normalization"] == front_end.normalize
         assert front_end.out_spec.frequencies == none.out_spec.frequencies
@@ -252,10 +256,12 @@ def test_parts_that_read_decibels_take_them_by_frame_and_refuse_deviations() -> 
     assert Reconstruction(frame).out_spec == frame.out_spec
     assert Peaks(frame.out_spec, roll)(frame(fading())).shape == (1, 4, 88, 63)
     assert Harmonic(frame.out_spec, roll, width=4)(frame(fading())).shape == (1, 4, 88, 63)
-    sd = "sd, normalised by dataset"
-    with pytest.raises(Incompatible, match=f"task=reconstruction measures errors in dB, and MultiResolution .* {sd}; "):
+    unit = "standardized, normalised by dataset"
+    with pytest.raises(
+        Incompatible, match=f"task=reconstruction measures errors in dB, and MultiResolution .* {unit}; "
+    ):
         Reconstruction(dataset)
-    with pytest.raises(Incompatible, match=f"model=peaks reads dB .*{sd}"):
+    with pytest.raises(Incompatible, match=f"model=peaks reads dB .*{unit}"):
         Peaks(dataset.out_spec, roll)
     # Harmonics lie in rows, whatever their unit.
     assert Harmonic(dataset.out_spec, roll, width=4)(dataset(fading())).shape == (1, 4, 88, 63)
@@ -379,4 +385,4 @@ def test_a_baseline_hears_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_check_on_meta_needs_no_measurement() -> None:
     cfg = compose(RUN)
-    assert check_shapes(cfg, make(cfg.data, "data").spec).frontend.out_spec.unit == "sd"
+    assert check_shapes(cfg, make(cfg.data, "data").spec).frontend.out_spec.unit == "standardized"

@@ -81,7 +81,7 @@ class FrontEnd(nn.Module):
             low, high = (plain.low, 0.0) if plain.unit == "dB" else (-4.0, 4.0)
             self.out_spec = replace(plain, low=low, high=high, normalization=normalize)
         elif normalize == "dataset":
-            self.out_spec = replace(plain, unit="sd", low=-4.0, high=4.0, normalization=normalize)
+            self.out_spec = replace(plain, unit="standardized", low=-4.0, high=4.0, normalization=normalize)
             self.register_buffer("mean", torch.zeros(plain.channels, plain.bins, 1))
             self.register_buffer("std", torch.ones(plain.channels, plain.bins, 1))
 

@@ -124,7 +124,7 @@ class Harmonic(nn.Module):
         dilations: tuple[tuple[int, int], ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
     ) -> None:
         super().__init__()
-        if in_spec.unit not in ("dB", "sd") or in_spec.bins < 2:
+        if in_spec.unit not in ("dB", "standardized") or in_spec.bins < 2:
             raise Incompatible(
                 f"model=harmonic stacks the rows at harmonics of a pitch, in dB, and features of {in_spec} have none; "
                 "use a front-end that has, such as frontend=multi_resolution or frontend=cqt, "
