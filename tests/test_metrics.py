@@ -18,7 +18,7 @@ from wavespace.metrics import average
 from wavespace.metrics.notes import FRAME_HOP, frame_scores, note_scores, pitches_at
 from wavespace.metrics.pitch import PITCH_HOP, melody_scores, multipitch_f1, multipitch_scores
 from wavespace.spec import PIANO_PITCHES, midi_to_hz
-from wavespace.tasks.piano_roll import struck
+from wavespace.tasks.piano_roll import findable_notes
 
 # Times on a 10 ms grid hit the tolerances exactly; few pitches and a short stretch make matchings ambiguous.
 note = st.tuples(
@@ -137,7 +137,7 @@ def test_nothing_within_the_audio_and_the_keyboard_is_undefined() -> None:
 def test_notes_off_the_keyboard_count_in_no_figure() -> None:
     off = np.array([[0.1, 0.5, 20, 64], [0.1, 0.5, 109, 64], [0.1, 0.5, 21, 64], [0.1, 0.5, 108, 64]])
     assert on_keyboard(off)[:, 2].tolist() == [21, 108]
-    assert struck(off)[:, 2].tolist() == [21, 108]
+    assert findable_notes(off)[:, 2].tolist() == [21, 108]
     assert frame_scores(off, on_keyboard(off), duration=1.0)["frame_f1"] == 1
 
 

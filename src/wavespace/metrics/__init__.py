@@ -27,12 +27,12 @@ LESS_IS_BETTER = frozenset(
 
 
 def average(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each score over recordings, as the field reports them: every recording weighs the same."""
+    """Average each score over recordings, as the field reports them: every recording weighs the same."""
     return {key: mean([score[key] for score in scores]) for key in scores[0]} if scores else {}
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean over the recordings in which a score is defined; 0, as mir_eval has it, where it is defined in none.
+    """Average over the recordings in which a score is defined; 0, as mir_eval has it, where it is defined in none.
 
     A recording in which nothing was to be found and nothing was found says nothing of a model.
     """
@@ -41,7 +41,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def precision_recall_f1(hits: int, estimated: int, actual: int) -> tuple[float, float, float]:
-    """Of counts; NaN where nothing is estimated and nothing is there, 0 where one side alone has something."""
+    """Compute the three from counts: NaN where both sides are empty, 0 where one side alone is."""
     if not estimated or not actual:
         return (0.0 if estimated or actual else float("nan"),) * 3
     precision, recall = hits / estimated, hits / actual

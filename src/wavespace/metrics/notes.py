@@ -16,7 +16,7 @@ FRAME_HOP = 0.01
 
 
 def note_scores(reference: Notes, estimate: Notes) -> dict[str, float]:
-    """Note scores of one recording, equal to `mir_eval.transcription` and `transcription_velocity`.
+    """Score the notes of one recording as `mir_eval.transcription` and `transcription_velocity` do.
 
     A note is found if its onset is within 50 ms and its pitch within 50 cents; "offset" also asks for the
     offset within the larger of 50 ms and 20 % of the reference's length, "velocity" for a velocity within 0.1
@@ -57,7 +57,7 @@ def note_scores(reference: Notes, estimate: Notes) -> dict[str, float]:
 
 
 def found_notes(reference: Notes, estimate: Notes) -> NDArray[np.bool_]:
-    """Which of the true notes `(K,)` are found, by onset and pitch, as `note_scores` counts them."""
+    """Say which of the true notes `(K,)` are found, by onset and pitch, as `note_scores` counts them."""
     found = np.zeros(len(reference), dtype=bool)
     if len(reference) and len(estimate):
         found[_match(_near_pairs(reference, estimate))[:, 0]] = True
@@ -65,12 +65,11 @@ def found_notes(reference: Notes, estimate: Notes) -> NDArray[np.bool_]:
 
 
 def frame_scores(reference: Notes, estimate: Notes, *, duration: float) -> dict[str, float]:
-    """Frame scores of one recording on 88 keys, every 10 ms, pooled over keys and frames.
+    """Score the frames of one recording on 88 keys, every 10 ms, pooled over keys and frames.
 
-    Notes of other pitches don't count on either side.
-
-    A key sounds in frame `k` if `onset <= 0.01 k < offset` for one of its notes, as in the frame metrics of
-    Hawthorne et al., "Onsets and frames", ISMIR 2018, at the hop of Kong et al., IEEE/ACM TASLP 29, 2021.
+    Notes of other pitches don't count on either side. A key sounds in frame `k` if `onset <= 0.01 k < offset` for one
+    of its notes, as in the frame metrics of Hawthorne et al., "Onsets and frames", ISMIR 2018, at the hop of Kong et
+    al., IEEE/ACM TASLP 29, 2021.
 
     Args:
         reference: `(K, 4)` true notes.
@@ -86,9 +85,9 @@ def frame_scores(reference: Notes, estimate: Notes, *, duration: float) -> dict[
 
 
 def pitches_at(notes: Notes, *, hop: float, duration: float) -> Pitches:
-    """What sounds at each multiple of `hop` seconds before `duration`: `onset <= time < offset`; salience is 1.
+    """Return what sounds at each multiple of `hop` seconds before `duration`, with salience 1.
 
-    Notes of one pitch that overlap are one pitch.
+    A note sounds where `onset <= time < offset`. Notes of one pitch that overlap are one pitch.
     """
     first, end = _spans(notes, hop, frame_count(hop, duration))  # (K,)
     count = np.maximum(0, end - first)  # (K,)
@@ -99,13 +98,13 @@ def pitches_at(notes: Notes, *, hop: float, duration: float) -> Pitches:
 
 
 def frame_count(hop: float, duration: float) -> int:
-    """Multiples of `hop` seconds from 0 to before `duration`."""
+    """Count the multiples of `hop` seconds from 0 to before `duration`."""
     # The small step down keeps 0.07 / 0.01 = 7.000000000000001 on frame 7.
     return max(0, int(np.ceil(duration / hop - 1e-6)))
 
 
 def _near_pairs(reference: Notes, estimate: Notes) -> NDArray[np.int64]:
-    """`(M, 2)` indices of reference and estimate with matching onset and pitch, ascending.
+    """Return indices `(M, 2)` of reference and estimate with matching onset and pitch, ascending.
 
     mir_eval compares all with all; here only what lies within the onset window is looked at.
     """
@@ -123,7 +122,7 @@ def _near_pairs(reference: Notes, estimate: Notes) -> NDArray[np.int64]:
 
 
 def _match(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`(M, 2)` pairs of a maximum matching, ascending."""
+    """Return the pairs `(M, 2)` of a maximum matching, ascending."""
     # There may be many maximum matchings, and the velocity fit depends on which one is taken: mir_eval's own,
     # given the same graph in the same order, so that scores are equal to the last digit.
     from mir_eval.util import _bipartite_match
@@ -135,7 +134,7 @@ def _match(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _velocity_hits(reference: NDArray[np.float64], estimate: NDArray[np.float64], matched: NDArray[np.int64]) -> int:
-    """How many matched notes have a velocity within 0.1, with estimates fitted to the reference's 0..1."""
+    """Count the matched notes with a velocity within 0.1, once estimates are fitted to the reference's 0..1."""
     if not len(matched):
         return 0
     true = ((reference - reference.min()) / max(1, np.ptp(reference)))[matched[:, 0]]  # (M,)
@@ -145,7 +144,7 @@ def _velocity_hits(reference: NDArray[np.float64], estimate: NDArray[np.float64]
 
 
 def _sounding(notes: Notes, duration: float) -> NDArray[np.bool_]:
-    """`(88, T)` whether a key sounds at each multiple of `FRAME_HOP` before `duration`."""
+    """Say `(88, T)` whether each key sounds at each multiple of `FRAME_HOP` before `duration`."""
     frames = frame_count(FRAME_HOP, duration)
     notes = on_keyboard(notes)
     key = np.rint(notes[:, 2]).astype(int) - PIANO_PITCHES[0]
@@ -158,5 +157,5 @@ def _sounding(notes: Notes, duration: float) -> NDArray[np.bool_]:
 
 
 def _spans(notes: Notes, hop: float, frames: int) -> NDArray[np.int64]:
-    """`(2, K)` first frame in which each note sounds, and the first in which it no longer does."""
+    """Return the first frame in which each note sounds, and the first in which it no longer does, `(2, K)`."""
     return np.clip(np.ceil(notes[:, :2].T / hop - 1e-6), 0, frames).astype(int)

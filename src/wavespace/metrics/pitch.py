@@ -16,7 +16,7 @@ QUARTER_TONE = 0.5
 
 
 def multipitch_scores(reference: Pitches, estimate: Pitches) -> dict[str, float]:
-    """Scores of pitches by frame of one recording, equal to `mir_eval.multipitch` at its defaults.
+    """Score the pitches by frame of one recording as `mir_eval.multipitch` does at its defaults.
 
     A pitch is found if it is within 50 cents (MIREX multiple-F0 estimation; Bay, Ehmann and Downie, "Evaluation of
     multiple-F0 estimation and tracking systems", ISMIR 2009), each once: a maximum matching a frame. Counts are pooled
@@ -57,7 +57,7 @@ def multipitch_scores(reference: Pitches, estimate: Pitches) -> dict[str, float]
 
 
 def multipitch_f1(reference: Pitches, estimate: Pitches) -> float:
-    """`salience_f1` of `multipitch_scores`, alone."""
+    """Compute `salience_f1` of `multipitch_scores` alone, which takes less time."""
     both = len(estimate) and len(reference)
     hits = int(_matched(*_by_frame(reference, estimate)).sum()) if both else 0
     return precision_recall_f1(hits, len(estimate), len(reference))[2]
@@ -66,7 +66,7 @@ def multipitch_f1(reference: Pitches, estimate: Pitches) -> float:
 def melody_scores(
     reference: NDArray[np.float64], estimate: NDArray[np.float64], voiced: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Scores of a single voice, equal to `mir_eval.melody` at its defaults, on equal frames for both.
+    """Score a single voice as `mir_eval.melody` does at its defaults, on equal frames for both sides.
 
     Pitch must be less than 50 cents off, and counts in frames where the reference has one, whether or not the
     estimate takes them for voiced (MIREX audio melody extraction; Salamon et al., "Melody extraction from polyphonic
@@ -94,10 +94,7 @@ def melody_scores(
 
 
 def _by_frame(*sides: Pitches) -> list[NDArray[np.float64]]:
-    """Pitches in a row a frame for each side, `(T, most + 1)`, ascending, infinite after the last of a frame.
-
-    Frames in which one side has nothing and the other has are there too, those after the last pitch are not.
-    """
+    """Arrange the pitches of each side by frame, `(T, most + 1)`, ascending, infinite after the last of a frame."""
     frames = [side[:, 0].astype(int) for side in sides]
     length = 1 + max(int(frame[-1]) for frame in frames)
     rows = []
@@ -110,7 +107,7 @@ def _by_frame(*sides: Pitches) -> list[NDArray[np.float64]]:
 
 
 def _matched(true: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """`(T, E)` which of `found` have a partner of their own in `true`, in a maximum matching of each row.
+    """Say which of `found` `(T, E)` have a partner in `true` `(T, R)`, in a maximum matching of each row.
 
     On a line it is enough to go up both sides and to pair whatever fits first; all frames do so in step.
     """
@@ -128,7 +125,7 @@ def _matched(true: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[n
 
 
 def _chroma_hits(true: NDArray[np.float64], found: NDArray[np.float64]) -> int:
-    """Pairs of a maximum matching of pitch classes, over all rows."""
+    """Count the pairs of a maximum matching of pitch classes `(T, most + 1)`, over all rows."""
     both = np.isfinite(true[:, 0]) & np.isfinite(found[:, 0])
     with np.errstate(invalid="ignore"):
         sides = [np.nan_to_num(np.mod(side[both], 12), nan=np.inf) for side in (true, found)]  # (T, most + 1) each
@@ -142,9 +139,12 @@ def _chroma_hits(true: NDArray[np.float64], found: NDArray[np.float64]) -> int:
     line, other = (np.sort(np.where(side < start, side + 12, side), axis=1)[~crowded] for side in sides)
     hits = int(_matched(line, other).sum())
     if crowded.any():  # 24 pitches or more, all around the circle
-        from mir_eval.util import _outer_distance_mod_n, match_events
+        from mir_eval.util import match_events
+
+        def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+            along = np.abs(np.subtract.outer(a, b))
+            return np.minimum(along, 12 - along)
 
         for a, b in zip(sides[0][crowded], sides[1][crowded]):
-            a, b = a[np.isfinite(a)], b[np.isfinite(b)]
-            hits += len(match_events(a, b, QUARTER_TONE, distance=_outer_distance_mod_n))
+            hits += len(match_events(a[np.isfinite(a)], b[np.isfinite(b)], QUARTER_TONE, distance=distance))
     return hits
