@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from omegaconf import OmegaConf
 from wavespace.build import build_task
 from wavespace.config import choices, compose, conf_dir
 from wavespace.data.base import Notes
+from wavespace.decode import Decoder
 from wavespace.spec import AudioSpec, midi_to_hz
 from wavespace.tasks.base import Task
 
@@ -58,6 +61,13 @@ def save(task: Task, path: Path) -> Path:
     task.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
     return path
+
+
+def decode(*maps: Any, pitches: Sequence[int], frame_rate: float, **thresholds: float) -> Notes:
+    """Notes of whole maps."""
+    decoder = Decoder(pitches, frame_rate, **thresholds)
+    notes = np.concatenate([decoder.push(*maps), decoder.flush()])
+    return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
 
 def sound_of(notes: Notes, rate: int, seconds: float) -> NDArray[np.float32]:

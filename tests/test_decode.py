@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parts import decode
 from wavespace.data.base import Notes
 from wavespace.data.labels import Roll, piano_roll
 from wavespace.decode import Decoder
 from wavespace.spec import PIANO_PITCHES
 
 RATE = 22050 / 512
-
-
-def decode(*maps: Any, pitches: Sequence[int], frame_rate: float, **thresholds: float) -> Notes:
-    """Notes of whole maps."""
-    decoder = Decoder(pitches, frame_rate, **thresholds)
-    notes = np.concatenate([decoder.push(*maps), decoder.flush()])
-    return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
 
 
 def maps_of(notes: Notes, pitches: tuple[int, ...], seconds: float, rate: float = RATE) -> Roll:
@@ -196,39 +186,3 @@ def test_memory_does_not_grow_with_the_recording() -> None:
 def test_a_threshold_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} = {value}: input should be"):
         Decoder([60], RATE, **{name: value})
-
-
-@pytest.mark.parametrize("with_offset", [False, True])
-def test_every_note_of_real_performances_survives_the_roll(shared_data: Path, with_offset: bool) -> None:
-    from symusic import Score
-
-    folder = shared_data / "real" / "maestro-v3.0.0"
-    files = sorted(folder.rglob("*.midi"))
-    if not files:
-        pytest.skip(f"needs MAESTRO's MIDI files in {folder}")
-    total, too_close = 0, 0
-    for file in files:
-        played = Score(file, ttype="second").tracks[0].notes.numpy()
-        onset = played["time"].astype(float) + 0.5  # so that the first note has frames before it
-        notes = np.column_stack([onset, onset + played["duration"], played["pitch"], played["velocity"]])
-        notes = notes[np.lexsort((notes[:, 0], notes[:, 2]))]
-
-        # Triangles of half-width 2 keep their three highest values apart from 3 frames on: strikes of one key
-        # closer than that (70 ms), and the note that they end, are left out. Ends are cut at the key's next
-        # strike, and a note lasts at least a frame.
-        close = (np.diff(notes[:, 0]) < 3 / RATE) & (np.diff(notes[:, 2]) == 0)
-        kept = ~(np.append(close, False) | np.insert(close, 0, False) | np.append(close[1:], [False] * 2))
-        total, too_close = total + len(notes), too_close + int((~kept).sum())
-
-        found = decoded(maps_of(notes, PIANO_PITCHES, notes[:, 1].max() + 0.2), PIANO_PITCHES, with_offset)
-        for pitch in np.unique(notes[:, 2]):
-            ours, theirs = found[found[:, 2] == pitch], notes[kept & (notes[:, 2] == pitch)]
-            nearest = ours[np.abs(ours[:, :1] - theirs[:, 0]).argmin(0)]
-            following = np.append(notes[notes[:, 2] == pitch, 0], np.inf)
-            cut = following[np.searchsorted(following, theirs[:, 0], "right")]
-            end = np.maximum(np.minimum(theirs[:, 1], cut), theirs[:, 0] + 1 / RATE)
-            assert np.abs(nearest[:, 0] - theirs[:, 0]).max(initial=0) < 1e-4
-            assert np.array_equal(nearest[:, 3], theirs[:, 3])
-            assert np.abs(nearest[:, 1] - end).max(initial=0) < 1 / RATE
-        assert len(notes) - (~kept).sum() <= len(found) <= len(notes)
-    assert too_close < 0.003 * total

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parts import decode
 from wavespace.data.base import Notes
 from wavespace.data.files.midi import SHORTEST, apply_pedal, read_midi
 from wavespace.data.labels import piano_roll
-from wavespace.decode import decode
 from wavespace.spec import PIANO_PITCHES
 
 Rows = list[list[float]]
