@@ -1,4 +1,4 @@
-"""Audio files to mono float32 at one rate, whole or as a stream of blocks. Whatever soundfile reads."""
+"""Reads audio files as mono float32 at one sample rate, whole or in blocks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from wavespace.errors import BadInput
 Audio = NDArray[np.float32]
 
 UNKNOWN = 2**62
-"""From here on a number of samples is libsndfile's way to say that the header states none."""
+"""Numbers of samples from here on mean that the header states none (libsndfile)."""
 
 RATES = (1_000, 1_000_000)
-"""Samples a second: a header that states less or more is damaged, and would blow up what is resampled from it."""
+"""Samples a second: a header that states less or more is damaged, and resampling would take too much memory."""
 
 AT_ONCE = 2**24
-"""Samples of all channels that are decoded at once at most, whatever a header says of length, rate and channels."""
+"""Samples of all channels that are decoded at once at most."""
 
 SILENT = 1e-3
 """Level of a channel against the loudest one, below which nothing is recorded in it: -60 dB."""
@@ -48,7 +48,7 @@ INTEGERS = (2**15, 2**23, 2**31)
 
 
 class _File(soundfile.SoundFile):
-    """Reads on where it is. soundfile seeks after each read, which is heard where an MP3 file is read in pieces."""
+    """Reads without seeking: soundfile seeks after each read, which is audible in an MP3 file."""
 
     def seekable(self) -> bool:
         return False
@@ -69,11 +69,11 @@ class Part(NamedTuple):
     scale: float
     """What full scale is in the numbers that libsndfile gives."""
     remark: str
-    """What a person should know of its channels or its scale."""
+    """What the user should know of its channels or its scale."""
 
 
 def read_audio(path: Path, sample_rate: int, *, seconds: float | None = None) -> Audio:
-    """Mono float32 `(N,)` of a file, or of its first seconds; other rates are resampled (soxr HQ).
+    """Read a file, or its first seconds, as mono float32 `(N,)`; other rates are resampled (soxr HQ).
 
     Channels are averaged, but for those in which nothing is recorded; of channels that cancel each other, all along or
     for a while, the loudest is taken. Float files with samples in the range of integers are scaled. A file is read to
@@ -89,7 +89,7 @@ def read_audio(path: Path, sample_rate: int, *, seconds: float | None = None) ->
 
 
 def read_blocks(path: Path, sample_rate: int, seconds: float = 10.0) -> Iterator[Audio]:
-    """The same as a stream of blocks, at constant memory whatever the length of the file."""
+    """Read the same in blocks, at constant memory."""
     parts, rate = _parts(path)
     resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
     for block in _blocks(path, parts, UNKNOWN, round(seconds * rate)):
@@ -99,7 +99,7 @@ def read_blocks(path: Path, sample_rate: int, seconds: float = 10.0) -> Iterator
 
 
 class Levels:
-    """What a person should know of the levels of a recording, of its blocks of 16-bit samples."""
+    """Measures the levels of a recording from blocks of 16-bit samples, for remarks to the user."""
 
     def __init__(self) -> None:
         self.samples = self.full = self.total = self.peak = 0
@@ -120,7 +120,7 @@ class Levels:
         return self.peak < 33
 
     def remarks(self) -> list[str]:
-        """Silence, clipping, and an offset, each in a few words."""
+        """Describe silence, clipping and an offset, each in a few words."""
         if self.is_silent:
             return [f"is silent (no sample is louder than {20 * math.log10(max(1, self.peak) / 32768):.0f} dB)"]
         offset, full = abs(self.total / self.samples) / 32768, self.full / self.samples
@@ -130,7 +130,7 @@ class Levels:
 
 
 def seconds_of(path: Path) -> float:
-    """Length of all streams of a file, which a FLAC file that was written to a pipe is decoded for.
+    """Return the length of all streams of a file; a FLAC file that was written to a pipe is decoded for it.
 
     A file that was cut off may hold less.
     """
@@ -139,12 +139,12 @@ def seconds_of(path: Path) -> float:
 
 
 def remarks(path: Path) -> list[str]:
-    """What a person should know of the channels and the scale of a file."""
+    """Return what the user should know of the channels and the scale of a file."""
     return list(dict.fromkeys(part.remark for part in _parts(path)[0] if part.remark))
 
 
 def _parts(path: Path) -> tuple[list[Part], int]:
-    """The streams of a file that hold samples, and their sample rate."""
+    """Return the streams of a file that hold samples, and their sample rate."""
     if not path.is_file():
         raise BadInput(f"{path}: {'is a folder, no recording' if path.is_dir() else 'there is no such file'}")
     state = path.stat()
@@ -199,7 +199,7 @@ def _length(path: Path, part: Part) -> int:
 
 
 def _blocks(path: Path, parts: list[Part], left: int, size: int) -> Iterator[Audio]:
-    """Mono blocks of the first samples of all parts, of `left` in all and `size` each at most."""
+    """Yield mono blocks of at most `size` of the first `left` samples of all parts."""
     for part in parts:
         with _open(path, part.stream) as file:
             if file._info.seekable:  # of some damaged FLAC files a read without it gives nothing
@@ -219,7 +219,7 @@ def _blocks(path: Path, parts: list[Part], left: int, size: int) -> Iterator[Aud
 
 
 def _raw(file: _File, frames: int, path: Path, first: int) -> NDArray[Any]:
-    """The next frames `(n, channels)`; 16-bit files are made float late, which takes a sixth of the time."""
+    """Read the next frames `(n, channels)`; 16-bit files stay int16, which takes a sixth of the time."""
     short = file.subtype == "PCM_16"
     raw = file.read(frames, dtype="int16" if short else "float32", always_2d=True)
     if not short and not np.isfinite(raw).all():
@@ -236,7 +236,7 @@ def _mono(raw: NDArray[Any], part: Part) -> Audio:
     return audio
 
 
-class _Levels(NamedTuple):
+class _ChannelLevels(NamedTuple):
     """Of what was looked at."""
 
     each: NDArray[np.float64]
@@ -247,7 +247,7 @@ class _Levels(NamedTuple):
 
 
 def _part(file: _File, path: Path, stream: Stream) -> Part:
-    """A stream as it is averaged and scaled. Of most files a few places are looked at; all of it where they are odd."""
+    """Decide how a stream is averaged and scaled, from a few places; from all of it if these are odd."""
     frames = stream.frames or (None if file.frames >= UNKNOWN else file.frames)
     part = Part(stream, frames, tuple(range(file.channels)), 32768.0 if file.subtype == "PCM_16" else 1.0, "")
     floating = file.subtype in ("FLOAT", "DOUBLE")
@@ -263,13 +263,13 @@ def _part(file: _File, path: Path, stream: Stream) -> Part:
     return _mixed(path, part, levels, floating)
 
 
-def _usual(levels: _Levels) -> bool:
+def _usual(levels: _ChannelLevels) -> bool:
     loudest = levels.each.max()
     return bool(levels.each.min() > SILENT * loudest and not levels.cancel)
 
 
-def _measured(file: _File, path: Path, places: NDArray[np.int64] | None, count: int) -> _Levels:
-    """Levels of `count` samples from each place on; of all samples without places."""
+def _measured(file: _File, path: Path, places: NDArray[np.int64] | None, count: int) -> _ChannelLevels:
+    """Measure `count` samples from each place on; all samples without places."""
     peak, total = 0.0, 0
     found: list[list[float]] = []  # of each stretch the squares of its channels and of their sum, and its samples
     for place in iter(int, 1) if places is None else places:
@@ -285,11 +285,11 @@ def _measured(file: _File, path: Path, places: NDArray[np.int64] | None, count: 
     each = stretches[:, :-2].sum(axis=0) / max(1, total)
     loud = stretches[:, :-2].max(axis=1, initial=0.0) > LOUD**2 * each.max() * stretches[:, -1]
     cancel = stretches[loud, -2] < CANCELLED**2 * stretches[loud, :-2].sum(axis=1)
-    return _Levels(np.sqrt(each), peak, bool(cancel.any()))
+    return _ChannelLevels(np.sqrt(each), peak, bool(cancel.any()))
 
 
-def _mixed(path: Path, part: Part, levels: _Levels, floating: bool) -> Part:
-    """The part with what its levels tell of channels and scale."""
+def _mixed(path: Path, part: Part, levels: _ChannelLevels, floating: bool) -> Part:
+    """Return the part with channels and scale chosen by its levels."""
     said, loudest = [], levels.each.max()
     if floating and levels.peak > LOUDEST:
         scale = next((scale for scale in INTEGERS if scale / 2**8 <= levels.peak <= scale), None)

@@ -16,17 +16,17 @@ from wavespace.files import read_regular
 from wavespace.spec import PIANO_PITCHES
 
 SHORTEST = 0.01
-"""Seconds that any note lasts at least; strikes of one pitch that are closer than this are one strike."""
+"""Seconds that a note lasts at least; onsets of one pitch that are closer than this are one onset."""
 
 RESOLUTION = 960
-"""Ticks a quarter note (half a second) in the files that we write: 0.52 ms each. Fewer where a file is so long that it
-would count more than `MOST_TICKS`: from 83 minutes on. Up to 5.5 hours times are exact to 1 ms."""
+"""Ticks a quarter note (half a second) in the files that we write: 0.52 ms each. Files from 83 minutes on have fewer,
+to stay below `MOST_TICKS`; up to 5.5 hours times are exact to 1 ms."""
 
 MOST_TICKS = 9_900_000
 """pretty_midi refuses files of more than ten million ticks."""
 
 MOST_BYTES = 2**25
-"""Of a MIDI file that is read: hours of the densest music have a tenth."""
+"""Of a MIDI file: hours of the densest music have a tenth."""
 
 SUSTAIN = 64
 """Controller of the sustain pedal; it is down from a value of 64 on."""
@@ -46,7 +46,7 @@ NO_PRESSES: Presses = np.zeros((0, 2))
 
 @dataclass(frozen=True)
 class Performance:
-    """What hands and feet did.
+    """Notes and pedal of a performance.
 
     Attributes:
         notes: `(K, 4)`, `clean`, with offsets where the keys were released.
@@ -58,7 +58,7 @@ class Performance:
 
 
 def clean(notes: Notes) -> Notes:
-    """Notes that a keyboard could play: sorted, finite, and one at a time on each key.
+    """Make notes playable on a keyboard: sorted, finite, and one at a time on each key.
 
     A note ends at the next strike of its pitch at the latest. Strikes of one pitch within `SHORTEST` of each other
     are one note, as loud and as long as the largest of them. Rows with a NaN or an infinity are left out.
@@ -78,7 +78,7 @@ def clean(notes: Notes) -> Notes:
 
 
 def apply_pedal(notes: Notes, pedal: Presses) -> Notes:
-    """Notes that last as long as they are heard.
+    """Lengthen notes by the sustain pedal.
 
     A note whose key is released while the pedal is down goes on until the pedal comes up or its pitch is struck
     again, whichever is first [Hawthorne et al. 2018, "Onsets and frames"; Kong et al. 2021]. Released in the moment
@@ -97,13 +97,13 @@ def apply_pedal(notes: Notes, pedal: Presses) -> Notes:
 
 
 def window(notes: Notes, start: float, stop: float) -> Notes:
-    """The notes that sound between two times, counted from the first; what goes beyond them is not cut off."""
+    """Return the notes that sound between two times, counted from the first time; they may go beyond both."""
     notes = notes[(notes[:, 0] < stop) & (notes[:, 1] > start)]
     return notes - np.array([start, start, 0.0, 0.0])
 
 
 def on_keyboard(notes: Notes) -> Notes:
-    """The notes of the 88 keys of a piano."""
+    """Return the notes on the 88 keys of a piano."""
     return notes[(np.rint(notes[:, 2]) >= PIANO_PITCHES[0]) & (np.rint(notes[:, 2]) <= PIANO_PITCHES[-1])]
 
 
@@ -114,7 +114,7 @@ def read_midi(path: str | Path) -> Performance:
     in any, a message to its channel that ends all notes, the end of its track (a key that is never released). A
     release in the very tick of a strike is that of the note before, if one was sounding, whichever of the two the file
     has first; else the note is `SHORTEST`. A release of a key that is up means nothing. Then `clean` makes one of
-    strikes that are too close to tell.
+    strikes that are too close.
 
     A pedal is down while its controller is 64 or more, in any track or channel but the drums', until a message to the
     channel resets it. Lifted and pressed in one tick, it was up for a moment: two presses touch. Never lifted, it
@@ -159,7 +159,7 @@ def read_midi(path: str | Path) -> Performance:
 
 
 def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
-    """Notes as a MIDI file of one instrument, `RESOLUTION` ticks a quarter note or fewer, at 120 a minute.
+    """Write notes as a MIDI file of one instrument, at 120 quarter notes a minute.
 
     Times before zero become zero. The file appears under its name only when it is complete.
 
@@ -373,7 +373,7 @@ def _union(intervals: NDArray[np.int64]) -> NDArray[np.int64]:
 def _seconds(ticks: NDArray[np.number], tempo: NDArray[np.int64], per_quarter: float) -> NDArray[np.float64]:
     """Ticks in seconds; `tempo` is `(E, 5)`, sorted, with microseconds a quarter note as the first value."""
     start = np.append(0, tempo[:, 1]).astype(float)
-    rate = np.append(500_000, tempo[:, 3]) / 1e6 / per_quarter  # 120 quarters a minute until told otherwise
+    rate = np.append(500_000, tempo[:, 3]) / 1e6 / per_quarter  # 120 quarters a minute before the first tempo
     passed = np.append(0.0, np.cumsum(np.diff(start) * rate[:-1]))
     section = np.searchsorted(start, ticks, side="right") - 1
     return passed[section] + (ticks - start[section]) * rate[section]

@@ -1,4 +1,4 @@
-"""MIDI files that were read once: what was played is kept beside the stores, by what the files hold."""
+"""A cache of the performances in MIDI files, beside the stores, named by the content of the files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from wavespace.errors import BadInput
 from wavespace.files import byte_progress
 
 READER_VERSION = 2
-"""Raised when other notes are read from the same files."""
+"""Increased when other notes are read from the same files."""
 
 LONGEST_GAP = 30.0
-"""Seconds from an onset to the next in a MIDI file; what is longer is shortened."""
+"""Seconds from an onset to the next at most; longer gaps in MIDI files are shortened."""
 
 INDEX, NOTES, PEDAL = "scores.json", "notes.rows", "pedal.rows"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Performances of some of the files that were read together; small enough to be sent to workers."""
+    """Performances of some of the cached files; small enough to be sent to workers."""
 
     folder: Path
     numbers: tuple[int, ...]
@@ -39,7 +39,7 @@ class Scores:
     """Of the files."""
 
     def between(self, first: int, last: int) -> Scores:
-        """Those of the files `first` to `last`, of all that were read together."""
+        """Return those of the files from `first` to before `last`, of all that were read together."""
         own = [place for place, number in enumerate(self.numbers) if first <= number < last]
         return Scores(self.folder, tuple(self.numbers[i] for i in own), tuple(self.names[i] for i in own))
 
@@ -47,7 +47,7 @@ class Scores:
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> Performance:
-        """Notes on the keyboard of a piano, and the sustain pedal."""
+        """Return the notes on the keyboard of a piano, and the sustain pedal."""
         index, notes, pedal = _opened(self.folder)
         number = self.numbers[place]
         first, last = (index[number - 1] if number else [0, 0]), index[number]
@@ -55,7 +55,7 @@ class Scores:
 
 
 def read_scores(files: Sequence[FileDigest], stores: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """Read MIDI files, or find them read; returns the folder in which they are kept, and facts of each in order.
+    """Read MIDI files into the cache, unless they are there; return its folder, and facts of each file in order.
 
     Facts are `notes`, the time of the last one's end in `seconds`, and `fault`, why a file can't be used, or null.
     """
@@ -101,7 +101,7 @@ def _build(folder: Path, files: Sequence[FileDigest]) -> None:
 
 
 def _performance(path: Path) -> tuple[Performance, str | None]:
-    """What was played on the keyboard of a piano, and why it can't be used."""
+    """Read a performance on the keyboard of a piano; return also why it can't be used, or None."""
     nothing = Performance(np.zeros((0, 4)), np.zeros((0, 2)))
     try:
         performance = read_midi(path)
@@ -114,7 +114,7 @@ def _performance(path: Path) -> tuple[Performance, str | None]:
 
 
 def _without_gaps(performance: Performance) -> Performance:
-    """The same with at most `LONGEST_GAP` seconds between moments: a gap of hours would be all windows."""
+    """Shorten gaps to `LONGEST_GAP` seconds: windows would mostly lie in a gap of hours."""
     moments = _moments(performance.notes)
     steps = np.diff(moments)
     if steps.max() <= LONGEST_GAP:
@@ -133,7 +133,7 @@ def _without_gaps(performance: Performance) -> Performance:
 
 
 def _moments(notes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The start, each onset, and the end of the last note."""
+    """Return the start, each onset, and the end of the last note."""
     return np.concatenate([[0.0], notes[:, 0], notes[:, 1].max(initial=0.0, keepdims=True)])
 
 

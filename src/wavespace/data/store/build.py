@@ -1,6 +1,6 @@
-"""Building a store in a hidden folder beside its own, a shard at a time; it is renamed when all of it is on the disk.
+"""Builds a store in a hidden folder, a shard at a time, and renames the folder when all of it is on the disk.
 
-A build that was killed goes on after the shards that it had finished.
+A build that was killed resumes after its finished shards.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from wavespace.files import byte_progress, check_space, explained, lock, sync_fo
 from wavespace.signals import set_stop_handler
 
 WORK = ".building"
-"""Folder within an unfinished store: the lock, and a record of each finished shard."""
+"""Folder in an unfinished store, with the lock and a record of each finished shard."""
 
 
 def store_name(provenance: Mapping[str, Any]) -> str:
-    """Twelve hex digits for the folder of a store: equal settings share it, other settings have another.
+    """Return twelve hex digits for the folder of a store, which depend on its provenance alone.
 
     Args:
-        provenance: all that decides what the store holds, as JSON can write it: data set, version, sample rate, ...
+        provenance: everything that decides what the store holds, as JSON can write it.
     """
     return digest([FORMAT, provenance])[:12]
 
 
 class Source(Protocol):
-    """Where the rows of a store come from. It is sent to other processes, so it must pickle."""
+    """The source of a store's rows. It is sent to other processes, so it must pickle."""
 
     @property
     def rate(self) -> float:
@@ -69,10 +69,10 @@ class Source(Protocol):
         """The row of silence, `(width,)`."""
 
     def count(self, recording: Recording) -> int:
-        """About how many rows a recording will have, from what its header says."""
+        """Estimate the rows of a recording by its header."""
 
     def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
-        """The rows of a recording in blocks, and how many of each block's values had to be clipped."""
+        """Yield the rows of a recording in blocks, each with the number of its clipped values."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,23 @@ class Samples:
     outside = np.zeros(1, PCM)
 
     def count(self, recording: Recording) -> int:
+        """Return the samples that the header states, at the store's rate."""
         return math.ceil(seconds_of(recording.audio) * self.rate)
 
     def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
+        """Yield blocks of samples `(n,)` int16, each with the number of clipped ones."""
         return map(to_int16, read_blocks(recording.audio, self.rate))
 
 
 class Shard(NamedTuple):
-    """A part of a build, done or not."""
+    """A file of rows to build."""
 
     number: int
     recordings: list[Recording]
     size: int
     """Bytes, by the headers of the audio files."""
     key: str
-    """Of all that it should hold: a finished shard with another key is not one of this build."""
+    """The digest of its content: a finished shard with another key is of another build."""
 
 
 def build_store(
@@ -114,10 +116,9 @@ def build_store(
     processes: int | None = None,
     shard_bytes: int = 2**29,
 ) -> Store:
-    """Read rows and notes of all recordings into a store, or open the store if it is there.
+    """Build a store of recordings, or open it if it is there.
 
-    Samples beyond full scale are clipped and counted. What takes memory is a block of rows in each process, however
-    long the files are.
+    Samples beyond full scale are clipped and counted. Memory holds a block of rows in each process.
 
     Args:
         folder: where the store will be; by convention `.../store_name(provenance)`.
@@ -127,13 +128,13 @@ def build_store(
         licence: of the data, kept in the manifest.
         citation: of the data, kept in the manifest.
         made_from: where the files were and what each held, kept in the manifest.
-        processes: that read and write side by side; None: one a core; 0: this one.
-        shard_bytes: size at which a new file is begun; a recording is never divided. Small stores have smaller
-            files, so that there is work for all processes.
+        processes: to start; None: one a core; 0: build in this one.
+        shard_bytes: size at which a new file begins; a recording is never divided. Small stores have smaller files,
+            so that all processes have work.
 
     Raises:
-        BadInput: a file can't be used, or is another than when its digest was taken.
-        UserError: the disk has no room, another process is at it, or the folder holds a store of other settings.
+        BadInput: a file can't be used, or has changed since its digest was taken.
+        UserError: the disk is full, another process builds the store, or the folder has one of other settings.
     """
     if not folder.exists():
         shards = _plan(recordings, source, shard_bytes)
@@ -142,19 +143,7 @@ def build_store(
             if folder.exists():  # another process was quicker
                 shutil.rmtree(partial, ignore_errors=True)
             else:
-                done = [shard for shard in shards if _is_done(partial, shard, _row_bytes(source))]
-                todo = [shard for shard in shards if shard not in done]
-                _clear(partial, done)
-                kept, need = sum(shard.size for shard in done), sum(shard.size for shard in todo)
-                check_space(folder.parent, need)
-                with byte_progress(f"preparing {folder.name}", kept + need, kept) as advance:
-                    if processes == 0:
-                        refused = [said for shard in todo for said in _refusals(partial, shard, source, advance)]
-                    else:
-                        count = min(processes or os.cpu_count() or 1, len(todo) or 1)
-                        refused = _build_in_processes(partial, todo, source, count, advance)
-                if refused:
-                    raise BadInput("\n".join(sorted(refused)))
+                _build(folder, partial, shards, source, processes)
                 facts = {"provenance": provenance, "made_from": made_from, "licence": licence, "citation": citation}
                 _finish(partial, shards, source, facts)
                 os.rename(partial, folder)
@@ -178,12 +167,29 @@ def _sole_builder(folder: Path, partial: Path) -> Iterator[None]:
         yield
 
 
+def _build(folder: Path, partial: Path, shards: list[Shard], source: Source, processes: int | None) -> None:
+    """Build the shards that are not finished."""
+    done = [shard for shard in shards if _is_done(partial, shard, _row_bytes(source))]
+    todo = [shard for shard in shards if shard not in done]
+    _clear(partial, done)
+    kept, need = sum(shard.size for shard in done), sum(shard.size for shard in todo)
+    check_space(folder.parent, need)
+    with byte_progress(f"preparing {folder.name}", kept + need, kept) as advance:
+        if processes == 0:
+            refused = [said for shard in todo for said in _refusals(partial, shard, source, advance)]
+        else:
+            count = min(processes or os.cpu_count() or 1, len(todo) or 1)
+            refused = _build_in_processes(partial, todo, source, count, advance)
+    if refused:
+        raise BadInput("\n".join(sorted(refused)))
+
+
 def _row_bytes(source: Source) -> int:
     return source.width * source.dtype.itemsize
 
 
 def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> list[Shard]:
-    """Which recordings go into which shard; the same for the same recordings, so that a build can go on."""
+    """Distribute recordings over shards, always in the same way, so that a build can resume."""
     names = [recording.name for recording in recordings]
     if not recordings:
         raise BadInput("there are no recordings to make a store of")
@@ -214,7 +220,7 @@ def _plan(recordings: Sequence[Recording], source: Source, shard_bytes: int) -> 
 
 
 def _count(source: Source, recording: Recording) -> int:
-    """Rows by the header of a file; 0 of one that is refused, which is told when all are read."""
+    """Return the rows by the header of a file; 0 if it is refused, which is reported when all files are read."""
     try:
         return source.count(recording)
     except BadInput:
@@ -231,7 +237,7 @@ def _is_done(partial: Path, shard: Shard, row_bytes: int) -> bool:
 
 
 def _clear(partial: Path, done: list[Shard]) -> None:
-    """Remove what a killed build left half-written, and what belongs to another."""
+    """Remove what a killed build left half-written, and the files of another build."""
     kept = {WORK, "lock"} | {shard_file(shard.number) for shard in done} | {f"{shard.number}.npz" for shard in done}
     for path in [*partial.iterdir(), *(partial / WORK).iterdir()]:
         if path.name not in kept:
@@ -241,7 +247,7 @@ def _clear(partial: Path, done: list[Shard]) -> None:
 def _build_in_processes(
     partial: Path, shards: list[Shard], source: Source, processes: int, advance: Callable[[int], object]
 ) -> list[str]:
-    """Build shards in processes side by side; why recordings are refused. Any other failure ends them all."""
+    """Build shards in parallel; return why recordings are refused. Any other failure ends all processes."""
     refused: list[str] = []
     stop, written = multiprocessing.RawValue("b"), _bytes_in(partial)
     with ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(stop,)) as pool:
@@ -264,7 +270,7 @@ def _build_in_processes(
 
 
 def _bytes_in(partial: Path) -> int:
-    """Bytes that were written of all shards, finished or not."""
+    """Return the bytes that were written of all shards, finished or not."""
     size = 0
     for path in partial.glob("*shard-*"):
         with suppress(FileNotFoundError):  # it has its final name by now
@@ -273,13 +279,13 @@ def _bytes_in(partial: Path) -> int:
 
 
 _stop: Any = None
-"""In a worker: shared with the process that started it, and true when the build has failed or was stopped."""
+"""In a worker: a flag of the process that started it, set when the build fails or is stopped."""
 
 
 def _start_worker(stop: Any) -> None:
     global _stop
     _stop = stop
-    set_stop_handler(signal.SIG_IGN)  # Ctrl-C is for the process that started us, and it ends us
+    set_stop_handler(signal.SIG_IGN)  # the process that started us handles Ctrl-C, and ends us
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -310,7 +316,7 @@ def _refusals(partial: Path, shard: Shard, source: Source, written: Callable[[in
 
 
 def _build_shard(partial: Path, shard: Shard, source: Source, written: Callable[[int], object]) -> None:
-    """Write a shard, and when it is on the disk, the record that says so.
+    """Write a shard, and then the record of what it holds.
 
     Raises:
         BadInput: recordings are refused; a line for each.
@@ -363,11 +369,11 @@ def _build_shard(partial: Path, shard: Shard, source: Source, written: Callable[
 
 
 LATE = 1.0
-"""Seconds after the end of the audio from which on a note is taken not to belong to it."""
+"""Seconds after the end of the audio from which on a note is odd."""
 
 
 def _label_remarks(notes: Notes, seconds: float, silent: bool) -> list[tuple[str, str]]:
-    """What is odd of notes beside audio of a length; a score that goes on after an excerpt of audio is used."""
+    """Describe notes that don't match the length of their audio."""
     if late := int((notes[:, 0] > seconds + LATE).sum()):
         return [("labels", f"{late} of its {len(notes)} notes begin after the end of the audio at {seconds:.1f} s")]
     if len(notes) == 0 and not silent:
@@ -379,14 +385,14 @@ def _label_remarks(notes: Notes, seconds: float, silent: bool) -> list[tuple[str
 
 
 def to_int16(audio: Audio) -> tuple[NDArray[np.int16], int]:
-    """Float samples `(N,)` to the nearest 16-bit ones, and how many were beyond full scale; exact for 16-bit files."""
+    """Round float samples `(N,)` to 16 bits, exact for 16-bit files; return also how many were clipped."""
     scaled = np.rint(audio * np.float32(32768))
     kept = np.clip(scaled, -32768, 32767)
     return kept.astype(PCM), int(np.count_nonzero(kept != scaled))
 
 
 def _finish(partial: Path, shards: list[Shard], source: Source, facts: dict[str, Any]) -> None:
-    """Join the records of all shards to index and notes, and state it all in the manifest."""
+    """Join the records of all shards to index and notes, and write the manifest."""
     records = []
     for shard in shards:
         with np.load(partial / WORK / f"{shard.number}.npz") as record:
@@ -447,5 +453,5 @@ def _finish(partial: Path, shards: list[Shard], source: Source, facts: dict[str,
 
 
 def _mark() -> str:
-    """What tells the unfinished files of processes apart: where there are no locks, two may build a store."""
+    """Return a suffix for unfinished files of this process: without locks, two may build a store."""
     return str(os.getpid())

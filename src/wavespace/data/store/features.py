@@ -1,7 +1,7 @@
-"""Features of a frozen front-end, computed once for a whole store of audio and kept in a store of their own.
+"""Stores of the features of a frozen front-end, computed once for a whole store of audio.
 
-Worth it where a front-end costs more than reading what it makes: an EnCodec encoder on a CPU, six harmonics of a CQT. A
-spectrogram is quicker made than read. Values are kept as float16: latents to 0.05 %, levels of -80 dB to 0.03 dB.
+They pay where features take longer to compute than to read: an EnCodec encoder on a CPU, six harmonics of a CQT; not
+for spectrograms. Values are float16: latents to 0.05 %, levels of -80 dB to 0.03 dB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK = 4096
 
 
 class FrontEnd(Protocol):
-    """What is asked of a frozen front-end, which is a `torch.nn.Module`."""
+    """The parts of a front-end, a `torch.nn.Module`, that are used here."""
 
     @property
     def out_spec(self) -> FeatureSpec: ...
@@ -44,18 +44,18 @@ class FrontEnd(Protocol):
 
 
 class FeatureCache:
-    """Which front-end to read features of, and how its store is named.
+    """Finds or builds the store of a front-end's features.
 
     Args:
         frontend: frozen.
-        settings: from which it was built, without those that can't change what it gives.
+        settings: of the front-end, without those that can't change its output; they name the store.
     """
 
     def __init__(self, frontend: FrontEnd, settings: dict[str, Any]) -> None:
         self.frontend, self.settings = frontend, settings
 
     def store_for(self, audio: Store, stores: Path) -> Store:
-        """Features of every recording of a store of audio, from `stores` if they are there; made on the GPU, if any."""
+        """Return the features of all recordings of a store of audio, from `stores` or computed on the GPU, if any."""
         rows = digest([audio.sample_rate, audio.names, audio.digests.tobytes().hex()])
         provenance = {"features of": rows, "frontend": self.settings, "tables": _digest(self.frontend)}
         recordings = [Recording(name, audio.folder, "") for name in audio.names]
@@ -76,7 +76,7 @@ class FeatureCache:
 
 
 class Frames:
-    """Features of a store's recordings, `(T, C * F)` float16 each: what a store of features is made of."""
+    """The source of a store of features: `(T, C * F)` float16 of each recording of a store of audio."""
 
     dtype = np.dtype("<f2")
 
@@ -89,17 +89,19 @@ class Frames:
 
     @cached_property
     def outside(self) -> NDArray[np.float16]:
-        """What the front-end makes of silence."""
+        """The features of silence, `(C * F,)`."""
         silence = self.compute(np.zeros(2 * self.audio.sample_rate, np.int16))
         return silence[len(silence) // 2]
 
     def count(self, recording: Recording) -> int:
+        """Return the number of frames."""
         return 1 + int(self.audio.frames[self.number[recording.name]]) // self.hop
 
     def rows(self, recording: Recording) -> Iterator[tuple[Rows, int]]:
+        """Yield blocks of frames `(n, C * F)`; none is clipped."""
         number, count = self.number[recording.name], self.count(recording)
         samples = int(self.audio.frames[number])
-        # What hears all that came before is not divided.
+        # A front-end whose output depends on all earlier samples gets the whole recording.
         block, context = (count, 0) if self.frontend.unbounded else (BLOCK, self.frontend.context)
         for first in range(0, count, block):
             before = min(first, context)
@@ -110,16 +112,16 @@ class Frames:
 
     @torch.inference_mode()
     def compute(self, audio: NDArray[np.int16]) -> NDArray[np.float16]:
-        """Frames `(T, C * F)` of samples `(N,)`."""
+        """Return frames `(T, C * F)` of samples `(N,)`."""
         device = next(self.frontend.buffers()).device
         features: Tensor = self.frontend.plain_features(torch.from_numpy(audio).to(device)[None, None])
         return features[0].flatten(0, 1).T.half().cpu().numpy()  # (T, C * F)
 
 
 def _digest(frontend: FrontEnd) -> str:
-    """Of all tables and frozen weights: other weights, or a front-end that was mended, give another store."""
+    """Digest all tables and frozen weights, so that other weights, or a fixed front-end, give another store."""
     hasher = hashlib.sha256()
     for name, table in (*frontend.named_parameters(), *frontend.named_buffers()):
-        if name not in ("mean", "std"):  # what is kept is not normalised
+        if name not in ("mean", "std"):  # features are stored before normalisation
             hasher.update(name.encode() + table.detach().cpu().numpy().tobytes())
     return hasher.hexdigest()[:16]

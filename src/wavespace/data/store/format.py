@@ -1,7 +1,7 @@
-"""The store: recordings as flat rows in a few large files, of which any stretch is read with one system call.
+"""The store: recordings as rows in a few large files, of which any stretch is read with one system call.
 
 A row is a sample of 16-bit mono PCM; in a store of features (`wavespace.data.store.features`) it is a frame. A store
-is a folder, whole or absent, that nothing writes to once it is there:
+is a folder that is complete or absent, and never written to:
 
 - `shard-00000.rows` ...: little-endian rows, recording after recording;
 - `notes.npy`: `(K, 4)` float64 rows of onset, offset (seconds), MIDI pitch, velocity, recording after recording;
@@ -34,21 +34,21 @@ Rows = NDArray[Any]
 
 
 class Store:
-    """Many readers, any window of any recording, exact to the sample. `Store.open` makes one.
+    """Reads any window of any recording, exact to the sample. `Store.open` makes one.
 
-    It may be used before and after a fork, and pickles as its path: files are opened in each process when first read.
+    It may be used before and after a fork, and pickles as its path: each process opens files on the first read.
 
     Attributes:
         folder: where it is.
-        manifest: what manifest.json says.
+        manifest: content of manifest.json.
         sample_rate: rows a second.
         frames: `(R,)` int64, rows of each recording.
-        clipped: `(R,)` int64, samples of each recording that were beyond full scale.
-        pieces: `(R,)` int64, equal where the same piece is played; -1 where it is unknown.
-        digests: `(R, 16)` uint8, equal where the rows are.
+        clipped: `(R,)` int64, samples of each recording beyond full scale.
+        pieces: `(R,)` int64, equal for the same piece of music; -1: unknown.
+        digests: `(R, 16)` uint8, equal for equal rows.
         labels: `(R,)` int64 class indices by name.
-        features: a store of the same recordings' features, one frame each `hop` samples; None: there is none.
-        hop: 1 without features; with them windows start at its multiples.
+        features: a store of their features, one frame each `hop` samples; or None.
+        hop: windows start at its multiples if there are features; else 1.
     """
 
     features: Store | None = None
@@ -70,7 +70,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
-        """Read the index, and look whether its few files have their size.
+        """Read the index, and check the sizes of the files.
 
         Args:
             folder: may be read-only.
@@ -106,12 +106,12 @@ class Store:
         return self._names.tobytes().decode("utf-8", "surrogateescape").split("\n")
 
     def split(self, name: str) -> NDArray[np.int64]:
-        """The recordings of a split, in order; empty if the store has none of it."""
+        """Return the recordings of a split, in order; empty if it has none."""
         splits = list(self.manifest["splits"])
         return np.flatnonzero(self._split == splits.index(name)) if name in splits else np.zeros(0, np.int64)
 
     def with_features(self, features: Store) -> Store:
-        """This store, whose items come with their features from now on."""
+        """Give the items of this store their features; returns it."""
         self.features, self.hop = features, round(self.sample_rate / features.sample_rate)
         if self.hop < 1:
             raise BadInput(
@@ -120,14 +120,14 @@ class Store:
         return self
 
     def notes_in(self, recordings: NDArray[np.int64]) -> int:
-        """How many notes some recordings have together."""
+        """Count the notes of some recordings."""
         return int(np.diff(self._notes_end, prepend=0)[recordings].sum())
 
     def window(self, recording: int, start: int, samples: int) -> Rows:
-        """`samples` rows of a recording from row `start` on, a fresh array; outside of it silence.
+        """Read `samples` rows of a recording from row `start` on; outside of it they are silence.
 
         Raises:
-            BadInput: the disk does not give what the index says is there.
+            BadInput: the disk gives less than the index states.
         """
         first, last = max(start, 0), min(start + samples, int(self.frames[recording]))
         shard, place = int(self._shard[recording]), int(self._offset[recording]) + first
@@ -140,7 +140,7 @@ class Store:
         return rows
 
     def notes(self, recording: int, start: float = 0.0, stop: float = math.inf) -> Notes:
-        """The notes `(K, 4)` that sound between two times in seconds, counted from the first of them."""
+        """Return the notes `(K, 4)` that sound between two times in seconds, counted from the first time."""
         first = self._notes_end[recording - 1] if recording else 0
         notes = self._notes[first : self._notes_end[recording]]
         # Sorted by onset, and none is longer than the longest: a few of thousands can sound in a window.
@@ -150,7 +150,7 @@ class Store:
         return sounding(notes[first:last], start, stop)
 
     def item(self, recording: int, start: int, samples: int) -> Item:
-        """A window with its notes and labels, named for the recording and the second at which it starts."""
+        """Read a window with its notes and labels; its name has the recording and its start in seconds."""
         name, seconds = self.names[recording], start / self.sample_rate
         if samples != self.frames[recording]:
             name = f"{name} at {seconds:.2f} s"
@@ -163,7 +163,7 @@ class Store:
         return Item(audio, name, notes, labels, frames)
 
     def verify(self) -> None:
-        """Read every byte and hold it against the manifest.
+        """Compare every file with its digest in the manifest.
 
         Raises:
             BadInput: files that are not as they were written, by name.

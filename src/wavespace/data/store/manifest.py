@@ -1,4 +1,4 @@
-"""What a store says of itself, held against what is there before anything is allocated: it may be a stranger's.
+"""The manifest of a store, checked against its files before memory is allocated: it may come from somebody else.
 
 Imports no torch.
 """
@@ -20,11 +20,11 @@ from wavespace.errors import BadInput, UserError
 from wavespace.files import open_regular, read_regular
 
 FORMAT = 2
-"""Raised when a store of before can't be read any more; part of every store's name."""
+"""Increased when older stores can't be read any more; part of every store's name."""
 
 MANIFEST, INDEX, NOTES = "manifest.json", "index.npz", "notes.npy"
 FILE = re.compile(r"index\.npz|notes\.npy|shard-(\d{5})\.rows")
-"""The files that a manifest may name."""
+"""Names of files that a manifest may list."""
 
 
 def shard_file(number: int) -> str:
@@ -42,7 +42,7 @@ KINDS: dict[str, Any] = {
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What manifest.json of a store says, if each of its files is there and has its size.
+    """Read manifest.json of a store, and check that its files are there and have their sizes.
 
     Raises:
         BadInput: there is no store, it is of another version, or a file is missing, cut off or damaged.
@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, error: Exception) -> BadInput:
-    """A sentence on a store whose manifest or index is not what a store's is."""
+    """Return the error for a store with a damaged manifest or index."""
     why = f"it has no {str(error)[:200]}" if isinstance(error, KeyError) else str(error)[:200] or type(error).__name__
     return BadInput(f"{folder}: its manifest or index is damaged ({why}); delete {folder} and prepare it anew")
 
@@ -101,7 +101,7 @@ def _check_kinds(manifest: Mapping[str, Any]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz` file that is as large as they are: not compressed, and none stated larger than it is.
+    """Read the arrays of an `.npz` file, if it is not compressed and no array states more than the file holds.
 
     Raises:
         ValueError: it is another.
@@ -134,7 +134,7 @@ def _check_header(member: Any, size: int, name: str) -> None:
 
 
 def check_index(manifest: Mapping[str, Any], index: dict[str, NDArray[Any]], notes: NDArray[Any]) -> None:
-    """Hold the index of a store against its manifest and the sizes of its files; its integers become int64.
+    """Check the index of a store against its manifest and the sizes of its files; make its integers int64.
 
     Raises:
         ValueError: they don't agree.

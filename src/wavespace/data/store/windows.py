@@ -15,18 +15,16 @@ from wavespace.data.store.manifest import MANIFEST
 
 
 class StoreWindows:
-    """Random windows as a function of position: a training stream.
-
-    A recording that is shorter than a window starts it, and zeros follow.
+    """A training stream of random windows; a shorter recording is followed by zeros.
 
     Args:
         store: where from.
         recordings: which of its recordings.
         samples: length of a window.
         seed: of the order and the places.
-        balance: "time": every place of every recording is as likely; "recording": each recording comes once in
+        balance: "time": every place of every recording is equally likely; "recording": each recording comes once in
             every `len(recordings)` windows, in a new order each time; or classes `(len(recordings),)`: each class
-            comes once in as many windows as there are classes, and within a class its recordings take turns.
+            comes once in as many windows as there are classes, and its recordings take turns.
     """
 
     def __init__(
@@ -108,13 +106,13 @@ def _shares(seed: int, block: int) -> list[float]:
 
 
 def _share(seed: int, position: int) -> float:
-    """A random number in [0, 1) for each position."""
+    """Return a random number in [0, 1) for a position."""
     block, place = divmod(position, DRAWS)
     return _shares(seed, block)[place]
 
 
 def _window_ends(store: Store, recordings: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
-    """How many places there are for a window in each recording and all before it, `(R,)`."""
+    """Return the cumulative number of places for a window over the recordings, `(R,)`."""
     if len(recordings) == 0:
         raise ValueError(f"{store.folder}: no recordings to take windows of; see its splits in {MANIFEST}")
     return np.cumsum(np.maximum(store.frames[recordings] - samples, 0) + 1)

@@ -1,6 +1,6 @@
 """Piano music made up as it is needed: endless, with no data behind it.
 
-It is not meant to please, but to hold what a transcriber must tell apart: octaves and twelfths struck together,
+It is made to hold what a transcriber has to distinguish: octaves and twelfths struck together,
 chords, runs, trills, repeated notes, a melody over an accompaniment, soft beside loud, notes that ring on under the
 pedal; in human timing, over the whole keyboard.
 

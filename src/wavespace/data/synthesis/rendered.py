@@ -1,8 +1,8 @@
 """Scores rendered by sampled instruments on the fly: endless audio with exact labels, and nothing to download.
 
 The pedal is resolved in the notes and those lengths are played, so that sound and label agree by construction.
-Every window is played with two seconds of lead-in, which are cut off: what rings from before is heard, and is
-labelled by a note with a negative onset.
+Every window is played with two seconds of lead-in, which are cut off: a note that still rings is audible, and is
+labelled with a negative onset.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEAD_IN = 2.0
 """Seconds that are played before a window and cut off."""
 
 SHORTEST = 0.03
-"""Seconds that a note of a melody lasts at least before a higher one takes over: chords are rolled within less."""
+"""Seconds that a note of a melody lasts at least before a higher one replaces it: rolled chords take less."""
 
 LOWEST, HIGHEST = PIANO_PITCHES[0], PIANO_PITCHES[-1]
 
@@ -118,7 +118,11 @@ class Rendered(DataModule):
         return () if isinstance(self.programs, str) else tuple(map(program_to_instrument_name, self.programs))
 
     def prepare_data(self) -> None:
-        """Check that the soundfont and the scores are there."""
+        """Check that the soundfont and the scores are there.
+
+        Raises:
+            BadInput: one is missing, or the soundfont lacks a program.
+        """
         available = _sampler(self.soundfont, self.spec.sample_rate, self.contents().get("soundfont", "")).programs
         wanted: dict[str, Collection[int]] = {"pianos (programs 0-7)": PIANOS}
         if self.programs == "mixed":
@@ -132,14 +136,14 @@ class Rendered(DataModule):
             scores(self.midi, self.test_midi)
 
     def contents(self) -> dict[str, str]:
-        """Digests of the scores and of the soundfont; after `setup` of those that were read."""
+        """Return the digests of scores and soundfont; after `setup` of those that were read."""
         if hasattr(self, "read"):
             return self.read
         given = {"midi": self.midi, "test_midi": self.test_midi, "soundfont": self.soundfont}
         return rendered_digests(given, DigestCache(self.stores_folder))
 
     def setup(self, stage: str | None = None) -> None:
-        """Find and read the scores; nothing is rendered before it is asked for."""
+        """Find and read the scores; items are rendered when they are first read."""
         if hasattr(self, "val_set"):
             return
         files, self.facts = ({}, {}) if self.midi is None else self._read()
@@ -158,7 +162,7 @@ class Rendered(DataModule):
         return any(Path(self.midi).expanduser().glob(TABLE))
 
     def whole(self) -> Dataset[Item]:
-        """A piece, at least, of each score that can be read."""
+        """Return at least one piece of each score that can be read."""
         if self.midi is None:
             return super().whole()
         paths = midi_files(Path(self.midi).expanduser())
@@ -169,7 +173,7 @@ class Rendered(DataModule):
         return RenderedPieces(self._renderer(readable), self.piece_seconds, pieces, "test", readable.names)
 
     def _scores(self, paths: Sequence[Path]) -> tuple[Scores, list[dict[str, Any]]]:
-        """What can be played of some MIDI files, and facts of each file."""
+        """Return the playable ones of some MIDI files, and facts of each file."""
         folder, each = read_scores(DigestCache(self.stores_folder).of(paths), self.stores_folder)
         numbers = tuple(n for n, fact in enumerate(each) if fact["fault"] is None)
         return Scores(folder, numbers, tuple(paths[n].name for n in numbers)), each
@@ -188,12 +192,12 @@ class Rendered(DataModule):
         )
 
     def describe(self) -> dict[str, Any]:
-        """Pieces that are scored; for a folder also files, hours and notes by split, and what was left out."""
+        """Return the number of test pieces; of a folder also files, hours and notes by split, and what was left out."""
         rendered = {f"{split} pieces of {self.piece_seconds:g} s": n for split, n in self.pieces.items()}
         return {"scores": "composed on the fly" if self.midi is None else self.midi} | self.facts | rendered
 
     def _read(self) -> tuple[dict[str, Scores], dict[str, Any]]:
-        """The readable scores of each split, and facts about them."""
+        """Return the readable scores of each split, and facts about them."""
         by_split, absent = scores(str(self.midi), self.test_midi)
         paths = [path for own in by_split.values() for path in own]
         whole, each = self._scores(paths)
@@ -228,11 +232,9 @@ class Renderer:
     Attributes:
         sample_rate: in Hz.
         soundfont: as in `Rendered`.
-        programs: what it is played on, as in `Rendered`.
-        melody: play the highest voice alone.
-        pedal: let it lengthen the notes of pianos.
-        varied: play it in other ways than it was written.
-        recorded: and record that in any way; what is not varied is recorded with a little room and noise.
+        programs, melody, pedal: as in `Rendered`.
+        varied: vary tempo, pitch, loudness, density and tuning.
+        recorded: vary room, noise and frequency response, too; pieces that are not varied have a little of them.
         files: scores to draw from; none: the composer.
         content: digest of the soundfont's file; "" for the bundled one.
     """
@@ -298,7 +300,7 @@ class Renderer:
         return Item(np.rint(audio * 32767).astype(np.int16), name, window(played, LEAD_IN, LEAD_IN + seconds), labels)
 
     def _excerpt(self, rng: Generator, seconds: float, file: int | None, sustained: bool) -> Notes:
-        """The notes that sound within a stretch of music, their times from its start."""
+        """Return the notes that sound in an excerpt, their times from its start."""
         if not self.files:
             performance, start = compose(rng, seconds), 0.0
         else:
@@ -355,7 +357,7 @@ def vary(notes: Notes, rng: Generator) -> Notes:
 
 
 def skyline(notes: Notes) -> Notes:
-    """The highest of the notes that begin together, each cut where the next begins, without those under a held one."""
+    """Keep the highest of notes that begin together, each cut where the next begins; drop those below a held one."""
     kept: list[NDArray[np.float64]] = []
     for note in notes[np.lexsort((-notes[:, 2], notes[:, 0]))]:
         if kept and note[0] < kept[-1][1]:
@@ -377,13 +379,17 @@ def ensemble(notes: Notes, rng: Generator, programs: Sequence[int]) -> list[Voic
 
 
 def _sounding(voice: Voice, sampler: Sampler) -> Notes:
-    """The voice's notes that its instrument has a sound for."""
+    """Return the notes of a voice for which its instrument has a sound."""
     return voice.notes[np.isin(voice.notes[:, 2], list(sampler.keys(voice.program)))]
 
 
 @lru_cache(maxsize=2)
 def _sampler(soundfont: str | None, sample_rate: int, content: str) -> Sampler:
-    """One a process: soundfonts are large, and forked workers inherit it. Refuses another content than is wanted."""
+    """Return the sampler of this process, which forked workers inherit: soundfonts are large.
+
+    Raises:
+        BadInput: the soundfont has another content than is wanted.
+    """
     sampler = Sampler(soundfont, sample_rate)
     if soundfont and content and file_digest(Path(soundfont).expanduser()) != content:
         raise BadInput(f"{soundfont}: has changed since this command began; repeat the command")

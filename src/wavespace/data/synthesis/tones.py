@@ -97,10 +97,10 @@ class Tones:
         draw = self._melodies if rng.random() < self.melodies else self._chords
         tones, notes = [], []
         for timbre, onset, pitch, seconds in draw(rng, timbres, rng.uniform(45, 80), rng.uniform(5, 18)):
-            tone, seconds, heard = self._tone(rng, timbre, onset, pitch, seconds)
+            tone, seconds, sounding = self._tone(rng, timbre, onset, pitch, seconds)
             if onset + seconds > 0:
                 tones.append(tone)
-                notes.append((onset, onset + seconds, heard, max(1.0, 127 * 10 ** (tone.level / 40))))
+                notes.append((onset, onset + seconds, sounding, max(1.0, 127 * 10 ** (tone.level / 40))))
         return tones, notes
 
     def _chords(self, rng: Generator, timbres: list[Timbre], centre: float, spread: float) -> Iterator[Planned]:
