@@ -17,8 +17,11 @@ os.environ.pop("WAVESPACE_RUNS", None)  # runs go where a test says
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+import hypothesis  # noqa: E402
 import torch  # noqa: E402
 
+hypothesis.settings.register_profile("busy", deadline=None)  # the processor is shared
+hypothesis.settings.load_profile("busy")
 torch.set_num_threads(1)  # tests run side by side
 
 
