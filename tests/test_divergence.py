@@ -25,8 +25,8 @@ from wavespace.training.callbacks import divergence, samples
 from wavespace.training.fit import _to_go_on_from, run
 from wavespace_launcher.launch import Member
 from wavespace_launcher.local import LocalJob
-from wavespace_launcher.status import Board, fates
-from wavespace_launcher.wandb_client import Run
+from wavespace_launcher.status import Board, job_results
+from wavespace_launcher.wandb_client import WandbRun
 
 Bad = Callable[[dict[str, Any]], None]
 
@@ -226,9 +226,9 @@ def test_the_largest_seeds_train(tmp_path: Path) -> None:
 def test_a_job_that_diverged_is_not_tried_again(tmp_path: Path) -> None:
     job = Job(0, "abc", ("a=1",))
     told = {"outcome": "diverged", "reason": "the loss is not finite at step 6"}
-    (fate,) = fates([job], [Run("r", "", "failed", "s", job.text, 0.0, 0.0, summary=told)], 3, 0.0, None)
-    assert (fate.state, fate.ended, fate.reason) == ("diverged", True, told["reason"])
-    assert "0 running, 0 waiting, 1 failed" in Board("")._line([fate])
+    (result,) = job_results([job], [WandbRun("r", "", "failed", "s", job.text, 0.0, 0.0, summary=told)], 3, 0.0, None)
+    assert (result.state, result.ended, result.reason) == ("diverged", True, told["reason"])
+    assert "0 running, 0 waiting, 1 failed" in Board("")._line([result])
 
     cfg = compose([*RENDERED, f"runs={tmp_path}"])
     local = LocalJob(Member(job, cfg, cfg), None)
@@ -236,4 +236,4 @@ def test_a_job_that_diverged_is_not_tried_again(tmp_path: Path) -> None:
     local.process, local.code = Any, 2  # type: ignore[assignment]
     local.look()
     assert local.ended
-    assert (local.fate().state, local.fate().reason) == ("diverged", told["reason"])
+    assert (local.result().state, local.result().reason) == ("diverged", told["reason"])

@@ -6,19 +6,19 @@ Hydra imports this file at every start, so it imports nothing: the work is in `w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 
 class RunpodLauncher(Launcher):
     """A multirun as W&B runs on rented GPUs: `hydra/launcher=runpod`."""
 
-    home = "wavespace_launcher.launch"
+    session_class = "wavespace_launcher.launch.RunpodSession"
 
     def __init__(self, **settings: Any) -> None:
         # They are read in `setup`, where an error keeps its sentence: Hydra wraps those of a constructor.
@@ -26,7 +26,7 @@ class RunpodLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before the sweeper decides what to run."""
-        self.session = import_module(self.home).Session(config)
+        self.session = get_class(self.session_class)(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run override-sets; returns when each has ended."""
@@ -36,4 +36,4 @@ class RunpodLauncher(Launcher):
 class LocalLauncher(RunpodLauncher):
     """A multirun as processes on this machine: `hydra/launcher=local`."""
 
-    home = "wavespace_launcher.local"
+    session_class = "wavespace_launcher.local.LocalSession"

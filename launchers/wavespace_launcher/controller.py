@@ -20,21 +20,21 @@ from typing import Any, Protocol
 from wavespace.errors import UserError
 from wavespace.launchfile import Job, JobResult
 from wavespace.text import counted
-from wavespace_launcher import status as fate_of
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.plan import (
     MOST_JOBS,
     PREFIX,
     Candidate,
     Plan,
-    Settings,
+    RunpodSettings,
     launch_of,
     pod_name,
     sweep_config,
 )
-from wavespace_launcher.runpod_client import Offer, Pod, Refused, Runpod, Unknown
+from wavespace_launcher.runpod_client import NoResponse, Offer, Pod, Rejected, Runpod
 from wavespace_launcher.state import PodRecord, State
-from wavespace_launcher.wandb_client import Run, Sweep, Wandb
+from wavespace_launcher.status import job_results, search_job_results
+from wavespace_launcher.wandb_client import Wandb, WandbRun, WandbSweep
 
 FAILURES = 3
 """So many failed jobs before any success, or pods in a row that did nothing, end a launch; the same command goes on."""
@@ -77,7 +77,7 @@ class Controller:
         runpod: the account.
         wandb: the project.
         clock: `time`, or a test's.
-        show: is told the fates and a note at each step.
+        show: is told the results and a note at each step.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class Controller:
         self.show: Show = show or (lambda found, note: None)
         self.plan = launch.plan
         self.state = State.of(launch.events())
-        self.runs: list[Run] = []
-        self.fates: list[JobResult] = self._fates()
-        self.sweeps: dict[str, Sweep] = {}
+        self.runs: list[WandbRun] = []
+        self.results: list[JobResult] = self._job_results()
+        self.sweeps: dict[str, WandbSweep] = {}
         self.missed: dict[str, int] = {}
         self.idle_since: dict[str, float] = {}
         self.full_until = 0.0
         self.looked = False
         self.trouble = ""
-        self.until_when: str | None = None
+        self.end_period: str | None = None
         self.gave_up = False
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RunpodSettings:
         """Of the launch."""
         return self.plan.settings
 
@@ -115,9 +115,9 @@ class Controller:
         if self.state.detached:
             self.note("attached")
         with self._ending_pods_whatever_happens():
-            while not self.step() and not (self.plan.stay and self._all_ended()):
+            while not self.step() and not (self.plan.keep_pods and self._all_ended()):
                 self.clock.sleep(self.settings.poll_seconds)
-        return self.fates
+        return self.results
 
     def rent_and_leave(self) -> None:
         """Until every pod that can be rented is; the pods then do their jobs and end by themselves."""
@@ -130,7 +130,7 @@ class Controller:
 
     def _resume(self) -> None:
         if self.state.settled or self.state.draining:  # the same command again, with more money or jobs
-            self.launch.tell_to_end(False)
+            self.launch.request_end(False)
             self.note("resumed")
 
     def settle(self, why: str) -> None:
@@ -138,7 +138,7 @@ class Controller:
 
         Ctrl-C does not wait for training to be saved; once more leaves pods to their own ends.
         """
-        self.until_when = "until it answers (Ctrl-C no longer waits for training to be saved, a second one gives up)"
+        self.end_period = "until it answers (Ctrl-C no longer waits for training to be saved, a second one gives up)"
         try:
             if not self.state.draining:
                 self.note("drain", why=why)
@@ -153,7 +153,7 @@ class Controller:
     def _end_all(self) -> None:
         """M1: end what a listing shows under our names, whatever our state says, and what it does not show yet."""
         wait = min(self.settings.poll_seconds, 5.0)
-        self.until_when = f"for {TRIES * wait / 60:.0f} minutes or more (Ctrl-C gives up)"
+        self.end_period = f"for {TRIES * wait / 60:.0f} minutes or more (Ctrl-C gives up)"
         try:
             for id in [pod.id for pod in self.state.live if pod.id is not None]:
                 self._terminate(id)
@@ -162,9 +162,9 @@ class Controller:
             for _ in range(TRIES):
                 try:
                     found = [pod for pod in self.runpod.list() if self._ours(pod.name)]
-                except (Unknown, Refused) as error:
+                except (NoResponse, Rejected) as error:
                     found = None
-                    self._unheard(error)
+                    self._failed_request(error)
                 empty = empty + 1 if found == [] else 0
                 for pod in found or []:
                     self._terminate(pod.id)
@@ -179,19 +179,19 @@ class Controller:
             f"{PREFIX}-{self.launch.id}-*; `wavespace pods stop {self.launch.id}` tries again"
         )
 
-    def _unheard(self, error: Exception) -> None:
+    def _failed_request(self, error: Exception) -> None:
         """Runpod did not do what was asked. While pods are to end, say once what that means for them."""
         self.trouble = str(error)
-        if self.until_when is None or not self.state.live:
+        if self.end_period is None or not self.state.live:
             return
         names, last = ", ".join(pod.name for pod in self.state.live), max(pod.until for pod in self.state.live)
         print(
-            f"{error}: still trying to end {names} {self.until_when}; by hand, `wavespace pods reap {self.launch.id}` "
+            f"{error}: still trying to end {names} {self.end_period}; by hand, `wavespace pods reap {self.launch.id}` "
             f"ends them later, and Runpod itself does at {datetime.fromtimestamp(last):%Y-%m-%d %H:%M} "
             "(terminateAfter)",
             flush=True,
         )
-        self.until_when = None
+        self.end_period = None
 
     @contextmanager
     def _ending_pods_whatever_happens(self) -> Iterator[None]:
@@ -211,25 +211,25 @@ class Controller:
     # --- A step ----------------------------------------------------------------------------------------------
 
     def look(self) -> list[Pod] | None:
-        """Our pods and the fates as they are now; None where Runpod did not say."""
+        """Our pods and the results as they are now; None where Runpod did not say."""
         self.trouble, self.looked = "", False
-        listed = self._look_at_pods()
-        self.look_at_jobs()
+        listed = self._observe_pods()
+        self.update_results()
         return listed
 
     def step(self) -> bool:
         """Look, write, act. True when the launch is settled."""
         listed = self.look()
         if not self.state.draining:
-            self._judge()
+            self._check_end()
         if not self.state.draining:
             self._end_overdue(listed)
-            self._hand_out()
+            self._create_sweeps()
             self._rent(listed)
             settled = False
         else:
             settled = self._drain(listed)
-        self.show(self.fates, self._note())
+        self.show(self.results, self._note())
         return settled
 
     def _note(self) -> str:
@@ -243,12 +243,12 @@ class Controller:
 
     # --- Looking ---------------------------------------------------------------------------------------------
 
-    def _look_at_pods(self) -> list[Pod] | None:
+    def _observe_pods(self) -> list[Pod] | None:
         """Our pods as Runpod lists them, by name; None where it did not say (M8: that is never "none")."""
         try:
             listed = [pod for pod in self.runpod.list() if self._ours(pod.name)]
-        except (Unknown, Refused) as error:
-            self._unheard(error)
+        except (NoResponse, Rejected) as error:
+            self._failed_request(error)
             return None
         seen: dict[str, Pod] = {}
         for pod in listed:
@@ -256,19 +256,19 @@ class Controller:
                 self._terminate(pod.id)
                 continue
             seen[pod.name] = pod
-            self._recognize(pod)
+            self._record_listed(pod)
         for record in self.state.live:
             if record.name in seen:
                 self.missed[record.name] = 0
             else:
-                self._miss(record)
+                self._count_missing(record)
         return list(seen.values())
 
     def _ours(self, name: str) -> bool:
         """M10: only names of this very launch."""
         return launch_of(name) == self.launch.id
 
-    def _recognize(self, pod: Pod) -> None:
+    def _record_listed(self, pod: Pod) -> None:
         record = self.state.pods.get(pod.name)
         if record is None:  # a ledger that lost its last lines: what costs is ours all the same
             slot, attempt = pod.name.rsplit("-", 2)[1:]
@@ -287,7 +287,7 @@ class Controller:
         if pod.exited and not record.stopped and record.ending is None:
             self._end(record, "Runpod stopped it")  # a stopped pod's disk still costs
 
-    def _miss(self, record: PodRecord) -> None:
+    def _count_missing(self, record: PodRecord) -> None:
         """A listing without a pod: two of them, some time apart, mean that it is gone, or never came."""
         self.missed[record.name] = self.missed.get(record.name, 0) + 1
         if self.missed[record.name] < 2:
@@ -297,48 +297,48 @@ class Controller:
         elif self.clock.time() - record.begun > ARRIVAL:
             self.note("pod.refused", name=record.name, why="no answer, and it never appeared")
 
-    def look_at_jobs(self) -> None:
+    def update_results(self) -> None:
         """The runs of every sweep that can still change; what is not known now stays as it was."""
         try:
             looked = [(name, self.wandb.sweep(id)) for name, id in self.state.ids.items()]
             self.sweeps = {name: sweep for name, sweep in looked if sweep is not None}
             runs = list(itertools.chain.from_iterable(self.wandb.runs(id) for id in self.state.ids.values()))
-        except Unknown as error:
+        except NoResponse as error:
             self.trouble = str(error)
             return
         for name in self.state.ids:
             if name not in self.state.closed and not (name in self.sweeps and self.sweeps[name].open):
                 self.note("sweep.closed", name=name)
         self.runs = runs
-        self.fates = self._fates()
+        self.results = self._job_results()
         self.looked = True
 
-    def _fates(self) -> list[JobResult]:
+    def _job_results(self) -> list[JobResult]:
         now, metric = self.clock.time(), self.settings.metric
         if self.plan.search is not None:
-            return fate_of.searched(self.runs, self.plan.search["parameters"], now, metric)
-        return fate_of.fates(self.plan.jobs, self.runs, self.settings.retries, now, metric)
+            return search_job_results(self.runs, self.plan.search["parameters"], now, metric)
+        return job_results(self.plan.jobs, self.runs, self.settings.retries, now, metric)
 
     def _all_ended(self) -> bool:
         if self.plan.search is not None:
-            return bool(self.state.closed) and all(fate.ended for fate in self.fates)
-        return all(fate.ended for fate in self.fates)
+            return bool(self.state.closed) and all(result.ended for result in self.results)
+        return all(result.ended for result in self.results)
 
     def _left(self) -> int:
         """Jobs that a pod could still do."""
         if self.plan.search is not None:
             total = int(self.plan.search["run_cap"])
-            return total - sum(fate.ended for fate in self.fates)
-        return sum(not fate.ended for fate in self.fates)
+            return total - sum(result.ended for result in self.results)
+        return sum(not result.ended for result in self.results)
 
     # --- Judging ---------------------------------------------------------------------------------------------
 
-    def _judge(self) -> None:
+    def _check_end(self) -> None:
         """Whether the launch goes on."""
-        if self.launch.told_to_end():
+        if self.launch.end_requested():
             self.note("drain", why="`wavespace pods stop`")
             return
-        if self._all_ended() and not self.plan.stay and (self.fates or self.state.closed):
+        if self._all_ended() and not self.plan.keep_pods and (self.results or self.state.closed):
             self.note("drain", why="every job has ended")
             return
         if refused := [run for run in self.runs if run.refused and self._is_of_now(run)]:  # M6: all have one image
@@ -348,7 +348,7 @@ class Controller:
         new = [run for run in self.runs if run.created > self.state.resumed]
         tried = [run for run in new if run.state == "failed" and not (run.duplicate or run.diverged)]
         failed = {run.id if self.plan.search else run.job: run for run in tried}
-        if len(failed) >= FAILURES and not any(fate.state == "finished" for fate in self.fates):  # M6
+        if len(failed) >= FAILURES and not any(result.state == "finished" for result in self.results):  # M6
             why = "; ".join(dict.fromkeys(str(run.summary.get("reason") or run.url) for run in failed.values()))
             self.note("drain", why=f"{counted(len(failed), 'jobs')} failed before any succeeded: {why}")
             return
@@ -364,9 +364,9 @@ class Controller:
             if dearest is not None:
                 self._end(dearest, "its price would exceed max_cost")
         if self.looked and (gone := [name for name in self.state.ids if name not in self.sweeps]):
-            self.note("drain", why=deleted(gone[0], self.launch.id))
+            self.note("drain", why=sweep_deleted(gone[0], self.launch.id))
 
-    def _is_of_now(self, run: Run) -> bool:
+    def _is_of_now(self, run: WandbRun) -> bool:
         """Whether its pod lives, or did when the launch was last begun: the ones before may have had another image."""
         return any(pod.id == run.pod and pod.existed_after(self.state.resumed) for pod in self.state.pods.values())
 
@@ -402,7 +402,7 @@ class Controller:
                 self._end(pod, "it had no job")
             elif pod.ending:  # an end that was asked for and did not come
                 self._end(pod, pod.ending)
-        if listed is not None and not self.plan.stay:  # M4: slots shrink as jobs end
+        if listed is not None and not self.plan.keep_pods:  # M4: slots shrink as jobs end
             surplus = len(self.state.live) - min(self.settings.max_pods, self._left())
             spare = [pod for pod in reversed(self.state.live) if pod.id is not None and pod.ready is None]
             # A pod that has just been given a job shows it some seconds later; till then the job's run has no pod.
@@ -422,8 +422,8 @@ class Controller:
         """Ask for a pod's end. Whether it came is what the next listings say."""
         try:
             self.runpod.terminate(pod)
-        except (Unknown, Refused) as error:
-            self._unheard(error)
+        except (NoResponse, Rejected) as error:
+            self._failed_request(error)
 
     def _drain(self, listed: Sequence[Pod] | None) -> bool:
         """End what costs: training first saved (SIGTERM), then the pods, then the sweeps; True when all is over."""
@@ -435,7 +435,7 @@ class Controller:
                 self.idle_since[pod.name] = now
                 try:
                     self.runpod.stop(str(pod.id))
-                except (Unknown, Refused) as error:
+                except (NoResponse, Rejected) as error:
                     self.trouble = str(error)
             elif pod.id not in busy or now - self.idle_since.get(pod.name, 0.0) > GRACE:
                 self._end(pod, self.state.draining or "")
@@ -445,26 +445,26 @@ class Controller:
         try:
             for sweep in self.wandb.sweeps(self.launch.id):
                 self.wandb.close(sweep)
-        except Unknown as error:
+        except NoResponse as error:
             self.trouble = str(error)
             return False
-        self.look_at_jobs()
+        self.update_results()
         self.note("settled", why=self.state.draining, spent=round(self.state.spent(now), 4))
         return True
 
     # --- Handing out -----------------------------------------------------------------------------------------
 
-    def _hand_out(self) -> None:
+    def _create_sweeps(self) -> None:
         """A sweep for the jobs that none hands out: all at first, later what was lost, once for each attempt."""
         if self.plan.search is not None:
             if not self.state.sweeps:
                 self.note("sweep.intent", name=f"{self.launch.id}-1", jobs=[0])
         else:
             lost = self._never_issued() | {
-                fate.index for fate in self.fates if fate.state == "retry" and self._over(fate)
+                result.index for result in self.results if result.state == "retry" and self._over(result)
             }
             planned = set(itertools.chain.from_iterable(self.state.sweeps.values()))
-            new = [fate.index for fate in self.fates if fate.index not in planned and not fate.ended]
+            new = [result.index for result in self.results if result.index not in planned and not result.ended]
             waiting = sorted(set(new) | lost)
             for start in range(0, len(waiting), MOST_JOBS):
                 name = f"{self.launch.id}-{len(self.state.sweeps) + 1}"
@@ -474,7 +474,7 @@ class Controller:
             config = sweep_config(self.plan, name, [jobs[index] for index in self.state.sweeps[name]])
             try:
                 sweep = self.wandb.create(config)
-            except Unknown as error:
+            except NoResponse as error:
                 self.trouble = str(error)
                 return
             self.note("sweep", name=name, id=sweep.id)
@@ -483,16 +483,18 @@ class Controller:
         """The last sweep that was given a job."""
         return [name for name, indexes in self.state.sweeps.items() if index in indexes][-1]
 
-    def _over(self, fate: JobResult) -> bool:
+    def _over(self, result: JobResult) -> bool:
         """Whether a job's dead run came from the newest sweep that has the job: no other attempt is on its way."""
-        run = next((run for run in self.runs if run.id == fate.run), None)
-        return run is not None and run.sweep == self.state.ids.get(self._newest(fate.index))
+        run = next((run for run in self.runs if run.id == result.run), None)
+        return run is not None and run.sweep == self.state.ids.get(self._newest(result.index))
 
     def _never_issued(self) -> set[int]:
         """Jobs without a living run whose newest sweep has closed, or is stuck: it gives a ready pod nothing."""
         now = self.clock.time()
         newest = {
-            fate.index: self._newest(fate.index) for fate in self.fates if fate.state in LACKING and self._planned(fate)
+            result.index: self._newest(result.index)
+            for result in self.results
+            if result.state in LACKING and self._planned(result)
         }
         patience = min(STUCK, self.settings.idle_timeout * 30)
         waits = max((now - since for since in self.idle_since.values()), default=0.0)
@@ -506,12 +508,12 @@ class Controller:
             elif name in self.sweeps and min(waits, now - self.state.made[name]) > patience:
                 try:
                     self.wandb.close(self.sweeps[name])  # what runs goes on; nothing more is issued
-                except Unknown as error:
+                except NoResponse as error:
                     self.trouble = str(error)
         return lost
 
-    def _planned(self, fate: JobResult) -> bool:
-        return any(fate.index in indexes for indexes in self.state.sweeps.values())
+    def _planned(self, result: JobResult) -> bool:
+        return any(result.index in indexes for indexes in self.state.sweeps.values())
 
     # --- Renting ---------------------------------------------------------------------------------------------
 
@@ -543,12 +545,12 @@ class Controller:
             self.note("pod.intent", name=offer.name, price=offer.price, until=offer.until, **facts)
             try:
                 id = self.runpod.create(offer)
-            except Refused as error:
+            except Rejected as error:
                 self.note("pod.refused", name=offer.name, why=str(error))
                 refusals.append(f"{candidate}: {error}")
                 if error.fatal:
                     break
-            except Unknown as error:
+            except NoResponse as error:
                 self.note("pod.unsure", name=offer.name, why=str(error))
                 self.trouble = str(error)
                 return False
@@ -585,11 +587,11 @@ class Controller:
         now = self.clock.time()
         try:
             price = self.runpod.price(candidate, self.settings.spot)
-        except (Unknown, Refused, UserError) as error:
+        except (NoResponse, Rejected, UserError) as error:
             return f"{candidate}: {error}"
         if price is None:
             return f"{candidate}: not offered"
-        hours = affordable(self.settings, self.state.committed(now), price, alone=not self.state.live)
+        hours = affordable_hours(self.settings, self.state.committed(now), price, alone=not self.state.live)
         if not hours:
             return None
         attempts = [pod.attempt for pod in self.state.pods.values() if pod.slot == slot]
@@ -603,10 +605,10 @@ def command(plan: Plan, path: str, name: str, until: float) -> str:
     """A pod's start command: all that it must know, and no secret (M9)."""
     words = ["wavespace", "pod-entry", plan.id, "--name", name, "--path", path]
     words += ["--until", f"{until:.0f}", "--idle", f"{plan.settings.idle_timeout:g}"]
-    return shlex.join(words + ["--stay"] * plan.stay)
+    return shlex.join(words + ["--stay"] * plan.keep_pods)
 
 
-def environment(settings: Settings, price: float) -> dict[str, str]:
+def environment(settings: RunpodSettings, price: float) -> dict[str, str]:
     """A pod's variables: Runpod's own secrets by name, never a secret's value (M9)."""
     hosts = {name: os.environ[name] for name in ("WANDB_BASE_URL", "RUNPOD_API_BASE_URL") if name in os.environ}
     secrets = {name: f"{{{{ RUNPOD_SECRET_{secret} }}}}" for name, secret in settings.secrets.items()}
@@ -614,7 +616,7 @@ def environment(settings: Settings, price: float) -> dict[str, str]:
     return hosts | volume | {"WAVESPACE_POD_PRICE": f"{price:g}"} | dict(settings.env) | secrets
 
 
-def deleted(sweep: str, launch: str) -> str:
+def sweep_deleted(sweep: str, launch: str) -> str:
     """What to do where a sweep is missing."""
     return (
         f"sweep {sweep} was deleted at W&B, and the runs' results with it; remove the launch's folder "
@@ -622,7 +624,7 @@ def deleted(sweep: str, launch: str) -> str:
     )
 
 
-def affordable(settings: Settings, committed: float, price: float, *, alone: bool) -> float:
+def affordable_hours(settings: RunpodSettings, committed: float, price: float, *, alone: bool) -> float:
     """Hours that one more pod may live: `max_hours`, or, for a launch's only pod, as many as the money reaches.
 
     0 where that is less than an hour (or than `max_hours`, if those are fewer): it would be spent on starting.
@@ -632,7 +634,7 @@ def affordable(settings: Settings, committed: float, price: float, *, alone: boo
     return hours if hours >= enough * (1 - 1e-9) else 0.0
 
 
-def with_jobs(launch: Launch, jobs: Sequence[Job]) -> None:
+def add_jobs(launch: Launch, jobs: Sequence[Job]) -> None:
     """Add to a launch's plan the jobs that it does not have."""
     plan = launch.plan
     known = {job.index for job in plan.jobs}

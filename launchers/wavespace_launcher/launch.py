@@ -1,4 +1,4 @@
-"""From Hydra's override-sets to a launch, and from the launch's fates to what Hydra's sweeper expects."""
+"""From Hydra's override-sets to a launch, and from the launch's results to what Hydra's sweeper expects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wavespace.config import command_line, compose, compose_read, resolved, signature
@@ -23,10 +25,10 @@ from wavespace.errors import ConfigError, UserError
 from wavespace.launchfile import Job, JobResult, write_results
 from wavespace.signals import leave_terminal, set_stop_handler
 from wavespace.text import counted
-from wavespace_launcher.controller import Controller, affordable, command, deleted, environment, with_jobs
-from wavespace_launcher.ledger import Launch, redacted, secrets_here, without_secrets
-from wavespace_launcher.plan import Candidate, Plan, Settings, digest, launch_id, override, sweep_config
-from wavespace_launcher.runpod_client import Offer, Refused, Runpod, Unknown, creation
+from wavespace_launcher.controller import Controller, add_jobs, affordable_hours, command, environment, sweep_deleted
+from wavespace_launcher.ledger import Launch, redacted, secret_values, without_secrets
+from wavespace_launcher.plan import Candidate, Plan, RunpodSettings, digest, drawn_override, new_launch_id, sweep_config
+from wavespace_launcher.runpod_client import NoResponse, Offer, Rejected, Runpod, creation
 from wavespace_launcher.state import State
 from wavespace_launcher.status import Board, table, terminal
 from wavespace_launcher.wandb_client import Wandb
@@ -40,7 +42,7 @@ class Member(NamedTuple):
     hydra: DictConfig
 
 
-def members(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Member]:
+def compose_members(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> list[Member]:
     """Compose and check every override-set before anything is started.
 
     Args:
@@ -63,12 +65,12 @@ def members(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) 
     return found
 
 
-def returns(found: Sequence[JobResult], of: Sequence[Member], raise_on_failure: bool) -> list[JobReturn]:
+def job_returns(found: Sequence[JobResult], of: Sequence[Member], raise_on_failure: bool) -> list[JobReturn]:
     """What Hydra's sweeper expects: a value for each job, or the exception that it ended with."""
-    by_index = {fate.index: fate for fate in found}
+    by_index = {result.index: result for result in found}
     answers = []
     for member in of:
-        fate = by_index[member.job.index]
+        result = by_index[member.job.index]
         answer = JobReturn(
             overrides=list(member.job.overrides),
             cfg=member.config,
@@ -76,43 +78,43 @@ def returns(found: Sequence[JobResult], of: Sequence[Member], raise_on_failure: 
             working_dir=os.getcwd(),
             task_name=str(member.hydra.hydra.job.name),
         )
-        failed = fate.state != "finished"
+        failed = result.state != "finished"
         answer.status = JobStatus.FAILED if failed and raise_on_failure else JobStatus.COMPLETED
-        text = f"job {fate.index} ({' '.join(fate.overrides)}) is {fate.state}"
-        where = f", on pod {fate.pod}" if fate.pod else ""
-        why = f": {fate.reason}" if fate.reason else ""
-        error = UserError(f"{text}{why}{where}{f'; {fate.url}' if fate.url else ''}")
-        answer.return_value = error if answer.status is JobStatus.FAILED else fate.value
+        text = f"job {result.index} ({' '.join(result.overrides)}) is {result.state}"
+        where = f", on pod {result.pod}" if result.pod else ""
+        why = f": {result.reason}" if result.reason else ""
+        error = UserError(f"{text}{why}{where}{f'; {result.url}' if result.url else ''}")
+        answer.return_value = error if answer.status is JobStatus.FAILED else result.value
         answers.append(answer)
     return answers
 
 
-class Session:
+class RunpodSession:
     """`hydra/launcher=runpod` within one command: a launch, to which a sweeper that decides as it goes adds jobs."""
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         given: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-        self.settings = Settings.of(given)
+        self.settings = RunpodSettings.of(given)
         if folder := command_line(config.hydra)[1]:
             raise UserError(
                 f"--config-dir {folder} is not on a pod; build an image with its files in conf/, and launch without it"
             )
-        self.stay = not str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+        self.keep_pods = not issubclass(get_class(config.hydra.sweeper._target_), BasicSweeper)
         self.controller: Controller | None = None
         self.held = ExitStack()
 
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of override-sets to their ends."""
-        of = members(self.config, overrides, first)
+        of = compose_members(self.config, overrides, first)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
-        search = search_of(of[0]) if of[0].config.get("search") else None
+        search = read_search(of[0]) if of[0].config.get("search") else None
         if search is not None and len(of) > 1:
             raise UserError("W&B draws a search's values: sweep nothing else on the command line")
         if self.controller is None:
             self._open([member.job for member in of], search, of[0].config)
         else:
-            with_jobs(self.controller.launch, [member.job for member in of])
+            add_jobs(self.controller.launch, [member.job for member in of])
             self.controller.plan = self.controller.launch.plan
         assert self.controller is not None
         planned = {job.index: job.text for job in self.controller.plan.jobs}
@@ -129,14 +131,14 @@ class Session:
                 if self.settings.detach:
                     controller.rent_and_leave()
                     board.close()
-                    _leave(controller)
+                    _leave_pods(controller)
                 found = controller.run()
             finally:
                 board.close()
-                conclude(controller)
+                save_results(controller)
         if search is not None:
-            return _of_search(found, of[0], search)
-        return returns(found, of, self.settings.raise_on_failure)
+            return _search_returns(found, of[0], search)
+        return job_returns(found, of, self.settings.raise_on_failure)
 
     def _open(self, jobs: Sequence[Job], search: Mapping[str, Any] | None, config: DictConfig) -> None:
         """A new launch, or the one that the same command began; nothing is rented yet."""
@@ -145,8 +147,8 @@ class Session:
         same = [launch for launch in Launch.all(runs) if launch.id.rsplit("-", 1)[1] == what]
         if any(job.overrides.count("fresh=true") for job in jobs):  # a settled launch of it is no answer
             same = [launch for launch in same if not State.of(launch.events()).settled]
-        id = same[-1].id if same else launch_id(what)
-        plan = Plan(id=id, study=study, jobs=tuple(jobs), settings=settings, search=search, stay=self.stay)
+        id = same[-1].id if same else new_launch_id(what)
+        plan = Plan(id=id, study=study, jobs=tuple(jobs), settings=settings, search=search, keep_pods=self.keep_pods)
         if settings.dry_run:
             dry_run(plan)
             raise SystemExit(0)
@@ -156,7 +158,7 @@ class Session:
             planned = {job.index for job in jobs}
             kept = tuple(job for job in launch.plan.jobs if job.index not in planned)
             launch.save(Plan(**vars(plan) | {"jobs": (*jobs, *kept)}))
-            _all_there(launch, wandb)
+            _check_sweeps_exist(launch, wandb)
             print(f"going on with launch {id}")
         self.held.enter_context(launch.leading())
         self.controller = Controller(launch, runpod, wandb)
@@ -174,7 +176,7 @@ class Session:
             finally:
                 if isinstance(controller.show, Board):  # of the last batch; what it drew has begun anew
                     controller.show.close()
-            conclude(controller)
+            save_results(controller)
         self.held.close()
 
 
@@ -183,25 +185,22 @@ def controller_title(controller: Controller) -> str:
     return f"{controller.plan.study} on Runpod ({controller.launch.id})"
 
 
-def conclude(controller: Controller) -> None:
-    """Save and print the table of every override-set's fate: a sweeper stops at the first that failed."""
+def save_results(controller: Controller) -> None:
+    """Save and print the table of every override-set's result: a sweeper stops at the first that failed."""
     now = controller.clock.time()
     spent, why = controller.state.spent(now), redacted(controller.state.draining or "")
-    found = [
-        fate if fate.ended or not controller.state.settled else _unfinished(fate, why) for fate in controller.fates
-    ]
-    controller.fates = found
+    found = controller.results
+    if controller.state.settled:
+        reason = f"the launch ended before it was done ({why})"
+        found = [result if result.ended else replace(result, reason=reason) for result in found]
+    controller.results = found
     folder = controller.launch.folder
     write_results(folder, found, launch=controller.launch.id, spent=round(spent, 4), why=why)
     console = terminal()
     console.print(table(found, controller.settings.metric))
     console.print(f"${spent:.2f} spent, at most; {folder / 'results.json'}", highlight=False)
-    if why and not all(fate.state == "finished" for fate in found):
+    if why and not all(result.state == "finished" for result in found):
         console.print(f"ended: {why}", highlight=False, markup=False)
-
-
-def _unfinished(fate: JobResult, why: str) -> JobResult:
-    return replace(fate, reason=f"the launch ended before it was done ({why})")
 
 
 @contextmanager
@@ -223,7 +222,7 @@ def interruptible() -> Iterator[None]:
 # --- Before anything is rented -------------------------------------------------------------------------------
 
 
-def preflight(settings: Settings) -> tuple[Runpod, Wandb]:
+def preflight(settings: RunpodSettings) -> tuple[Runpod, Wandb]:
     """The two accounts, after a check of what can be known beforehand.
 
     Raises:
@@ -233,20 +232,22 @@ def preflight(settings: Settings) -> tuple[Runpod, Wandb]:
         raise UserError(
             "hydra.launcher.secrets: pods need WANDB_API_KEY; make a Runpod secret of that name (its console, Secrets)"
         )
-    plain = secrets_here()
+    plain = secret_values()
     if shown := [name for name, value in settings.env.items() if any(secret in value for secret in plain)]:
         raise ConfigError(
             f"hydra.launcher.env.{shown[0]} would send a secret in plain text; make a Runpod secret of it, "
             "and name that in hydra.launcher.secrets"
         )
     runpod = Runpod()
-    prices = {candidate: price for candidate in settings.candidates if (price := _asked(runpod, candidate, settings))}
+    prices = {
+        candidate: price for candidate in settings.candidates if (price := _offered_price(runpod, candidate, settings))
+    }
     if not prices:
         raise UserError(
             f"hydra.launcher.gpus: {' and '.join(settings.gpus)} are not offered in "
             f"{' or '.join(settings.clouds)} cloud"
         )
-    if not any(affordable(settings, 0.0, price, alone=True) for price in prices.values()):
+    if not any(affordable_hours(settings, 0.0, price, alone=True) for price in prices.values()):
         candidate = min(prices, key=lambda candidate: prices[candidate])
         raise UserError(
             f"hydra.launcher.max_cost={settings.max_cost:g} is less than an hour of the cheapest pod: "
@@ -255,33 +256,33 @@ def preflight(settings: Settings) -> tuple[Runpod, Wandb]:
     return runpod, Wandb(settings.entity, settings.project)
 
 
-def _asked(runpod: Runpod, candidate: Candidate, settings: Settings) -> float | None:
+def _offered_price(runpod: Runpod, candidate: Candidate, settings: RunpodSettings) -> float | None:
     for attempt in range(4):
         try:
             return runpod.price(candidate, settings.spot)
-        except Refused as error:
+        except Rejected as error:
             raise UserError(str(error)) from None
-        except Unknown as error:
+        except NoResponse as error:
             if attempt == 3:
                 raise UserError(f"{error}; try again later") from None
             time.sleep(1)
     return None
 
 
-def _all_there(launch: Launch, wandb: Wandb) -> None:
+def _check_sweeps_exist(launch: Launch, wandb: Wandb) -> None:
     """The sweeps that a launch has made are what it goes on from."""
     state = State.of(launch.events())
     if not state.ids:
         return
     try:
         there = {sweep.name for sweep in wandb.sweeps(launch.id)}
-    except Unknown as error:
+    except NoResponse as error:
         raise UserError(f"{error}; try again later") from None
     if gone := [name for name in state.ids if name not in there]:
-        raise UserError(deleted(gone[0], launch.id))
+        raise UserError(sweep_deleted(gone[0], launch.id))
 
 
-def search_of(member: Member) -> dict[str, Any]:
+def read_search(member: Member) -> dict[str, Any]:
     """The W&B search of a configuration, held against it.
 
     Raises:
@@ -291,19 +292,21 @@ def search_of(member: Member) -> dict[str, Any]:
     known = ("method", "metric", "parameters", "run_cap", "early_terminate")
     if faults := [key for key in search if key not in known] or [key for key in known[:4] if not search.get(key)]:
         raise ConfigError(f"search.{faults[0]} is missing or not known; a search has {', '.join(known)}")
-    for values in itertools.zip_longest(*(_probes(key, space) for key, space in search["parameters"].items())):
+    for values in itertools.zip_longest(
+        *(_search_overrides(key, space) for key, space in search["parameters"].items())
+    ):
         compose([*member.job.overrides, *(probe for probe in values if probe is not None)])
     return search
 
 
-def _probes(key: str, space: Mapping[str, Any]) -> list[str]:
+def _search_overrides(key: str, space: Mapping[str, Any]) -> list[str]:
     """Overrides that a parameter may become: each of its values, or the ends of its range."""
     found = space.get("values") or [space[name] for name in ("value", "min", "max", "mu") if name in space]
     if not found:
         raise ConfigError(f"search.parameters.{key} has neither value, values, min and max, nor mu")
     if str(space.get("distribution")).removeprefix("q_") in ("log_uniform", "log_normal"):
         found = [math.exp(exponent) for exponent in found]
-    return [override(key, value) for value in found]
+    return [drawn_override(key, value) for value in found]
 
 
 def dry_run(plan: Plan) -> None:
@@ -323,7 +326,7 @@ def dry_run(plan: Plan) -> None:
     prices: dict[Candidate, float | None] = {}
     try:
         runpod = Runpod()
-        prices = {candidate: _asked(runpod, candidate, settings) for candidate in settings.candidates}
+        prices = {candidate: _offered_price(runpod, candidate, settings) for candidate in settings.candidates}
     except UserError as error:
         print(f"\nprices are not known: {error}")
     for candidate, price in prices.items():
@@ -349,7 +352,7 @@ def dry_run(plan: Plan) -> None:
     print("request to Runpod:\n" + redacted(creation(offer)))
 
 
-def _leave(controller: Controller) -> None:
+def _leave_pods(controller: Controller) -> None:
     """M3: the ends that pods have without us, and how to come back."""
     state, id = controller.state, controller.launch.id
     print(
@@ -363,12 +366,12 @@ def _leave(controller: Controller) -> None:
     raise SystemExit(0)
 
 
-def _of_search(found: Sequence[JobResult], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
+def _search_returns(found: Sequence[JobResult], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
     """The best run's figure stands for the whole search."""
     name, sign = search["metric"]["name"], -1 if search["metric"].get("goal") == "minimize" else 1
-    done = [fate for fate in found if fate.state == "finished" and name in (fate.metrics or {})]
-    value = max((sign * fate.metrics[name] for fate in done if fate.metrics), default=None)
-    fate = JobResult(of.job.index, of.job.overrides, "finished", value=None if value is None else sign * value)
+    done = [result for result in found if result.state == "finished" and name in (result.metrics or {})]
+    value = max((sign * result.metrics[name] for result in done if result.metrics), default=None)
+    result = JobResult(of.job.index, of.job.overrides, "finished", value=None if value is None else sign * value)
     if value is None:
-        fate = replace(fate, state="failed", reason=f"no run has finished with {name}")
-    return returns([fate], [of], raise_on_failure=True)
+        result = replace(result, state="failed", reason=f"no run has finished with {name}")
+    return job_returns([result], [of], raise_on_failure=True)

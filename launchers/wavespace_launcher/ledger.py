@@ -26,7 +26,7 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 def redacted(text: str) -> str:
     """Text without the values of this process's secrets: variables whose names say so, and the Runpod key."""
-    for value in sorted(secrets_here(), key=len, reverse=True):
+    for value in sorted(secret_values(), key=len, reverse=True):
         text = text.replace(value, "***")
     return text
 
@@ -42,7 +42,7 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
-def secrets_here() -> set[str]:
+def secret_values() -> set[str]:
     """The values of this process's secrets."""
     values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
     if key := getattr(sys.modules.get("runpod"), "api_key", None):
@@ -162,16 +162,16 @@ class Launch:
                 raise BadInput(f"{path}: line {number} is no event of a launch; mend it, or delete the launch's folder")
             yield event
 
-    def tell_to_end(self, end: bool = True) -> None:
+    def request_end(self, end: bool = True) -> None:
         """Tell the launch's controller, which may be another process, to end it; or take that back."""
         path = self.folder / "end"
         path.touch() if end else path.unlink(missing_ok=True)
 
-    def told_to_end(self) -> bool:
+    def end_requested(self) -> bool:
         """Whether somebody has."""
         return (self.folder / "end").exists()
 
-    def only_read(self) -> Launch:
+    def read_only(self) -> Launch:
         """The same launch, of which nothing is written down: for who looks on while another leads."""
         looked_at = Launch(self.folder, self.now)
         looked_at.write = lambda kind, **facts: {"t": self.now(), "kind": kind} | facts  # type: ignore[method-assign]

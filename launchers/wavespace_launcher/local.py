@@ -26,7 +26,7 @@ from wavespace.inputs import inputs_read_once
 from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
 from wavespace.signals import STOP_EXITS
-from wavespace_launcher.launch import Member, interruptible, members, returns
+from wavespace_launcher.launch import Member, compose_members, interruptible, job_returns
 from wavespace_launcher.status import Board, is_number, table
 
 SAVING = 60.0
@@ -36,7 +36,7 @@ LOOK = 0.2
 """Seconds between looks at the processes."""
 
 
-class Session:
+class LocalSession:
     """One multirun's processes."""
 
     def __init__(self, config: DictConfig) -> None:
@@ -49,7 +49,7 @@ class Session:
 
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of override-sets to their ends, `processes` at a time."""
-        of = members(self.config, overrides, first)
+        of = compose_members(self.config, overrides, first)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # a sweeper's results go there
         board = Board(f"{self.config.name} on this machine")
         with inputs_read_once():
@@ -57,19 +57,19 @@ class Session:
         with interruptible():
             try:
                 while self._start(jobs):
-                    board([job.fate() for job in jobs])
+                    board([job.result() for job in jobs])
                     time.sleep(LOOK)
                     for job in jobs:
                         job.look()
-                board([job.fate() for job in jobs])
+                board([job.result() for job in jobs])
             except KeyboardInterrupt:
                 board.say("interrupted: runs save what they have; the same command goes on")
                 _end(jobs)
                 raise
             finally:
                 board.close()
-                board.console.print(table([job.fate() for job in jobs], None))
-        return returns([job.fate() for job in jobs], of, self.raise_on_failure)
+                board.console.print(table([job.result() for job in jobs], None))
+        return job_returns([job.result() for job in jobs], of, self.raise_on_failure)
 
     def _start(self, jobs: Sequence[LocalJob]) -> bool:
         """Fill free places; False when all jobs have ended.
@@ -158,7 +158,7 @@ class LocalJob:
             )
         self.place = place
 
-    def fate(self) -> JobResult:
+    def result(self) -> JobResult:
         """Where it stands, by its process and its run folder."""
         status = self.folder.status()
         state, reason = str(status.get("state", "")), status.get("reason")

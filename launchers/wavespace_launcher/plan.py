@@ -38,7 +38,7 @@ def launch_of(pod: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunpodSettings:
     """`hydra/launcher=runpod`; `conf/hydra/launcher/runpod.yaml` says what each is for."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -68,7 +68,7 @@ class Settings:
     poll_seconds: Annotated[float, Field(gt=0)] = 15.0
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Settings:
+    def of(cls, given: Mapping[str, Any]) -> RunpodSettings:
         """From `hydra.launcher`'s plain data.
 
         Raises:
@@ -115,7 +115,7 @@ def _fault(place: Sequence[Any], message: str, value: Any) -> str:
     if message == "Field required" or message.startswith("Missing required"):
         return f"{key} {NEEDED.get(str(place[-1]), 'is missing')}"
     if message.startswith("Unexpected keyword"):
-        return f"{key}: there is no such key; keys: {', '.join(Settings.__dataclass_fields__)}"
+        return f"{key}: there is no such key; keys: {', '.join(RunpodSettings.__dataclass_fields__)}"
     said = (message[0].lower() + message[1:]).replace("tuple", "list")
     return f"{key} = {value!r}: {said}"
 
@@ -137,20 +137,20 @@ class Plan(JobList):
 
     Attributes:
         settings: as chosen for this launch.
-        stay: more jobs may come when these are done, so pods are kept for `idle_timeout`.
+        keep_pods: more jobs may come when these are done, so pods are kept for `idle_timeout`.
     """
 
-    settings: Settings
-    stay: bool = False
+    settings: RunpodSettings
+    keep_pods: bool = False
 
 
-def digest(settings: Settings, study: str, jobs: Iterable[Job], search: Mapping[str, Any] | None) -> str:
+def digest(settings: RunpodSettings, study: str, jobs: Iterable[Job], search: Mapping[str, Any] | None) -> str:
     """Eight hex digits of what is to be done and where it is written down, not of what it may cost."""
     what = [settings.project, settings.entity, study, [job.text for job in jobs], search]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def launch_id(digest: str) -> str:
+def new_launch_id(digest: str) -> str:
     """A new launch's name: when, and what."""
     return f"{time.strftime('%y%m%d-%H%M%S')}-{digest}"
 
@@ -174,6 +174,6 @@ def sweep_config(plan: Plan, name: str, jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def override(key: str, value: object) -> str:
+def drawn_override(key: str, value: object) -> str:
     """Write a parameter that W&B drew as a Hydra override; W&B's agent writes null as Python does."""
     return f"{key}={'null' if str(value) == 'None' else value}"

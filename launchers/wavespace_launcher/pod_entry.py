@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from wavespace.terminal import Arguments
-from wavespace_launcher.runpod_client import Refused, Runpod, Unknown
-from wavespace_launcher.wandb_client import Sweep, Wandb
+from wavespace_launcher.runpod_client import NoResponse, Rejected, Runpod
+from wavespace_launcher.wandb_client import Wandb, WandbSweep
 
 SAVING = 60
 """Seconds that training has to save itself before its pod ends."""
@@ -75,7 +75,7 @@ class PodEntry:
         self.folder = Path(tempfile.gettempdir()) / f"wavespace-{self.id or name}"
         self.done = self.folder / "done"
         self.agent: subprocess.Popen[bytes] | None = None
-        self.sweeps: list[Sweep] = []
+        self.sweeps: list[WandbSweep] = []
         self.stopped = False
         self.last_work = time.time()
 
@@ -115,7 +115,7 @@ class PodEntry:
                 sweep = self._open_sweep(wandb)
                 if sweep is None and not self.stay and self._all_done(wandb):
                     return None
-            except Unknown as error:
+            except NoResponse as error:
                 print(error, flush=True)
                 sweep = None
             if sweep is None:
@@ -129,7 +129,7 @@ class PodEntry:
         print(f"ending: {why}", flush=True)
         return None
 
-    def _open_sweep(self, wandb: Wandb) -> Sweep | None:
+    def _open_sweep(self, wandb: Wandb) -> WandbSweep | None:
         """The launch's oldest open sweep. Known ones first: the client's list asks for each sweep of a project."""
         for known in self.sweeps:
             if (found := wandb.sweep(known.id)) and found.open:
@@ -142,7 +142,7 @@ class PodEntry:
         runs = [run for sweep in self.sweeps for run in wandb.runs(sweep.id)]
         return bool(runs) and all(run.stored or run.duplicate for run in runs)
 
-    def _run_agent(self, sweep: Sweep) -> bool:
+    def _run_agent(self, sweep: WandbSweep) -> bool:
         """An agent on a sweep until it ends; True where it failed."""
         self.agent = self._start_agent(sweep)
         refused = self.folder / OTHER_VERSION
@@ -153,7 +153,7 @@ class PodEntry:
         code, self.agent = self.agent.returncode, None
         return code not in (0, -signal.SIGTERM)
 
-    def _start_agent(self, sweep: Sweep) -> subprocess.Popen[bytes]:
+    def _start_agent(self, sweep: WandbSweep) -> subprocess.Popen[bytes]:
         options = ["--forward-signals", "--term-timeout", str(SAVING), "--max-consecutive-failed-runs", "3"]
         command = [sys.executable, "-m", "wandb", "agent", *options, f"{self.path}/{sweep.id}"]
         # The sweep's `${interpreter}` is the python of PATH: let it be ours.
@@ -233,7 +233,7 @@ class PodEntry:
                 if self.id:
                     Runpod().terminate(self.id)
                     print("asked Runpod to end this pod", flush=True)
-            except (Unknown, Refused, ValueError) as error:
+            except (NoResponse, Rejected, ValueError) as error:
                 print(f"can't end this pod yet: {error}", flush=True)
             time.sleep(wait)
             wait = min(2 * wait, 60.0)

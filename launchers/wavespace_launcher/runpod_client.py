@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 
 from wavespace.errors import UserError
 from wavespace_launcher.ledger import redacted
-from wavespace_launcher.plan import Candidate, Settings
+from wavespace_launcher.plan import Candidate, RunpodSettings
 
 
-class Unknown(Exception):
+class NoResponse(Exception):
     """No answer, or one that tells nothing: what was asked may have happened."""
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """It did not happen. `fatal` where no other machine would change that: no key, no balance."""
 
-    def __init__(self, why: str, *, fatal: bool = False, full: bool = False) -> None:
+    def __init__(self, why: str, *, fatal: bool = False) -> None:
         super().__init__(why)
-        self.fatal, self.full = fatal, full
+        self.fatal = fatal
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Offer(NamedTuple):
     until: float
     command: str
     env: Mapping[str, str]
-    settings: Settings
+    settings: RunpodSettings
 
 
 class Runpod:
@@ -80,12 +80,12 @@ class Runpod:
         """Every pod of the account.
 
         Raises:
-            Unknown: no answer; never read it as "no pods".
+            NoResponse: no answer; never read it as "no pods".
             Refused: the key is wrong.
         """
         found = _ask(self._sdk.get_pods)
         if not isinstance(found, list):
-            raise Unknown("Runpod listed no pods, nor said that there are none")
+            raise NoResponse("Runpod listed no pods, nor said that there are none")
         return [_pod(pod) for pod in found]
 
     def create(self, offer: Offer) -> str:
@@ -93,20 +93,20 @@ class Runpod:
 
         Raises:
             Refused: it was not rented.
-            Unknown: it may have been; look for it by its name.
+            NoResponse: it may have been; look for it by its name.
         """
         from runpod.api.graphql import run_graphql_query
 
         answer = _ask(lambda: run_graphql_query(creation(offer))["data"][_mutation(offer.settings)])
         if not (isinstance(answer, dict) and answer.get("id")):
-            raise Unknown("Runpod answered without a pod's id")
+            raise NoResponse("Runpod answered without a pod's id")
         return str(answer["id"])
 
     def terminate(self, pod: str) -> None:
         """End a pod; one that is not there has ended.
 
         Raises:
-            Unknown: it may live.
+            NoResponse: it may live.
             Refused: Runpod won't end it.
         """
         from runpod.api.graphql import run_graphql_query  # the SDK's own call takes any answer for a yes
@@ -114,7 +114,7 @@ class Runpod:
         mutation = f"mutation {{ podTerminate(input: {_literal({'podId': pod})}) }}"
         try:
             _ask(lambda: run_graphql_query(mutation)["data"])
-        except Refused as error:
+        except Rejected as error:
             if not re.search(r"not found|does not exist", str(error), re.IGNORECASE):
                 raise
 
@@ -151,18 +151,17 @@ def _ask(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except AuthenticationError:
-        raise Refused("Runpod does not accept the key in RUNPOD_API_KEY", fatal=True) from None
+        raise Rejected("Runpod does not accept the key in RUNPOD_API_KEY", fatal=True) from None
     except QueryError as error:
         why = redacted(str(error.message))  # not its `query`, which holds all that was sent
-        full = bool(re.search(r"no longer any instances|not enough free", why, re.IGNORECASE))
         fatal = bool(re.search(r"balance|insufficient funds|spend(ing)? limit|unauthori[sz]ed", why, re.IGNORECASE))
-        raise Refused(why, full=full, fatal=fatal) from None
+        raise Rejected(why, fatal=fatal) from None
     except requests.RequestException as error:  # also a body that is no JSON, as a gateway's page
-        raise Unknown(f"Runpod gave no answer ({type(error).__name__})") from None
+        raise NoResponse(f"Runpod gave no answer ({type(error).__name__})") from None
     except (KeyError, TypeError, ValueError) as error:  # 429 has no `data`
         if "No GPU found" in str(error):
             raise _NoGpu from None
-        raise Unknown(f"Runpod's answer can't be read ({type(error).__name__})") from None
+        raise NoResponse(f"Runpod's answer can't be read ({type(error).__name__})") from None
 
 
 def creation(offer: Offer) -> str:
@@ -191,16 +190,12 @@ def creation(offer: Offer) -> str:
     return f"mutation {{ {_mutation(settings)}(input: {_literal(fields)}) {{ id machineId }} }}"
 
 
-def _mutation(settings: Settings) -> str:
+def _mutation(settings: RunpodSettings) -> str:
     return "podRentInterruptable" if settings.spot else "podFindAndDeployOnDemand"
 
 
 class _Word(str):
     """A GraphQL enum, which has no quotes."""
-
-
-def _text(value: str) -> str:
-    return json.dumps(value)
 
 
 def _literal(value: Any) -> str:
@@ -223,7 +218,7 @@ def _pod(data: Mapping[str, Any]) -> Pod:
             str(data.get("desiredStatus")).upper() in ("EXITED", "TERMINATED"),
         )
     except (KeyError, TypeError, ValueError):
-        raise Unknown("Runpod told of a pod without an id") from None
+        raise NoResponse("Runpod told of a pod without an id") from None
 
 
 def _no_gpu(name: str, known: Sequence[str]) -> str:

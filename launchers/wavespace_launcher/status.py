@@ -11,22 +11,24 @@ from typing import Any, TypeGuard
 
 from wavespace.launchfile import Job, JobResult
 from wavespace.text import printable_text
-from wavespace_launcher.wandb_client import Run
+from wavespace_launcher.wandb_client import WandbRun
 
 
-def fates(jobs: Iterable[Job], runs: Iterable[Run], retries: int, now: float, metric: str | None) -> list[JobResult]:
-    """Each job's fate, in the order of the jobs, from every run of the launch."""
-    by_job: dict[str, list[Run]] = {}
+def job_results(
+    jobs: Iterable[Job], runs: Iterable[WandbRun], retries: int, now: float, metric: str | None
+) -> list[JobResult]:
+    """Each job's result, in the order of the jobs, from every run of the launch."""
+    by_job: dict[str, list[WandbRun]] = {}
     for run in sorted(runs, key=lambda run: (run.created, run.id)):
         if run.job is not None and not run.duplicate:
             by_job.setdefault(run.job, []).append(run)
-    return [_fate(job, by_job.get(job.text, []), retries, now, metric) for job in jobs]
+    return [_job_result(job, by_job.get(job.text, []), retries, now, metric) for job in jobs]
 
 
-def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str | None) -> JobResult:
-    fate = JobResult(job.index, job.overrides)
+def _job_result(job: Job, runs: Sequence[WandbRun], retries: int, now: float, metric: str | None) -> JobResult:
+    result = JobResult(job.index, job.overrides)
     if not runs:
-        return fate
+        return result
     done = [run for run in runs if run.stored]
     alive = [run for run in runs if run.alive(now)]
     waiting = [run for run in runs if run.state in ("preempted", "preempting", "pending")]
@@ -45,7 +47,7 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
     monitor = metric or run.summary.get("monitor")
     metrics = {key: float(value) for key, value in run.summary.items() if is_number(value)}
     return replace(
-        fate,
+        result,
         state=state,
         run=run.id,
         url=run.url,
@@ -61,19 +63,19 @@ def _fate(job: Job, runs: Sequence[Run], retries: int, now: float, metric: str |
     )
 
 
-def _mode(run: Run, metric: str | None) -> str | None:
+def _mode(run: WandbRun, metric: str | None) -> str | None:
     """Of the task's own metric on any split; nobody knows it of others."""
     monitor = str(run.summary.get("monitor"))
     same = metric is None or metric.partition("/")[2] == monitor.partition("/")[2]
     return run.summary.get("mode") if same else None
 
 
-def _reason(run: Run) -> str:
+def _reason(run: WandbRun) -> str:
     said = run.summary.get("reason")
     return str(said) if said else "ended without a result" if run.state == "finished" else run.state
 
 
-def _dollars(run: Run) -> float:
+def _dollars(run: WandbRun) -> float:
     price = run.drawn.get("pod_price")
     return run.seconds / 3600 * price if is_number(price) else 0.0
 
@@ -83,14 +85,16 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def searched(runs: Iterable[Run], parameters: Iterable[str], now: float, metric: str | None) -> list[JobResult]:
-    """The fates of what W&B itself has drawn: a job a run, none of them tried again."""
+def search_job_results(
+    runs: Iterable[WandbRun], parameters: Iterable[str], now: float, metric: str | None
+) -> list[JobResult]:
+    """The results of what W&B itself has drawn: a job a run, none of them tried again."""
     found = []
     names = list(parameters)
     for index, run in enumerate(sorted(runs, key=lambda run: (run.created, run.id))):
         drawn = tuple(f"{name}={run.drawn[name]}" for name in names if name in run.drawn)
         job = Job(index, "", drawn)
-        found.append(_fate(job, [replace(run, job=job.text)], 0, now, metric))
+        found.append(_job_result(job, [replace(run, job=job.text)], 0, now, metric))
     return found
 
 
@@ -108,29 +112,29 @@ def table(found: Sequence[JobResult], metric: str | None) -> Any:
     """A row a job; what all jobs have in common stays out."""
     from rich.table import Table
 
-    common = set.intersection(*(set(fate.overrides) for fate in found)) if len(found) > 1 else set()
-    money = any(fate.dollars for fate in found)
+    common = set.intersection(*(set(result.overrides) for result in found)) if len(found) > 1 else set()
+    money = any(result.dollars for result in found)
     rows = Table("#", "overrides", "state", metric or "metric", "minutes", *(["$"] if money else []), "run", box=None)
-    for fate in found:
-        overrides = printable_text(" ".join(text for text in fate.overrides if text not in common)) or "-"
-        value = "-" if fate.value is None else f"{fate.value:.4g}"
-        state = printable_text(f"{fate.state}: {fate.reason}" if fate.reason else fate.state)
-        cost = [f"{fate.dollars:.2f}"] if money else []
+    for result in found:
+        overrides = printable_text(" ".join(text for text in result.overrides if text not in common)) or "-"
+        value = "-" if result.value is None else f"{result.value:.4g}"
+        state = printable_text(f"{result.state}: {result.reason}" if result.reason else result.state)
+        cost = [f"{result.dollars:.2f}"] if money else []
         rows.add_row(
-            str(fate.index),
+            str(result.index),
             overrides,
             state,
             value,
-            f"{fate.minutes:.1f}",
+            f"{result.minutes:.1f}",
             *cost,
-            printable_text(fate.url or fate.run or "-"),
+            printable_text(result.url or result.run or "-"),
         )
     return rows
 
 
 def best_of(found: Iterable[JobResult]) -> float | None:
     """The best value of those that have finished; None where they do not agree on which way is better."""
-    done = [(fate.value, fate.mode) for fate in found if fate.state == "finished" and fate.value is not None]
+    done = [(result.value, result.mode) for result in found if result.state == "finished" and result.value is not None]
     better = {"min": min, "max": max}.get(str(done[0][1])) if len({mode for _, mode in done}) == 1 else None
     return better(value for value, _ in done) if better else None
 
@@ -151,7 +155,7 @@ class Board:
         self.status: Any = None
 
     def __call__(self, found: Sequence[JobResult], note: str = "") -> None:
-        """Show fates as they are now."""
+        """Show results as they are now."""
         line = f"{self.title}: {self._line(found)}" + (f" | {note}" if note else "")
         if self.console.is_terminal:
             if self.status is None:
@@ -173,8 +177,8 @@ class Board:
             self.status = None
 
     def _line(self, found: Sequence[JobResult]) -> str:
-        count = {state: sum(fate.state == state for fate in found) for state in ("finished", "running")}
-        count["failed"] = sum(fate.ended for fate in found) - count["finished"]
+        count = {state: sum(result.state == state for result in found) for state in ("finished", "running")}
+        count["failed"] = sum(result.ended for result in found) - count["finished"]
         waits = len(found) - sum(count.values())
         best = f", best {value:.4g}" if (value := best_of(found)) is not None else ""
         return (
@@ -183,7 +187,7 @@ class Board:
         )
 
     def _left(self, found: Sequence[JobResult]) -> str:
-        ended = sum(fate.ended for fate in found)
+        ended = sum(result.ended for result in found)
         if self.done_at_start is None:
             self.done_at_start = ended
         if ended == self.done_at_start or ended == len(found):

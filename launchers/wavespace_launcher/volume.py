@@ -12,9 +12,9 @@ from wavespace.config import compose, conf_dir
 from wavespace.errors import ConfigError, UserError
 from wavespace.launchfile import Job
 from wavespace_launcher.controller import Controller
-from wavespace_launcher.launch import conclude, dry_run, interruptible, preflight
+from wavespace_launcher.launch import dry_run, interruptible, preflight, save_results
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import PREPARE, Plan, Settings, digest, launch_id
+from wavespace_launcher.plan import PREPARE, Plan, RunpodSettings, digest, new_launch_id
 from wavespace_launcher.status import Board
 
 OWN = "hydra.launcher."
@@ -36,13 +36,13 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
     except Exception as error:  # OmegaConf has no exception of its own for what can't be merged
         raise ConfigError(f"{' '.join(own)}: {error}") from None
     plain: Any = OmegaConf.to_container(given, resolve=True)
-    settings = Settings.of(plain)
+    settings = RunpodSettings.of(plain)
     if not settings.volume:
         raise UserError(
             "a pod's own disk goes with the pod: name a network volume, as in hydra.launcher.volume=<its id at Runpod>"
         )
     jobs = (Job(0, PREPARE, tuple(overrides)),)
-    plan = Plan(id=launch_id(digest(settings, PREPARE, jobs, None)), study=PREPARE, jobs=jobs, settings=settings)
+    plan = Plan(id=new_launch_id(digest(settings, PREPARE, jobs, None)), study=PREPARE, jobs=jobs, settings=settings)
     if settings.dry_run:
         dry_run(plan)
         return
@@ -52,9 +52,11 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
     with launch.leading(), interruptible():
         controller = Controller(launch, runpod, wandb, show=board)
         try:
-            (fate,) = controller.run()
+            (result,) = controller.run()
         finally:
             board.close()
-            conclude(controller)
-    if fate.state != "finished":
-        raise UserError(f"the volume is not ready: the job is {fate.state}{f', {fate.reason}' if fate.reason else ''}")
+            save_results(controller)
+    if result.state != "finished":
+        raise UserError(
+            f"the volume is not ready: the job is {result.state}{f', {result.reason}' if result.reason else ''}"
+        )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from wavespace.errors import UserError
 from wavespace_launcher.ledger import redacted
-from wavespace_launcher.runpod_client import Unknown
+from wavespace_launcher.runpod_client import NoResponse
 
 DUPLICATE = "duplicate"
 """Tag of a run that found its job done, or being done, by another."""
@@ -27,11 +27,11 @@ REFUSED = "refused"
 DIVERGED = "diverged"
 """Outcome of a run that ended at a loss or a weight that is not finite: it would again."""
 
-SILENCE = 300.0
+HEARTBEAT_TIMEOUT = 300.0
 """Seconds without a heartbeat after which a run is dead; W&B itself says `crashed` after about as long."""
 
 
-class Sweep(NamedTuple):
+class WandbSweep(NamedTuple):
     """A sweep; it issues runs while `open`."""
 
     id: str
@@ -40,7 +40,7 @@ class Sweep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class WandbRun:
     """A run of a launch.
 
     Attributes:
@@ -81,10 +81,10 @@ class Run:
 
     def alive(self, now: float) -> bool:
         """Whether it is doing its job, as far as W&B knows."""
-        return self.state in ("running", "preempting") and now - self.heartbeat < SILENCE
+        return self.state in ("running", "preempting") and now - self.heartbeat < HEARTBEAT_TIMEOUT
 
 
-def rival_of(id: str, runs: Iterable[Run], *, resumed: bool, now: float) -> Run | None:
+def competing_run(id: str, runs: Iterable[WandbRun], *, resumed: bool, now: float) -> WandbRun | None:
     """The run that makes a run of the same job needless: one that has finished it, or had it earlier and still does it.
 
     A run that is resumed gives way to any other that is doing the job: while it waited, the job was handed on.
@@ -122,13 +122,13 @@ class Wandb:
         """`entity/project`."""
         return f"{self.entity}/{self.project}"
 
-    def sweeps(self, launch: str) -> list[Sweep]:
+    def sweeps(self, launch: str) -> list[WandbSweep]:
         """The sweeps of a launch, oldest first.
 
         Raises:
-            Unknown: no answer.
+            NoResponse: no answer.
         """
-        with _asking():
+        with _no_response_on_error():
             try:
                 found = list(self._api.project(self.project, entity=self.entity).sweeps(per_page=100))
             except ValueError as error:
@@ -137,18 +137,18 @@ class Wandb:
                 raise
             named = [(s.created_at, s.id, str(s.config.get("name", "")), str(s.state).upper()) for s in found]
         return [
-            Sweep(id, name, state in ("RUNNING", "PENDING"))
+            WandbSweep(id, name, state in ("RUNNING", "PENDING"))
             for _, id, name, state in sorted(named)
             if name.rsplit("-", 1)[0] == launch
         ]
 
-    def sweep(self, id: str) -> Sweep | None:
+    def sweep(self, id: str) -> WandbSweep | None:
         """A sweep as it is now; None where it was deleted. The client's list asks for each of a project's sweeps.
 
         Raises:
-            Unknown: no answer.
+            NoResponse: no answer.
         """
-        with _asking():
+        with _no_response_on_error():
             try:
                 found = self._fresh().sweep(f"{self.path}/{id}")
                 found.load(force=True)
@@ -156,73 +156,66 @@ class Wandb:
                 if "Could not find sweep" in str(error):
                     return None
                 raise
-            return Sweep(id, str(found.config.get("name", "")), str(found.state).upper() in ("RUNNING", "PENDING"))
+            return WandbSweep(id, str(found.config.get("name", "")), str(found.state).upper() in ("RUNNING", "PENDING"))
 
-    def create(self, config: Mapping[str, Any]) -> Sweep:
+    def create(self, config: Mapping[str, Any]) -> WandbSweep:
         """The sweep named `config["name"]`: made if there is none.
 
         Raises:
-            Unknown: it may have been made.
+            NoResponse: it may have been made.
         """
         import wandb
 
         launch, name = config["name"].rsplit("-", 1)[0], config["name"]
         if not self._named(launch, name):
-            with _asking(), contextlib.redirect_stdout(io.StringIO()):
+            with _no_response_on_error(), contextlib.redirect_stdout(io.StringIO()):
                 wandb.sweep(dict(config), entity=self.entity, project=self.project)
         same = self._named(launch, name)
         if not same:
-            raise Unknown("W&B made a sweep that it does not list yet")
+            raise NoResponse("W&B made a sweep that it does not list yet")
         for extra in same[1:]:
             self.close(extra, cancel=True)
         return same[0]
 
-    def _named(self, launch: str, name: str) -> list[Sweep]:
+    def _named(self, launch: str, name: str) -> list[WandbSweep]:
         return [sweep for sweep in self.sweeps(launch) if sweep.name == name]
 
-    def close(self, sweep: Sweep, *, cancel: bool = False) -> None:
+    def close(self, sweep: WandbSweep, *, cancel: bool = False) -> None:
         """Have a sweep issue nothing more; with `cancel`, agents also kill what they run, at once and unsaved.
 
         Raises:
-            Unknown: it may still be open.
+            NoResponse: it may still be open.
         """
         from wandb.cli.cli import cli  # the only public way
 
         if sweep.open:
-            with _asking(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                _no_response_on_error(),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 arguments = ["sweep", "--cancel" if cancel else "--stop", f"{self.path}/{sweep.id}"]
                 cli.main(arguments, standalone_mode=False)
 
-    def runs(self, sweep: str) -> list[Run]:
+    def runs(self, sweep: str) -> list[WandbRun]:
         """The runs of a sweep, oldest first.
 
         Raises:
-            Unknown: no answer.
+            NoResponse: no answer.
         """
         return self._runs({"sweep": sweep})
 
-    def rivals(self, launch: str, job: str) -> list[Run]:
+    def runs_with_job(self, launch: str, job: str) -> list[WandbRun]:
         """The runs of a launch that have a job, oldest first.
 
         Raises:
-            Unknown: no answer.
+            NoResponse: no answer.
         """
         found = self._runs({"$and": [{"config.launch": launch}, {"config.job": job}]})
         return [run for run in found if run.job == job]
 
-    def reports(self, launch: str) -> dict[str, str]:
-        """By pod name, why a pod ended before its time, where it could say so.
-
-        Raises:
-            Unknown: no answer.
-        """
-        with _asking():
-            filters = {"$and": [{"config.launch": launch}, {"jobType": "pod"}]}
-            found = self._fresh().runs(self.path, filters=filters, lazy=False)
-            return {str(run.config.get("pod_name")): str(run.summary_metrics.get("reason")) for run in found}
-
-    def _runs(self, filters: Mapping[str, Any]) -> list[Run]:
-        with _asking():
+    def _runs(self, filters: Mapping[str, Any]) -> list[WandbRun]:
+        with _no_response_on_error():
             found = self._fresh().runs(self.path, filters=dict(filters), lazy=False, per_page=200)
             return sorted((_run(run) for run in found if run.job_type != "pod"), key=lambda run: (run.created, run.id))
 
@@ -232,12 +225,12 @@ class Wandb:
 
 
 @contextlib.contextmanager
-def _asking() -> Iterator[None]:
+def _no_response_on_error() -> Iterator[None]:
     """Whatever the client raises says that it does not know."""
     try:
         yield
     except Exception as error:  # it has a dozen exceptions, and no base class
-        raise Unknown(f"W&B gave no answer ({_why(error)})") from None
+        raise NoResponse(f"W&B gave no answer ({_why(error)})") from None
 
 
 def _why(error: Exception) -> str:
@@ -245,11 +238,11 @@ def _why(error: Exception) -> str:
     return redacted(f"{type(error).__name__}: {text[0] if text else ''}".strip(": "))
 
 
-def _run(run: Any) -> Run:
+def _run(run: Any) -> WandbRun:
     config, summary = dict(run.config), dict(run.summary_metrics)
     created = _seconds(run.created_at)
     heartbeat = _seconds(run.heartbeat_at) if run.heartbeat_at else created
-    return Run(
+    return WandbRun(
         id=str(run.id),
         url=str(run.url),
         state=str(run.state),

@@ -22,10 +22,10 @@ from wavespace.errors import BadInput, ConfigError, Diverged, UserError
 from wavespace.launchfile import Job
 from wavespace.signals import SIGTERM_EXIT, STOP_EXITS, raise_on_stop, stop_deferred
 from wavespace_launcher.ledger import redacted
-from wavespace_launcher.plan import PREPARE, override
+from wavespace_launcher.plan import PREPARE, drawn_override
 from wavespace_launcher.pod_entry import OTHER_VERSION, POD_FOLDER
-from wavespace_launcher.runpod_client import Unknown
-from wavespace_launcher.wandb_client import DIVERGED, DUPLICATE, REFUSED, Run, Wandb, rival_of
+from wavespace_launcher.runpod_client import NoResponse
+from wavespace_launcher.wandb_client import DIVERGED, DUPLICATE, REFUSED, Wandb, WandbRun, competing_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     if "job" not in given:
         raise BadInput("wavespace worker is started by `wandb agent` of a launch's sweep, with a job=… to do")
     job, launch = Job.parse(given["job"]), given.get("launch", "")
-    drawn = [override(key, value) for key, value in given.items() if key not in ("job", "launch")]
+    drawn = [drawn_override(key, value) for key, value in given.items() if key not in ("job", "launch")]
     with _busy():
         sys.exit(work(job, given["job"], launch, drawn))
 
@@ -72,7 +72,7 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
     run.config.update({k: v for k, v in given.items() if k not in run.config or k in pod}, allow_val_change=True)
     path = f"{run.entity}/{run.project}/{run.id}"
     try:
-        if not drawn and (other := _rival(run, launch, text)):
+        if not drawn and (other := _competing_run(run, launch, text)):
             print(f"job {job.index} is {'done' if other.stored else 'being done'} by {other.url}")
             run.tags = (*(run.tags or ()), DUPLICATE)
             run.finish(exit_code=0)
@@ -164,19 +164,19 @@ def _composed(job: Job, drawn: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def _rival(run: Any, launch: str, text: str) -> Run | None:
+def _competing_run(run: Any, launch: str, text: str) -> WandbRun | None:
     """Another run that has finished this job, or had it earlier and still does it.
 
     W&B's grid is not exactly-once (wandb #4323, #2611): two agents may be given one job.
     """
     for _ in range(3):
-        with contextlib.suppress(Unknown):
-            found = Wandb(run.entity, run.project).rivals(launch, text)
+        with contextlib.suppress(NoResponse):
+            found = Wandb(run.entity, run.project).runs_with_job(launch, text)
             break
         time.sleep(2)
     else:
         return None  # the launch counts one result a job in any case
-    return rival_of(run.id, found, resumed=run.resumed, now=time.time())
+    return competing_run(run.id, found, resumed=run.resumed, now=time.time())
 
 
 def _name(folder: RunFolder) -> str:

@@ -32,7 +32,7 @@ from wavespace.tasks.reconstruction import Reconstruction
 from wavespace.tasks.salience import Salience
 from wavespace.tasks.self_salience import SelfSalience
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import Plan, Settings
+from wavespace_launcher.plan import Plan, RunpodSettings
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_every_task_says_of_the_metrics_that_it_shows_which_way_is_better() -> N
 
 def test_a_launch_is_its_jobs_with_what_became_of_them(tmp_path: Path) -> None:
     jobs = tuple(Job(i, f"{i:012x}", ("model=unet", f"optim.lr={lr}")) for i, lr in enumerate((0.1, 0.01, 0.001)))
-    settings = Settings(max_cost=1, image="a", gpus=("x",))
+    settings = RunpodSettings(max_cost=1, image="a", gpus=("x",))
     launch = Launch.create(tmp_path, Plan(id="250101-000000-abcd", study="grid", jobs=jobs, settings=settings)).folder
     assert table(launch)["reason"].tolist() == ["the launch has no result of it yet"] * 3
     failed = JobResult(1, jobs[1].overrides, "failed", "r1", reason="crashed: out of memory")
@@ -201,7 +201,7 @@ def test_a_launch_is_its_jobs_with_what_became_of_them(tmp_path: Path) -> None:
 def test_a_search_is_a_row_for_each_draw(tmp_path: Path) -> None:
     search = {"method": "random", "parameters": {"optim.lr": {"min": 0, "max": 1}}}
     plan: Any = {"id": "1", "study": "grid", "jobs": (Job(0, "0" * 12, ("model=unet",)),), "search": search}
-    launch = Launch.create(tmp_path, Plan(**plan, settings=Settings(max_cost=1, image="a", gpus=("x",)))).folder
+    launch = Launch.create(tmp_path, Plan(**plan, settings=RunpodSettings(max_cost=1, image="a", gpus=("x",)))).folder
     write_results(launch, [JobResult(i, (f"optim.lr={i}",), "finished", f"r{i}") for i in (0, 1)])
     rows = table(launch)
     assert rows["optim.lr"].tolist() == [0, 1]

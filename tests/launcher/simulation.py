@@ -20,9 +20,9 @@ from standins.wandb_server import WandbCore, WandbServer
 from wavespace.launchfile import Job, JobResult
 from wavespace_launcher.controller import Controller
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import Plan, Settings
+from wavespace_launcher.plan import Plan, RunpodSettings
 from wavespace_launcher.runpod_client import Runpod
-from wavespace_launcher.wandb_client import DUPLICATE, REFUSED, Run, Wandb, rival_of
+from wavespace_launcher.wandb_client import DUPLICATE, REFUSED, Wandb, WandbRun, competing_run
 
 STEP = 5.0
 """Virtual seconds between the moves of the simulated world."""
@@ -148,7 +148,7 @@ class SimulatedPod:
             config |= {"pod_price": self.pod.price}
             wandb.upsert_run(*self.cloud.path, self.run, config=config)
             found = [self.cloud.run(run.id) for run in wandb.find_runs(*self.cloud.path, {"config.job": self.job})]
-            if not self.drawn and rival_of(self.run, found, resumed=self.resumed, now=now):
+            if not self.drawn and competing_run(self.run, found, resumed=self.resumed, now=now):
                 wandb.upsert_run(*self.cloud.path, self.run, tags=[DUPLICATE])
                 self._end(0)
                 return
@@ -210,19 +210,19 @@ class SimulatedCloud:
             summary = {"_runtime": self.world.now - run.created_at} | summary
         self.wandb.core.stream(*self.path, id, summary=summary, **facts)
 
-    def run(self, id: str) -> Run:
+    def run(self, id: str) -> WandbRun:
         """A run as the launcher sees it."""
         run = self.wandb.core.runs[id]
         job = run.config.get("job")
-        return Run(
+        return WandbRun(
             id, "", run.state, run.sweep or "", job, run.created_at, run.heartbeat_at, DUPLICATE in run.tags,
             run.config.get("pod"), summary=run.summary,
         )  # fmt: skip
 
-    def settings(self, **given: Any) -> Settings:
+    def settings(self, **given: Any) -> RunpodSettings:
         """Of a launch here."""
         basis = {"max_cost": 20.0, "image": "us/image:1", "gpus": ["A", "B"], "max_pods": 3, "max_hours": 2.0}
-        return Settings.of(basis | {"entity": "tester"} | given)
+        return RunpodSettings.of(basis | {"entity": "tester"} | given)
 
     def launch(self, jobs: int, name: str = "290101-000000-01234567", **settings: Any) -> Launch:
         """A new launch of so many jobs."""

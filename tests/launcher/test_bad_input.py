@@ -21,7 +21,7 @@ from wavespace import cli
 from wavespace.commands import pods as verb
 from wavespace.errors import UserError
 from wavespace.launchfile import Job
-from wavespace_launcher.launch import Session, preflight
+from wavespace_launcher.launch import RunpodSession, preflight
 from wavespace_launcher.ledger import Launch
 
 FONTS = str(Path.home() / ".cache" / "matplotlib")
@@ -242,10 +242,10 @@ def test_a_service_that_is_away_is_told(cloud: SimulatedCloud, monkeypatch: pyte
 # --- The same command again
 
 
-def opened(cloud: SimulatedCloud, **given: Any) -> Session:
+def opened(cloud: SimulatedCloud, **given: Any) -> RunpodSession:
     """A session up to the moment in which it would rent."""
-    session = object.__new__(Session)
-    session.settings, session.stay, session.held = cloud.settings(**GOOD | given), False, ExitStack()
+    session = object.__new__(RunpodSession)
+    session.settings, session.keep_pods, session.held = cloud.settings(**GOOD | given), False, ExitStack()
     session.controller = None
     jobs = [Job(0, "0" * 12, ("seed=0",)), Job(1, "1" * 12, ("seed=1",))]
     with session.held:
@@ -276,7 +276,7 @@ def test_the_same_command_goes_on_and_another_does_not(
 def test_a_sweep_that_was_deleted_meanwhile_is_told_and_nothing_is_rented(cloud: SimulatedCloud) -> None:
     launch = opened(cloud).controller.launch  # type: ignore[union-attr]
     controller = cloud.controller(Launch(launch.folder, cloud.world.time))
-    controller._hand_out()
+    controller._create_sweeps()
     (sweep,) = cloud.wandb.core.sweeps
     cloud.wandb.core.delete_sweep(sweep)
     with pytest.raises(UserError, match=f"sweep {launch.id}-1 was deleted at W&B, .* run the command again"):
@@ -377,7 +377,7 @@ def test_stop_tells_a_controller_that_lives(
     leading.__enter__()
 
     def obey(seconds: float) -> None:
-        assert launches[1].told_to_end()
+        assert launches[1].end_requested()
         finish(cloud, cloud.controller(Launch(launches[1].folder, cloud.world.time)))
         leading.__exit__(None, None, None)
 

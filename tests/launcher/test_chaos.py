@@ -16,7 +16,7 @@ import pytest
 from launcher.simulation import Chances, Killed, SimulatedCloud, finish, simulated
 from wavespace.launchfile import JobResult
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.wandb_client import Unknown
+from wavespace_launcher.wandb_client import NoResponse
 
 SEEDS = range(int(os.environ.get("WAVESPACE_CHAOS_SEEDS", "50")))
 
@@ -44,27 +44,27 @@ def run_to_the_end(cloud: SimulatedCloud, launch: Launch, rng: random.Random, ki
         try:
             controller = cloud.controller(Launch(launch.folder, cloud.world.time), killed_after)
             return finish(cloud, controller)
-        except (Killed, Unknown):
+        except (Killed, NoResponse):
             cloud.world.sleep(rng.choice([5.0, 60.0, 1800.0]))  # until somebody notices
 
 
 def hold(cloud: SimulatedCloud, launch: Launch, found: list[JobResult], jobs: int) -> None:
     """What must be true after any launch."""
     plan = launch.plan
-    assert [fate.index for fate in found] == list(range(jobs))
+    assert [result.index for result in found] == list(range(jobs))
     assert cloud.core.live() == [], "a pod is left"
     assert cloud.core.spent() <= plan.settings.max_cost
     assert cloud.core.most_live <= plan.settings.max_pods
     done = Counter(job for _, job in cloud.finished)
     events = [json.loads(line) for line in (launch.folder / "ledger.jsonl").read_text().splitlines()]
     why = next(event["why"] for event in reversed(events) if event["kind"] == "drain")
-    for job, fate in zip(plan.jobs, found, strict=True):
-        if fate.state == "finished":
+    for job, result in zip(plan.jobs, found, strict=True):
+        if result.state == "finished":
             assert done[job.text] >= 1
-            assert fate.value == job.index, "the result is another job's"
+            assert result.value == job.index, "the result is another job's"
         elif why == "every job has ended":
-            assert fate.state == "failed"
-            assert fate.attempts > plan.settings.retries
+            assert result.state == "failed"
+            assert result.attempts > plan.settings.retries
     if why != "every job has ended":  # a launch may give up, in words; it then has tried
         assert "did nothing" in why or "before any succeeded" in why or "max_cost" in why, why
     ends = {text: min(time for time, job in cloud.finished if job == text) for text in done}
@@ -95,7 +95,7 @@ def test_200_jobs_on_8_pods(tmp_path: Path) -> None:
         # Of so many pods, three in a row may do nothing by chance: the same command goes on.
         for kills in (12, 0, 0, 0):
             found = run_to_the_end(cloud, launch, rng, kills)
-            if all(fate.ended for fate in found):
+            if all(result.ended for result in found):
                 break
         hold(cloud, launch, found, 200)
-        assert sum(fate.state == "finished" for fate in found) >= 195
+        assert sum(result.state == "finished" for result in found) >= 195

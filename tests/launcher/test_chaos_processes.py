@@ -120,24 +120,24 @@ def hold(sky: Cloud) -> None:
     core = sky.wandb.core
     runs = {run.id: run for run in core.runs.values() if run.job_type != "pod"}
     assert told["why"] == "every job has ended"
-    assert [fate.index for fate in found] == list(range(JOBS)), "an override-set is lost, or is there twice"
+    assert [result.index for result in found] == list(range(JOBS)), "an override-set is lost, or is there twice"
     stored = [run for run in runs.values() if run.state == "finished" and run.summary.get("outcome") == "finished"]
     ends = {str(run.config["job"]): run.heartbeat_at for run in sorted(stored, key=lambda run: -run.heartbeat_at)}
-    counted = [fate.run for fate in found if fate.state == "finished"]
+    counted = [result.run for result in found if result.state == "finished"]
     assert len(set(counted)) == len(counted) == len(ends), "a result is lost, or counts twice"
-    for job, fate in zip(launch.plan.jobs, found, strict=True):
-        if fate.state == "finished":
-            run = runs[str(fate.run)]
+    for job, result in zip(launch.plan.jobs, found, strict=True):
+        if result.state == "finished":
+            run = runs[str(result.run)]
             assert run in stored
             assert (run.config["job"], run.config["seed"]) == (job.text, job.index), "the result is another job's"
-            assert fate.value == run.summary["val/note_f1_onset"]
+            assert result.value == run.summary["val/note_f1_onset"]
             name = f"checkpoint-chaos-{job.signature}"
             (*_, last) = [a for a in core.artifacts.values() if (a.name, a.state) == (name, "COMMITTED")]
             assert steps_of(last.files["metrics.csv"]) == list(range(1, STEPS + 1)), "a step is missing or twice"
         else:
             tried = [run for run in runs.values() if run.config["job"] == job.text and DUPLICATE not in run.tags]
-            assert (fate.state, bool(fate.reason)) == ("failed", True)
-            assert len(tried) >= fate.attempts > RETRIES
+            assert (result.state, bool(result.reason)) == ("failed", True)
+            assert len(tried) >= result.attempts > RETRIES
 
     until(lambda: not sky.core.processes(), "the end of the pods' processes")
     assert sky.core.list() == [], "a pod is left"

@@ -23,7 +23,7 @@ from wavespace.config import compose
 from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
 from wavespace.training.fit import run
-from wavespace_launcher import status as fates
+from wavespace_launcher import status
 from wavespace_launcher.status import Board
 
 LOCAL = ["hydra/launcher=local", "hydra.launcher.processes=2"]
@@ -158,7 +158,7 @@ def test_the_launcher_imports_no_service_s_client() -> None:
     assert said.stdout.strip() == ""
 
 
-def fate(index: int, state: str, value: float | None = None, mode: str | None = None) -> JobResult:
+def result(index: int, state: str, value: float | None = None, mode: str | None = None) -> JobResult:
     return JobResult(index, (f"seed={index}",), state, value=value, mode=mode)
 
 
@@ -167,16 +167,16 @@ def test_the_progress_line_tells_where_a_sweep_stands(
     mode: str | None, best: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, shown = [100.0], list[str]()
-    monkeypatch.setattr(fates.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
     board = Board("study")
     board.console = Console(force_terminal=True)
     monkeypatch.setattr(Console, "status", lambda self, line: Shown(shown))
-    done = [fate(0, "finished", 0.5, mode)]  # before this command
-    board([*done, fate(1, "running"), *(fate(i, "queued") for i in range(2, 6))])
+    done = [result(0, "finished", 0.5, mode)]  # before this command
+    board([*done, result(1, "running"), *(result(i, "queued") for i in range(2, 6))])
     assert shown[-1] == f"study: 1/6 done, 1 running, 4 waiting, 0 failed{', best 0.5' if mode else ''}"
     now[0] += 90.0  # in which one was done and one failed, so that the three others take as long and a half
-    done += [fate(1, "finished", 0.25, mode), fate(2, "failed", 0.1)]
-    board([*done, fate(3, "running"), fate(4, "preempted"), fate(5, "queued")])
+    done += [result(1, "finished", 0.25, mode), result(2, "failed", 0.1)]
+    board([*done, result(3, "running"), result(4, "preempted"), result(5, "queued")])
     assert shown[-1] == f"study: 2/6 done, 1 running, 2 waiting, 1 failed{best}, about 2 min left"
 
 

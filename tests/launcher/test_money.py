@@ -27,11 +27,11 @@ from standins.wandb_server import KEY
 from wavespace.commands import pods as verb
 from wavespace_launcher import pod_entry
 from wavespace_launcher.controller import GRACE, Controller
-from wavespace_launcher.launch import Session, interruptible
+from wavespace_launcher.launch import RunpodSession, interruptible
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.pod_entry import PodEntry
-from wavespace_launcher.runpod_client import Runpod, Unknown
-from wavespace_launcher.wandb_client import Sweep, Wandb
+from wavespace_launcher.runpod_client import NoResponse, Runpod
+from wavespace_launcher.wandb_client import Wandb, WandbSweep
 
 RENT = "podFindAndDeployOnDemand"
 Lives = Callable[[SimulatedPod], None]
@@ -199,7 +199,7 @@ def test_m1_a_controller_may_be_killed_at_any_line_and_the_next_one_goes_on(
         if not ended:
             cloud.world.sleep(5)
             found = finish(cloud, cloud.controller(launch))
-            assert [fate.state for fate in found] == ["finished", "finished"], killed_after
+            assert [result.state for result in found] == ["finished", "finished"], killed_after
         assert Counter(job for _, job in cloud.finished) == Counter(job.text for job in launch.plan.jobs), killed_after
         assert len(cloud.wandb.core.sweeps) == 1, killed_after
         assert left(cloud) == [], killed_after
@@ -227,7 +227,7 @@ def test_m2_no_more_pods_than_could_be_paid_to_their_last_second(cloud: Simulate
     found = finish(cloud, cloud.controller(launch))
     assert cloud.core.most_live == 3  # of $0.60 each
     assert max(seen) <= 2.0
-    assert all(fate.state == "finished" for fate in found)
+    assert all(result.state == "finished" for result in found)
 
 
 def test_m2_a_price_above_the_listed_one_ends_pods_before_the_money_does(cloud: SimulatedCloud) -> None:
@@ -273,7 +273,7 @@ def test_m2_a_launch_without_money_for_another_pod_ends_in_words(cloud: Simulate
     )
     found = finish(cloud, cloud.controller(launch))
     assert "of max_cost are left" in why(launch)
-    assert 0 < sum(fate.state == "finished" for fate in found) < 9
+    assert 0 < sum(result.state == "finished" for result in found) < 9
     assert cloud.core.spent() <= 0.7
 
 
@@ -379,7 +379,7 @@ def test_m4_pods_that_have_not_begun_end_when_the_jobs_have(cloud: SimulatedClou
 
     cloud.world.moves.append(look)
     found = finish(cloud, cloud.controller(launch))
-    assert {cloud.core.pods[str(fate.pod)].name for fate in found} == {f"ws-{launch.id}-0-1"}
+    assert {cloud.core.pods[str(result.pod)].name for result in found} == {f"ws-{launch.id}-0-1"}
     assert over == []
 
 
@@ -405,7 +405,7 @@ def test_m4_a_pod_that_did_a_job_between_two_looks_is_not_idle(cloud: SimulatedC
     cloud.job_seconds = 25.0  # so that each look finds a run that has just been issued, and has no pod yet
     launch = cloud.launch(2, max_pods=2, poll_seconds=40, retries=0)
     found = finish(cloud, cloud.controller(launch))
-    assert [(fate.state, fate.attempts) for fate in found] == [("finished", 0)] * 2
+    assert [(result.state, result.attempts) for result in found] == [("finished", 0)] * 2
 
 
 # --- M5: machines that do not start
@@ -422,14 +422,14 @@ def test_m5_three_machines_that_do_not_start_are_of_three_kinds_and_the_last(clo
         assert cloud.core.cost(pod) < pod.price * (5 * 60 + 4 * 15) / 3600
     cloud.core.boot = lambda pod: 20.0
     found = finish(cloud, cloud.controller(launch))  # the same command, once the cause is mended
-    assert [fate.state for fate in found] == ["finished"] * 4
+    assert [result.state for result in found] == ["finished"] * 4
 
 
 def test_m5_the_next_kind_of_machine_does_the_jobs(cloud: SimulatedCloud) -> None:
     cloud.core.boot = lambda pod: math.inf if pod.gpu == "A" else 20.0
     launch = cloud.launch(2, max_pods=1, boot_timeout=5)
     found = finish(cloud, cloud.controller(launch))
-    assert [fate.state for fate in found] == ["finished", "finished"]
+    assert [result.state for result in found] == ["finished", "finished"]
     assert [pod.gpu for _, pod, _ in cloud.core.created] == ["A", "A", "B"]
 
 
@@ -447,7 +447,7 @@ def test_m6_three_failures_before_any_success_end_the_launch(cloud: SimulatedClo
     assert len(cloud.wandb.core.runs) <= 10
     cloud.chances.always_fails = frozenset()
     found = finish(cloud, cloud.controller(launch))
-    assert [fate.state for fate in found].count("finished") >= 30
+    assert [result.state for result in found].count("finished") >= 30
     assert why(launch) == "every job has ended"
 
 
@@ -455,7 +455,7 @@ def test_m6_failures_after_a_success_end_no_launch(cloud: SimulatedCloud) -> Non
     cloud.chances.always_fails = frozenset(range(1, 6))
     launch = cloud.launch(7, max_pods=1, retries=0)
     found = finish(cloud, cloud.controller(launch))
-    assert [fate.state for fate in found] == ["finished", *["failed"] * 5, "finished"]
+    assert [result.state for result in found] == ["finished", *["failed"] * 5, "finished"]
     assert why(launch) == "every job has ended"
 
 
@@ -475,7 +475,7 @@ def test_m6_a_job_that_another_version_refuses_ends_the_launch_and_costs_no_atte
     cloud.chances.refuses = frozenset([2, 3, 4])
     launch = cloud.launch(5, max_pods=1, retries=0)
     found = finish(cloud, cloud.controller(launch))
-    assert [fate.state for fate in found] == ["finished", "finished", "retry", "queued", "queued"]
+    assert [result.state for result in found] == ["finished", "finished", "retry", "queued", "queued"]
     assert why(launch) == "this image is another; the same command with it goes on"
     assert len(cloud.core.created) == 1
     assert left(cloud) == []
@@ -483,15 +483,15 @@ def test_m6_a_job_that_another_version_refuses_ends_the_launch_and_costs_no_atte
     assert len(cloud.core.created) == 2
     cloud.chances.refuses = frozenset()
     found = finish(cloud, cloud.controller(launch))
-    assert [(fate.state, fate.attempts) for fate in found] == [("finished", 0)] * 5
+    assert [(result.state, result.attempts) for result in found] == [("finished", 0)] * 5
     assert len(cloud.finished) == 5
 
 
 def test_m6_a_pod_of_another_version_ends_at_the_first_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = PodEntry("launch", "pod", "us/project", until=math.inf, idle=60.0, stay=True)
-    entry.folder, started = tmp_path, list[Sweep]()
+    entry.folder, started = tmp_path, list[WandbSweep]()
 
-    def start(sweep: Sweep) -> subprocess.Popen[bytes]:
+    def start(sweep: WandbSweep) -> subprocess.Popen[bytes]:
         started.append(sweep)
         (tmp_path / pod_entry.OTHER_VERSION).write_text("this image is another")
         return subprocess.Popen(["sleep", "60"])
@@ -501,7 +501,7 @@ def test_m6_a_pod_of_another_version_ends_at_the_first_refusal(tmp_path: Path, m
     for name, stand_in in {
         "_start_agent": start,
         "_self_test": lambda: None,
-        "_open_sweep": lambda _: Sweep("", "", True),
+        "_open_sweep": lambda _: WandbSweep("", "", True),
     }.items():
         monkeypatch.setattr(entry, name, stand_in)
     assert entry._work() == "this image is another"
@@ -557,7 +557,7 @@ def test_m7_sigterm_and_the_interpreters_end_do_the_same(cloud: SimulatedCloud) 
     controller = cloud.controller(cloud.launch(2, name="290101-000001-01234567", max_pods=2))
     controller.step()
     assert len(cloud.core.live()) == 2
-    session = object.__new__(Session)  # as a sweeper's error leaves it, between two batches
+    session = object.__new__(RunpodSession)  # as a sweeper's error leaves it, between two batches
     session.controller, session.settings = controller, controller.settings
     session.held = controller.launch.leading()  # type: ignore[assignment]
     session.held.close = lambda: None  # type: ignore[method-assign]
@@ -572,7 +572,7 @@ def test_m7_an_end_without_an_answer_says_at_once_what_it_does_and_may_be_given_
     controller = cloud.controller(cloud.launch(2, max_pods=2, max_hours=1.5))
     controller.step()
     cloud.runpod.fail("*", "refuse", times=math.inf)
-    session = object.__new__(Session)
+    session = object.__new__(RunpodSession)
     session.controller, session.settings, session.held = controller, controller.settings, ExitStack()
     said: list[str] = []
 
@@ -614,7 +614,7 @@ def test_m7_only_detach_leaves_pods(cloud: SimulatedCloud) -> None:
     assert left(cloud) == []
     assert len(cloud.finished) == 4
     found = finish(cloud, cloud.controller(launch))
-    assert [fate.state for fate in found] == ["finished"] * 4
+    assert [result.state for result in found] == ["finished"] * 4
 
 
 def test_m7_reap_leaves_a_detached_launch_until_its_date(
@@ -656,8 +656,8 @@ def test_m8_half_an_hour_without_a_listing_changes_nothing(cloud: SimulatedCloud
     found = finish(cloud, cloud.controller(launch))
     assert len(cloud.runpod.faults.fired) > 0
     assert len(cloud.core.created) == 2
-    assert [fate.state for fate in found] == ["finished", "finished"]
-    assert [fate.attempts for fate in found] == [0, 0]
+    assert [result.state for result in found] == ["finished", "finished"]
+    assert [result.attempts for result in found] == [0, 0]
 
 
 def test_m8_a_launch_is_not_settled_while_nobody_lists_pods(cloud: SimulatedCloud) -> None:
@@ -677,7 +677,7 @@ def test_m8_a_launch_is_not_settled_while_nobody_lists_pods(cloud: SimulatedClou
 def test_m8_a_listing_that_makes_no_sense_is_no_answer(cloud: SimulatedCloud, answer: Any) -> None:
     runpod = Runpod()
     runpod._sdk = SimpleNamespace(get_pods=lambda: answer)
-    with pytest.raises(Unknown):
+    with pytest.raises(NoResponse):
         runpod.list()
 
 
@@ -795,7 +795,7 @@ def test_a_lost_answer_makes_no_second_sweep(cloud: SimulatedCloud) -> None:
     cloud.wandb.fail("UpsertSweep", "lost")
     launch = cloud.launch(2, max_pods=2)
     found = finish(cloud, cloud.controller(launch))
-    assert [fate.state for fate in found] == ["finished", "finished"]
+    assert [result.state for result in found] == ["finished", "finished"]
     assert sum(len(sweep.runs) for sweep in cloud.wandb.core.sweeps.values()) == 2
     assert len(events(launch, "sweep")) == 1
 
@@ -812,7 +812,7 @@ def test_a_sweep_is_not_stuck_because_a_pod_had_waited_before_it_was_made(cloud:
 
     pods_that(cloud, looks_seldom)
     found = finish(cloud, cloud.controller(cloud.launch(1, idle_timeout=10)))
-    assert [(fate.state, fate.attempts) for fate in found] == [("finished", 0)]
+    assert [(result.state, result.attempts) for result in found] == [("finished", 0)]
     assert len(wandb.sweeps) == 2
 
 
@@ -832,7 +832,7 @@ def test_1100_jobs_are_three_sweeps_and_one_launch(cloud: SimulatedCloud) -> Non
 def test_without_w_and_b_nothing_is_rented(cloud: SimulatedCloud) -> None:
     launch = cloud.launch(2)
     controller = cloud.controller(launch)
-    controller.wandb.create = lambda config: (_ for _ in ()).throw(Unknown("W&B is away"))  # type: ignore[method-assign]
+    controller.wandb.create = lambda config: (_ for _ in ()).throw(NoResponse("W&B is away"))  # type: ignore[method-assign]
     controller.step()
     assert cloud.core.created == []
     assert controller.trouble == "W&B is away"

@@ -17,7 +17,7 @@ from wavespace.commands.pods import main
 from wavespace.errors import BadInput, UserError
 from wavespace.launchfile import Job, JobResult, read_results, write_results
 from wavespace_launcher.ledger import Launch
-from wavespace_launcher.plan import Plan, Settings
+from wavespace_launcher.plan import Plan, RunpodSettings
 from wavespace_launcher.state import State
 from wavespace_launcher.status import table
 
@@ -30,7 +30,10 @@ NAMES = st.sampled_from(["plan.json", "ledger.jsonl", "results.json"])
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
     plan = Plan(
-        id="a", study="s", jobs=(Job(0, "f" * 12, ("x=1",)),), settings=Settings(max_cost=1, image="i", gpus=("g",))
+        id="a",
+        study="s",
+        jobs=(Job(0, "f" * 12, ("x=1",)),),
+        settings=RunpodSettings(max_cost=1, image="i", gpus=("g",)),
     )
     made = Launch.create(tmp_path, plan)
     made.write("sweep.intent", name="a-0", jobs=[0])

@@ -1,4 +1,4 @@
-"""Plain data of a launch: settings, jobs, plan and ledger on disk, fates, and the text that rents a pod."""
+"""Plain data of a launch: settings, jobs, plan and ledger on disk, results, and the text that rents a pod."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from standins.runpod_server import _SCHEMA
 from wavespace.config import conf_dir
 from wavespace.errors import BadInput, ConfigError
 from wavespace.launchfile import JobResult, read_results, write_results
-from wavespace_launcher.controller import affordable, command, environment, with_jobs
+from wavespace_launcher.controller import add_jobs, affordable_hours, command, environment
 from wavespace_launcher.ledger import Launch, redacted
 from wavespace_launcher.plan import (
     Candidate,
     Job,
     Plan,
-    Settings,
+    RunpodSettings,
     digest,
-    launch_id,
     launch_of,
+    new_launch_id,
     pod_name,
     sweep_config,
 )
 from wavespace_launcher.runpod_client import Offer, creation
 from wavespace_launcher.state import State
-from wavespace_launcher.status import fates, searched
-from wavespace_launcher.wandb_client import SILENCE, Run, rival_of
+from wavespace_launcher.status import job_results, search_job_results
+from wavespace_launcher.wandb_client import HEARTBEAT_TIMEOUT, WandbRun, competing_run
 
 BASIS: dict[str, Any] = {"max_cost": 5, "image": "us/image:1", "gpus": ["A"]}
 # What a command line can carry: no NUL, and no halves of characters.
@@ -55,7 +55,7 @@ def job(index: int) -> Job:
 
 def plan(jobs: int = 3, **given: Any) -> Plan:
     return Plan(id="290101-000000-01234567", study="study", jobs=tuple(map(job, range(jobs))),
-                settings=Settings.of(BASIS | given))  # fmt: skip
+                settings=RunpodSettings.of(BASIS | given))  # fmt: skip
 
 
 # --- Settings
@@ -99,7 +99,7 @@ def plan(jobs: int = 3, **given: Any) -> Plan:
 )  # fmt: skip
 def test_a_wrong_setting_is_told_in_a_line_with_its_key(given: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Settings.of(BASIS | given)
+        RunpodSettings.of(BASIS | given)
     lines = [line for line in str(caught.value).splitlines() if line != "hydra/launcher=runpod can't be used so:"]
     assert len(lines) == 1
     assert told in lines[0]
@@ -107,7 +107,7 @@ def test_a_wrong_setting_is_told_in_a_line_with_its_key(given: dict[str, Any], t
 
 def test_all_wrong_settings_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        Settings.of({"gpus": [], "max_pods": 0, "clouds": ["x"], "color": "red"})
+        RunpodSettings.of({"gpus": [], "max_pods": 0, "clouds": ["x"], "color": "red"})
     for key in ("max_cost", "image", "gpus", "max_pods", "clouds.0", "color"):
         assert f"hydra.launcher.{key}" in str(caught.value)
 
@@ -115,9 +115,9 @@ def test_all_wrong_settings_are_told_at_once() -> None:
 def test_the_yaml_has_every_setting_and_its_default() -> None:
     written = yaml.safe_load((conf_dir() / "hydra" / "launcher" / "runpod.yaml").read_text())
     assert written.pop("_target_") == "hydra_plugins.wavespace_launchers.RunpodLauncher"
-    assert set(written) == set(Settings.__dataclass_fields__)
-    of_yaml = Settings.of(written | {"max_cost": 5, "image": "us/image:1"})
-    assert of_yaml == Settings.of(BASIS | {key: written[key] for key in ("gpus", "cuda")})
+    assert set(written) == set(RunpodSettings.__dataclass_fields__)
+    of_yaml = RunpodSettings.of(written | {"max_cost": 5, "image": "us/image:1"})
+    assert of_yaml == RunpodSettings.of(BASIS | {key: written[key] for key in ("gpus", "cuda")})
 
 
 def test_hosts_are_asked_for_that_run_the_cuda_of_the_pinned_torch() -> None:
@@ -133,7 +133,7 @@ def test_hosts_are_asked_for_that_run_the_cuda_of_the_pinned_torch() -> None:
 
 
 def test_candidates_come_in_the_order_of_the_settings() -> None:
-    chosen = Settings.of(BASIS | {"gpus": ["A", "B"], "data_centers": ["X", "Y"]})
+    chosen = RunpodSettings.of(BASIS | {"gpus": ["A", "B"], "data_centers": ["X", "Y"]})
     texts = [str(candidate) for candidate in chosen.candidates]
     assert texts[:5] == ["A (community, X)", "A (community, Y)", "A (secure, X)", "A (secure, Y)", "B (community, X)"]
     assert len(set(texts)) == 8
@@ -165,14 +165,14 @@ def test_what_is_no_job_is_told(text: str) -> None:
 @quick
 @given(st.lists(JOBS, max_size=4), TEXT, st.booleans(), st.sampled_from([None, {"method": "random", "run_cap": 3}]))
 def test_a_plan_survives_its_json(jobs: list[Job], study: str, stay: bool, search: dict[str, Any] | None) -> None:
-    chosen = Settings.of(BASIS | {"secrets": {"A": "b"}, "env": {"MODE": study}, "cuda": ["13.0"]})
-    whole = Plan(id="x-y", study=study, jobs=tuple(jobs), settings=chosen, search=search, stay=stay)
+    chosen = RunpodSettings.of(BASIS | {"secrets": {"A": "b"}, "env": {"MODE": study}, "cuda": ["13.0"]})
+    whole = Plan(id="x-y", study=study, jobs=tuple(jobs), settings=chosen, search=search, keep_pods=stay)
     assert Plan.from_json(whole.to_json()) == whole
 
 
 def test_the_digest_tells_what_is_done_and_not_what_it_may_cost() -> None:
     def of(jobs: int = 3, study: str = "study", search: Any = None, **given: Any) -> str:
-        return digest(Settings.of(BASIS | given), study, map(job, range(jobs)), search)
+        return digest(RunpodSettings.of(BASIS | given), study, map(job, range(jobs)), search)
 
     money = {
         "max_cost": 50,
@@ -186,7 +186,7 @@ def test_the_digest_tells_what_is_done_and_not_what_it_may_cost() -> None:
     assert of(**money) == of()
     others = [of(jobs=2), of(study="other"), of(project="other"), of(entity="other"), of(search={"method": "random"})]
     assert len({of(), *others}) == 6
-    assert re.fullmatch(r"\d{6}-\d{6}-[0-9a-f]{8}", launch_id(of()))
+    assert re.fullmatch(r"\d{6}-\d{6}-[0-9a-f]{8}", new_launch_id(of()))
 
 
 @quick
@@ -218,8 +218,8 @@ def test_a_sweep_hands_out_each_job_once_and_a_search_draws() -> None:
 
 def test_jobs_are_added_to_a_plan_once(tmp_path: Path) -> None:
     launch = Launch.create(tmp_path, plan(2))
-    with_jobs(launch, [job(1), job(2)])
-    with_jobs(launch, [job(1), job(2)])
+    add_jobs(launch, [job(1), job(2)])
+    add_jobs(launch, [job(1), job(2)])
     assert launch.plan.jobs == plan(3).jobs
 
 
@@ -316,8 +316,8 @@ def test_a_launch_is_found_by_a_part_of_its_name(tmp_path: Path) -> None:
 def test_what_one_more_pod_may_cost_is_there(
     price: float, committed: float, hours: float, cost: float, alone: bool
 ) -> None:
-    chosen = Settings.of(BASIS | {"max_cost": cost, "max_hours": hours})
-    may = affordable(chosen, committed, price, alone=alone)
+    chosen = RunpodSettings.of(BASIS | {"max_cost": cost, "max_hours": hours})
+    may = affordable_hours(chosen, committed, price, alone=alone)
     assert 0 <= may <= hours
     assert may == 0 or committed + may * price <= cost * (1 + 1e-9)
     if committed + hours * price <= cost * (1 - 1e-9):
@@ -355,7 +355,7 @@ def test_a_pod_costs_from_its_request_to_the_listing_that_missed_it_and_never_be
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> list[Run]:
+def runs(draw: st.DrawFn) -> list[WandbRun]:
     found = []
     for number in range(draw(st.integers(0, 7))):
         state = draw(st.sampled_from(
@@ -365,7 +365,7 @@ def runs(draw: st.DrawFn) -> list[Run]:
         told = {"outcome": draw(st.sampled_from(["finished", None]))} if state == "finished" else {}
         text = draw(st.sampled_from([job(0).text, job(1).text, job(2).text, None, "another's"]))
         beat = draw(st.floats(created, 1000))
-        found.append(Run(
+        found.append(WandbRun(
             f"r{number}", "", state, "s", text, created, beat, draw(st.booleans()), "pod", beat - created,
             {"m": float(number)} | told, {"pod_price": 0.5},
         ))  # fmt: skip
@@ -374,55 +374,55 @@ def runs(draw: st.DrawFn) -> list[Run]:
 
 @quick
 @given(runs(), st.integers(0, 3), st.integers(0, 2**32))
-def test_each_job_has_one_fate_whatever_its_runs(found: list[Run], retries: int, seed: int) -> None:
+def test_each_job_has_one_fate_whatever_its_runs(found: list[WandbRun], retries: int, seed: int) -> None:
     jobs = [job(index) for index in range(3)]
-    fate_of = fates(jobs, found, retries, 1000.0, "m")
-    assert [fate.index for fate in fate_of] == [0, 1, 2]
+    status = job_results(jobs, found, retries, 1000.0, "m")
+    assert [result.index for result in status] == [0, 1, 2]
     shuffled = random.Random(seed).sample(found, len(found))
-    assert fates(jobs, shuffled, retries, 1000.0, "m") == fate_of
-    assert fates(jobs, [run for run in found if not run.duplicate], retries, 1000.0, "m") == fate_of
-    for own, fate in zip(jobs, fate_of, strict=True):
+    assert job_results(jobs, shuffled, retries, 1000.0, "m") == status
+    assert job_results(jobs, [run for run in found if not run.duplicate], retries, 1000.0, "m") == status
+    for own, result in zip(jobs, status, strict=True):
         of = [run for run in found if run.job == own.text and not run.duplicate]
         stored = [run for run in of if run.stored]
         ended = [run for run in of if not run.stored and not run.alive(1000.0)]
         waiting = [run for run in ended if run.state in ("preempted", "preempting", "pending")]
-        assert (fate.state == "finished") == bool(stored)
-        assert fate.attempts == len(ended) - len(waiting)
-        assert (fate.state == "queued") == (not of)
-        assert fate.state != "failed" or fate.attempts > retries
-        assert fate.state != "retry" or 0 < fate.attempts <= retries
-        assert fate.dollars == pytest.approx(sum(run.seconds for run in of) / 3600 * 0.5, abs=1e-4)
-        if fate.run is not None:
-            (counts,) = [run for run in of if run.id == fate.run]
-            assert fate.value == counts.summary["m"]
+        assert (result.state == "finished") == bool(stored)
+        assert result.attempts == len(ended) - len(waiting)
+        assert (result.state == "queued") == (not of)
+        assert result.state != "failed" or result.attempts > retries
+        assert result.state != "retry" or 0 < result.attempts <= retries
+        assert result.dollars == pytest.approx(sum(run.seconds for run in of) / 3600 * 0.5, abs=1e-4)
+        if result.run is not None:
+            (counts,) = [run for run in of if run.id == result.run]
+            assert result.value == counts.summary["m"]
         if stored:
-            assert fate.run in {run.id for run in stored}
-        assert (fate.reason is None) == (fate.state != "failed")
+            assert result.run in {run.id for run in stored}
+        assert (result.reason is None) == (result.state != "failed")
 
 
 @quick
 @given(runs(), st.integers(0, 2**32))
-def test_of_runs_of_one_job_at_most_one_has_no_rival_among_the_living(found: list[Run], seed: int) -> None:
+def test_of_runs_of_one_job_at_most_one_has_no_rival_among_the_living(found: list[WandbRun], seed: int) -> None:
     same = [dataclasses.replace(run, job="j", duplicate=False) for run in found]
     alive = [run for run in same if run.alive(1000.0)]
-    without = [run for run in alive if rival_of(run.id, same, resumed=False, now=1000.0) is None]
+    without = [run for run in alive if competing_run(run.id, same, resumed=False, now=1000.0) is None]
     assert len(without) <= 1
     if alive and not any(run.stored for run in same):
         assert without == [min(alive, key=lambda run: (run.created, run.id))]
 
 
 def test_silence_is_death() -> None:
-    run = Run("r", "", "running", "s", job(0).text, 0.0, 0.0)
-    assert fates([job(0)], [run], 0, SILENCE - 1, None)[0].state == "running"
-    assert fates([job(0)], [run], 0, SILENCE + 1, None)[0].state == "failed"
-    assert fates([job(0)], [run], 1, SILENCE + 1, None)[0].state == "retry"
+    run = WandbRun("r", "", "running", "s", job(0).text, 0.0, 0.0)
+    assert job_results([job(0)], [run], 0, HEARTBEAT_TIMEOUT - 1, None)[0].state == "running"
+    assert job_results([job(0)], [run], 0, HEARTBEAT_TIMEOUT + 1, None)[0].state == "failed"
+    assert job_results([job(0)], [run], 1, HEARTBEAT_TIMEOUT + 1, None)[0].state == "retry"
 
 
 def test_a_searchs_runs_are_its_jobs() -> None:
-    drawn = [Run(f"r{i}", "", "finished", "s", "0||", float(i), 9.0, summary={"outcome": "finished", "m": i / 2},
+    drawn = [WandbRun(f"r{i}", "", "finished", "s", "0||", float(i), 9.0, summary={"outcome": "finished", "m": i / 2},
                  drawn={"optim.lr": i, "pod": "x"}) for i in (1, 0)]  # fmt: skip
-    found = searched(drawn, ["optim.lr"], 10.0, "m")
-    assert [(fate.index, fate.overrides, fate.value) for fate in found] == [
+    found = search_job_results(drawn, ["optim.lr"], 10.0, "m")
+    assert [(result.index, result.overrides, result.value) for result in found] == [
         (0, ("optim.lr=0",), 0.0),
         (1, ("optim.lr=1",), 0.5),
     ]
@@ -455,7 +455,9 @@ def sent(offer: Offer) -> tuple[str, dict[str, Any]]:
     return field.name.value, graphql.value_from_ast_untyped(field.arguments[0].value)
 
 
-def offer(chosen: Settings, start: str = "wavespace", env: dict[str, str] | None = None, name: str = "n") -> Offer:
+def offer(
+    chosen: RunpodSettings, start: str = "wavespace", env: dict[str, str] | None = None, name: str = "n"
+) -> Offer:
     return Offer(name, chosen.candidates[0], 0.25, 1_800_000_000.0, start, env or {}, chosen)
 
 
@@ -505,7 +507,7 @@ def test_a_pod_is_told_all_that_it_must_know_and_no_secret(monkeypatch: pytest.M
     assert start == (
         f"wavespace pod-entry {of.id} --name ws-x-0-1 --path us/project --until 1800000000 --idle 2.5"
     )  # fmt: skip
-    assert command(dataclasses.replace(of, stay=True), "us/project", "n", 0.0).endswith(" --stay")
+    assert command(dataclasses.replace(of, keep_pods=True), "us/project", "n", 0.0).endswith(" --stay")
 
 
 def test_candidates_of_a_machine_read_well() -> None:

@@ -31,7 +31,7 @@ from wavespace.training import fit as train
 from wavespace.training.fit import Sweep
 from wavespace_launcher import launch, worker
 from wavespace_launcher.controller import Controller
-from wavespace_launcher.launch import Member, search_of
+from wavespace_launcher.launch import Member, read_search
 from wavespace_launcher.ledger import Launch
 
 
@@ -71,7 +71,7 @@ def test_a_shipped_search_fits_its_experiment(name: str) -> None:
     of = member(f"sweep={name}")
     assert of.config.name != "run", "it names no experiment"
     check_shapes(of.config, make(of.config.data, "data").spec)
-    search = search_of(of)  # each value, and the ends of each range, compose
+    search = read_search(of)  # each value, and the ends of each range, compose
     task = get_class(of.config.task._target_)
     assert search["metric"] == {"name": task.monitor, "goal": {"min": "minimize", "max": "maximize"}[task.mode]}
     if search["method"] == "grid":
@@ -94,7 +94,7 @@ def test_a_parameter_that_does_not_fit_is_told_before_anything_is_rented(paramet
     cfg = compose(["sweep=salience_lr"])
     cfg.search.parameters = parameters
     with pytest.raises(ConfigError, match=re.escape(fault)):
-        search_of(Member(Job(0, "", ("sweep=salience_lr",)), cfg, cfg))
+        read_search(Member(Job(0, "", ("sweep=salience_lr",)), cfg, cfg))
 
 
 def test_a_worker_trains_with_what_was_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_job_of_another_version_is_refused_and_its_pod_is_told(
     run = SimpleNamespace(config=Config(), summary=summary, entity="us", project="p", id="r", resumed=False)
     run.finish = lambda exit_code: codes.append(exit_code)
     monkeypatch.setattr(wandb, "init", lambda **_: run)
-    monkeypatch.setattr(worker, "_rival", lambda *_: None)
+    monkeypatch.setattr(worker, "_competing_run", lambda *_: None)
     monkeypatch.setenv(POD_FOLDER, str(tmp_path))
     job = Job(0, "0" * 12, (override,))
     assert worker.work(job, job.text, "launch", drawn) == 1
@@ -162,7 +162,7 @@ def test_a_job_told_to_stop_while_it_composes_is_preempted_and_refuses_nothing(
     run.finish = lambda exit_code: codes.append(exit_code)
     run.mark_preempting = lambda: preempting.append(True)
     monkeypatch.setattr(wandb, "init", lambda **_: run)
-    monkeypatch.setattr(worker, "_rival", lambda *_: None)
+    monkeypatch.setattr(worker, "_competing_run", lambda *_: None)
     monkeypatch.setenv(POD_FOLDER, str(tmp_path))
     append, calls = ListConfig.append, iter(range(10**9))
 

@@ -73,12 +73,12 @@ def status(launches: Sequence[Launch]) -> None:
             continue
         trouble = ""
         if len(launches) == 1 and not state.settled:
-            controller = _controller(launch.only_read())
-            controller.look_at_jobs()
-            found, trouble = controller.fates, controller.trouble
+            controller = _controller(launch.read_only())
+            controller.update_results()
+            found, trouble = controller.results, controller.trouble
         word = "settled" if state.settled else "led" if launch.led else "left alone" if state.live else "interrupted"
-        done = sum(fate.state == "finished" for fate in found)
-        failed = sum(fate.ended for fate in found) - done
+        done = sum(result.state == "finished" for result in found)
+        failed = sum(result.ended for result in found) - done
         money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
         jobs = "search" if plan.search else str(len(plan.jobs))
         rows.add_row(printable_text(launch.id), word, jobs, str(done), str(failed), str(len(state.live)), *money)
@@ -98,7 +98,7 @@ def status(launches: Sequence[Launch]) -> None:
 
 def attach(launches: Sequence[Launch]) -> None:
     """Be the launch's controller until it is settled."""
-    from wavespace_launcher.launch import conclude, controller_title, interruptible
+    from wavespace_launcher.launch import controller_title, interruptible, save_results
     from wavespace_launcher.status import Board
 
     (launch,) = launches
@@ -110,24 +110,24 @@ def attach(launches: Sequence[Launch]) -> None:
             controller.run()
         finally:
             board.close()
-            conclude(controller)
+            save_results(controller)
 
 
 def stop(launches: Sequence[Launch]) -> None:
     """End it all. A controller that leads the launch is told to, else this is its controller."""
-    from wavespace_launcher.launch import conclude, interruptible
+    from wavespace_launcher.launch import interruptible, save_results
 
     (launch,) = launches
     if launch.led:
         print(f"launch {launch.id} is led by another process on this machine, which is told to end it")
-        launch.tell_to_end()
+        launch.request_end()
         while launch.led:
             time.sleep(1)
         return
     with launch.leading(), interruptible():
         controller = _controller(launch)
         controller.settle("`wavespace pods stop`")
-        conclude(controller)
+        save_results(controller)
 
 
 def reap(launches: Sequence[Launch], named: bool = False) -> None:
@@ -136,14 +136,14 @@ def reap(launches: Sequence[Launch], named: bool = False) -> None:
     A detached launch's pods end by themselves: unless it is `named`, those that run and are not past their date stay.
     """
     from wavespace_launcher.plan import launch_of
-    from wavespace_launcher.runpod_client import Refused, Runpod, Unknown
+    from wavespace_launcher.runpod_client import NoResponse, Rejected, Runpod
     from wavespace_launcher.state import State
 
     known = {launch.id: launch for launch in launches}
     runpod = Runpod()
     try:
         pods = [pod for pod in runpod.list() if (of := launch_of(pod.name)) and (of in known or not named)]
-    except (Unknown, Refused) as error:
+    except (NoResponse, Rejected) as error:
         raise UserError(f"{error}; nothing was ended, try again") from None
     states = {launch.id: State.of(launch.events()) for launch in launches if not named}
     detached = {id: state.pods for id, state in states.items() if state.detached and not state.draining}
@@ -160,7 +160,7 @@ def reap(launches: Sequence[Launch], named: bool = False) -> None:
             launch.write("pod.ending", name=pod.name, why="reaped")
             try:
                 runpod.terminate(pod.id)
-            except (Unknown, Refused) as error:
+            except (NoResponse, Rejected) as error:
                 print(f"{pod.name} ({pod.id}) could not be ended: {error}; run this again")
             else:
                 print(f"{pod.name} ({pod.id}) ended")

@@ -125,9 +125,9 @@ def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: Dict
             return True
         parent, _, last = key.rpartition(".")
         if section == "hydra":
-            from wavespace_launcher.plan import Settings
+            from wavespace_launcher.plan import RunpodSettings
 
-            hints = typing.get_type_hints(Settings) if parent == "hydra.launcher" else {}
+            hints = typing.get_type_hints(RunpodSettings) if parent == "hydra.launcher" else {}
             return last in hints and bool(type_fault(value, hints[last])) and not type_fault(typed, hints[last])
         if not known:
             chosen = [text for text in overrides if text.split("=")[0] in GROUPS and "," not in text]
