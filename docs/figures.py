@@ -1,4 +1,4 @@
-"""Figures of the documents, drawn from the run folders that the commands beside them fill.
+"""Draw the figures of the documents from the run folders that the commands beside them fill.
 
 `python docs/figures.py latent_curve RUNS`: the error of reconstruction against the numbers that a frame passes through.
 RUNS is the folder of `python benchmarks/studies.py latent` (runs/study-latent).
@@ -39,7 +39,7 @@ def finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def piano_roll_curve(runs: Path, target: Path) -> None:
-    """Draw `target`, a line a run and figure, and print the figures that it shows."""
+    """Draw `target`, a line a run and metric, and print the numbers that it shows."""
     with rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6), facecolor="white", layout="constrained")
         axes = figure.add_subplot()
@@ -61,7 +61,7 @@ def piano_roll_curve(runs: Path, target: Path) -> None:
 
 
 def latent_curve(runs: Path, target: Path) -> None:
-    """Draw `target` from all finished runs in a folder, and print the figures that it shows."""
+    """Draw `target` from all finished runs in a folder, and print the numbers that it shows."""
     rows = []
     for folder, status in finished(runs):
         latent = OmegaConf.load(folder / "config.yaml").model.latent
@@ -86,7 +86,7 @@ def latent_curve(runs: Path, target: Path) -> None:
 
 
 def constraint_curve(runs: Path, target: Path) -> None:
-    """Draw `target`, a line a run, and print the figures that it shows."""
+    """Draw `target`, a line a run, and print the numbers that it shows."""
     with rc_context(STYLE):
         figure = Figure(figsize=(6, 4.4), facecolor="white", layout="constrained")
         above, below = figure.subplots(2, sharex=True)

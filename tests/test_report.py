@@ -143,10 +143,10 @@ def page_of(run: RunFolder) -> Page:
 
 def test_the_page_has_the_numbers_of_the_run(run: RunFolder) -> None:
     text = page_of(run).text
-    head = text[: text.index("Every figure")]
+    head = text[: text.index("Every metric")]
     assert "demo Rendered → Net state finished steps 400 best step 300 minutes 12.3 signature 0123456789ab" in head
     assert re.search(r"val test baseline note_ f1_ onset 0\.893 0\.877 0\.400 frame_ f1 0\.700 – –", head)
-    assert "loss 4.21e-05 – –" in text[text.index("Every figure") :]
+    assert "loss 4.21e-05 – –" in text[text.index("Every metric") :]
     _, loss, f1 = steps_and_values()
     assert f"train/loss {loss[-1]:.3f}" in text
     assert f"val/note_f1_onset {f1[-1]:.3f}" in text
@@ -418,7 +418,7 @@ def test_a_folder_of_runs_is_listed(
     (study / "no run").mkdir()
     main([str(study)])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["0123456789ab", "finished", "400", "0.877", "0.700", "12.3"] in lines  # frame_f1 has no test figure
+    assert ["0123456789ab", "finished", "400", "0.877", "0.700", "12.3"] in lines  # frame_f1 has no test metric
     assert ["broken", "unknown", "–", "–", "–", "–"] in lines
     assert ["failed", "failed", "7", "–", "–", "–"] in lines
     assert ["failed:", "ValueError:", "[red]no[/x]"] in lines

@@ -102,7 +102,7 @@ def test_nothing_is_written_through_a_link_in_a_folder_of_runs(study: Path, tmp_
     assert not list((tmp_path / "victim").iterdir())
 
 
-def test_thousands_of_figures_and_settings_take_seconds(study: Path, tmp_path: Path) -> None:
+def test_thousands_of_metrics_and_settings_take_seconds(study: Path, tmp_path: Path) -> None:
     folder, many = study / ("0" * 12), {f"val/x{i}": i for i in range(100_000)}
     (folder / "metrics.csv").write_text(f"step,{','.join(many)}\n1{',1' * len(many)}\n")
     status = json.loads((folder / "status.json").read_text())

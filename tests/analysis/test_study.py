@@ -78,7 +78,7 @@ def test_what_the_data_cannot_carry_is_said_in_words(tmp_path: Path) -> None:
     write_run(only / "0", config_of("none", 0, 1e-3, 4), 1.0)
     (only / "0" / "status.json").write_text("{")
     (only / "0" / "metrics.csv").unlink()
-    assert "No run has a figure yet" in Page(write_study(read_runs([only]), only)).text
+    assert "No run has a metric yet" in Page(write_study(read_runs([only]), only)).text
 
 
 def test_files_hold_every_row(sweep: Path) -> None:

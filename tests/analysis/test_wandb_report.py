@@ -52,7 +52,7 @@ import sys
 from wavespace.analysis.sweeps import read_sweep
 from wavespace.errors import UserError
 runs, again = read_sweep(sys.argv[1]), read_sweep(sys.argv[1])
-print(len(runs), len(again), max(run.figures["val/l1_db"] for run in runs if run.figures))
+print(len(runs), len(again), max(run.metrics["val/l1_db"] for run in runs if run.metrics))
 try:
     read_sweep("tester/room/nothing")
 except UserError as error:

@@ -1,7 +1,4 @@
-"""Fits to the runs of a sweep: a parabola in log learning rate, a power law with an offset, effects of random settings.
-
-Each fit gives its numbers with an interval, or raises `CantFit`, which says why the data doesn't determine them.
-"""
+"""Fits to the runs of a sweep, each with intervals: a parabola, a power law with an offset, effects of settings."""
 
 from __future__ import annotations
 
@@ -55,16 +52,12 @@ class Curve:
         found: its three parameters, at settings in `unit`.
         draws: bootstrap draws of these `(D, 3)`.
         unit: geometric mean of the settings.
-        noise: standard deviation of the points about it; of a power law that of log L, robust.
-        points: how many runs it is fitted to.
-        span: the lowest and highest setting of these.
+        span: the lowest and highest setting.
     """
 
     found: Float
     draws: Float
     unit: float
-    noise: float
-    points: int
     span: tuple[float, float]
 
     def __call__(self, x: ArrayLike) -> Float:
@@ -108,13 +101,13 @@ class Parabola(Curve):
 
     optimum: Interval
     best: Interval
-    curvature: Interval
+    curvature: float
 
     def _values(self, parameters: Float, logs: Float) -> Float:
         return np.asarray(np.polyval(parameters, logs), dtype=float)
 
     def __str__(self) -> str:
-        costs = f"a factor of ten away costs {self.curvature.value:.3g}"
+        costs = f"a factor of ten away costs {self.curvature:.3g}"
         return f"least at {self.optimum}, where it is {self.best}; {costs}"
 
 
@@ -156,15 +149,10 @@ def parabola(x: ArrayLike, y: ArrayLike, *, name: str = "the setting") -> Parabo
             f"no interior minimum: the parabola is least at {least:.3g}, outside of {tried}; try a wider range"
         )
     return Parabola(
-        found=found,
-        draws=draws,
-        unit=unit,
-        noise=noise,
-        points=len(xs),
-        span=(float(xs[0]), float(xs[-1])),
+        *(found, draws, unit, (float(xs[0]), float(xs[-1]))),
         optimum=_interval(unit * np.exp(optimum), unit * np.exp(np.clip(places, -600, 600))),
         best=_interval(np.polyval(found, optimum), np.polyval(draws.T, places)),
-        curvature=_interval(found[0] * np.log(10) ** 2, draws[:, 0] * np.log(10) ** 2),
+        curvature=float(found[0] * np.log(10) ** 2),
     )
 
 
@@ -203,18 +191,16 @@ class PowerLaw(Curve):
 
     Attributes:
         offset: what no size removes; 0 where the line fits as well.
-        scale: of what a size removes.
-        exponent: how fast.
+        exponent: how fast the rest falls.
         gain: by how much Akaike's criterion for few points prefers the offset to the straight line; the data supports
             it above 2.
-        line: exponent of the straight line.
+        slope: exponent of the straight line.
     """
 
     offset: Interval
-    scale: Interval
     exponent: Interval
     gain: float
-    line: Interval
+    slope: float
 
     @property
     def bends(self) -> bool:
@@ -228,7 +214,7 @@ class PowerLaw(Curve):
         law = f"L = E + a x^-b with E = {self.offset}, b = {self.exponent}"
         if self.bends:
             return f"{law}; the data supports the offset over a straight line (AICc better by {self.gain:.1f})"
-        return f"{law}; a straight line of slope -{self.line.value:.3g} fits as well (AICc {self.gain:+.1f})"
+        return f"{law}; a straight line of slope -{self.slope:.3g} fits as well (AICc {self.gain:+.1f})"
 
 
 def power_law(x: ArrayLike, y: ArrayLike, *, name: str = "the size") -> PowerLaw:
@@ -247,17 +233,14 @@ def power_law(x: ArrayLike, y: ArrayLike, *, name: str = "the size") -> PowerLaw
         CantFit: fewer than five sizes, less than a factor of four between them, losses that are not above 0 or do not
             fall, or an exponent that the data doesn't determine.
     """
-    from scipy.stats import t
-
     xs, ys = _points(x, y, name)
     _refuse_sizes(xs, ys, name)
     unit = float(np.exp(np.log(xs).mean()))
     logs, target, count = np.log(xs / unit), np.log(ys), len(xs)
 
-    line, _, weight = _robust(_line, logs, target, [[target.mean(), 0.0]])
+    line, _, _ = _robust(_line, logs, target, [[target.mean(), 0.0]])
     if line[1] <= 0:
         raise CantFit(f"the loss does not fall as {name} grows, so there is no power law to fit")
-    half = np.sqrt(np.polyfit(logs, target, 1, w=np.sqrt(weight), cov=True)[1][0, 0]) * t.ppf(BOUNDS[1], count - 2)
     starts = [[target.min() - 1, target.mean(), exponent] for exponent in (0.1, 0.5, 2)]
     found, noise, weight = _robust(_law, logs, target, starts)
     draws = _bootstrap(found, noise, weight, logs)
@@ -268,21 +251,14 @@ def power_law(x: ArrayLike, y: ArrayLike, *, name: str = "the size") -> PowerLaw
         )
     for law in (found, *draws):  # the logarithm of an offset of 0 only ever falls
         law[0] = law[0] if law[0] > target.min() - 14 else -np.inf
-    scales = [np.exp(np.minimum(700, law[1] + law[2] * np.log(unit))) for law in (found, draws.T)]
     # Both by the same loss: Huber's, at the scatter of the power law.
     criteria = [_aicc((target - curve(law, logs)) / noise, len(law)) for curve, law in ((_line, line), (_law, found))]
     return PowerLaw(
-        found=found,
-        draws=draws,
-        unit=unit,
-        noise=noise,
-        points=count,
-        span=(float(xs[0]), float(xs[-1])),
+        *(found, draws, unit, (float(xs[0]), float(xs[-1]))),
         offset=_interval(np.exp(found[0]), np.exp(draws[:, 0])),
-        scale=_interval(*scales),
         exponent=_interval(found[2], draws[:, 2]),
         gain=criteria[0] - criteria[1],
-        line=Interval(float(line[1]), float(line[1] - half), float(line[1] + half)),
+        slope=float(line[1]),
     )
 
 

@@ -173,7 +173,7 @@ def objective(runs: pd.DataFrame, metric: str | None = None) -> tuple[str, bool]
         metric = next((str(name) for name in counts.index if name in runs), None)
         metric = metric or next((name for name in runs if str(name).startswith(("test/", "val/"))), None)
         if metric is None:
-            raise UserError("no run has a figure yet: they come with the end of a run")
+            raise UserError("no run has a metric yet: they come with the end of a run")
     if metric not in runs:
         names = sorted(str(name) for name in runs if "/" in str(name) and ":" not in str(name))
         raise UserError(f"no run has the metric '{metric}'; there are: {', '.join(names) or 'none'}")

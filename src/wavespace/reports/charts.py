@@ -43,13 +43,13 @@ class Chart(NamedTuple):
 
 
 def charts(metrics: dict[str, Series], status: dict[str, Any]) -> list[Chart]:
-    """Losses together, with the learning rate; validation figures together if they are shares."""
+    """Losses together, with the learning rate; validation metrics together if they lie in 0..1."""
     losses = [name for name in metrics if name.startswith("train/") or name == "val/loss"]
     losses.sort(key=lambda name: (name != "train/loss", name != "val/loss"))
     known = [f"val/{name}" for name in status.get("table", [])] or [n for n in metrics if n.startswith("val/")]
-    figures = [name for name in known if name in metrics and name not in losses]
-    shares = [name for name in figures if not np.any((metrics[name][1] < 0) | (metrics[name][1] > 1))]
-    groups = [shares, *([name] for name in figures if name not in shares)]
+    validated = [name for name in known if name in metrics and name not in losses]
+    shares = [name for name in validated if not np.any((metrics[name][1] < 0) | (metrics[name][1] > 1))]
+    groups = [shares, *([name] for name in validated if name not in shares)]
     charts = [_chart("Losses", {n: metrics[n] for n in losses}, rate=metrics.get("lr"), log=True)] if losses else []
     best = status.get("metrics", {}).get("best_step")
     return charts + [_chart("Validation", {n: metrics[n] for n in names}, best=best) for names in groups if names]

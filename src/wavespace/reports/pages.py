@@ -35,7 +35,7 @@ def edition() -> str:
 
 
 def number(value: float | None) -> str:
-    """A figure as text of a few digits; a dash where there is none."""
+    """A number as text of a few digits; a dash where there is none."""
     if value is None:
         return "–"
     return f"{value:.3f}" if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"

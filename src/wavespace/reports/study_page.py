@@ -1,4 +1,4 @@
-"""The page of several runs: what they say, in figures with fits, and a table; beside it CSV, Parquet and figures.
+"""The page of several runs: findings, figures with fits, and a table; beside it CSV, Parquet and figures.
 
 A fit that the data can't carry is a sentence on the page. Settings are compared by validation, as they were chosen by
 it.
@@ -142,7 +142,7 @@ def _page(
 
 
 def findings(runs: list[Run], rows: pd.DataFrame, metric: str, higher: bool) -> tuple[list[Finding], list[Drawing]]:
-    """Sentences and figures, the most telling first.
+    """Sentences and figures, the most important first.
 
     Args:
         runs: of the rows, in their order.
@@ -254,7 +254,7 @@ def _slices(rows: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFr
 
 def _effects(known: pd.DataFrame, keys: list[str], metric: str, higher: bool) -> tuple[list[Finding], list[Drawing]]:
     loss, _, _ = _loss(known[metric], higher)
-    if len(spread(known, metric, keys)) < 10:  # a grid of a few points: its figures say it all
+    if len(spread(known, metric, keys)) < 10:  # a grid of a few points: its table says it all
         return [], []
     try:
         found = effects(known[keys], loss)
@@ -321,7 +321,7 @@ def _cell(value: Any) -> str:
     return f"{float(value):.6g}" if isinstance(value, float | np.floating) else str(value)
 
 
-def _figure(value: Any) -> str:
+def _number(value: Any) -> str:
     return "–" if str(value) == "<NA>" else number(float(value))
 
 
@@ -354,7 +354,7 @@ def _points_table(rows: pd.DataFrame, metric: str, higher: bool) -> list[list[st
     body = [
         [
             *(_cell(row[key]) for key in keys),
-            *(_figure(row[name]) for name in ("mean", "sd", "low", "high")),
+            *(_number(row[name]) for name in ("mean", "sd", "low", "high")),
             str(row["seeds"]),
         ]
         for _, row in points.iterrows()
@@ -380,7 +380,7 @@ def _runs_table(
     body = []
     for place in range(min(len(rows), MOST_ROWS)):
         cells = [_cell(columns[key][place]) for key in keys]
-        cells += [_figure(columns[name][place]) for name in metrics]
+        cells += [_number(columns[name][place]) for name in metrics]
         cells += [(_cell if name == "step" else _hundredths)(columns[name][place]) for name in spent]
         name = columns["run" if several else "signature"][place]
         body.append(
