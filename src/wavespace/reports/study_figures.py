@@ -191,11 +191,17 @@ def _groups(runs: pd.DataFrame, by: str | None) -> dict[str, Any]:
     """Rows by value of a setting, the six that occur most; the others together."""
     if by is None:
         return {"": runs.index}
-    values = runs[by].astype("string").fillna("none")
+    values = labels(runs[by])
     most = list(values.value_counts().index[:6])
     if values.nunique() > 6:
         values = values.where(values.isin(most[:5]), "others")
     return {str(value): runs.index[values == value] for value in sorted(values.unique(), key=_natural)}
+
+
+def labels(column: pd.Series) -> pd.Series:
+    """Values of a setting as text, numbers in a few digits."""
+    text = column.astype(float).map("{:g}".format, na_action="ignore") if is_number(column) else column
+    return text.astype("string").fillna("none")
 
 
 def is_number(column: pd.Series) -> bool:

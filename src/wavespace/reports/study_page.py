@@ -32,6 +32,7 @@ from wavespace.reports.study_figures import (
     draw_tradeoff,
     inline,
     is_number,
+    labels,
     on_paper,
 )
 
@@ -238,7 +239,7 @@ def _companion(known: pd.DataFrame, key: str, keys: Iterable[str]) -> str | None
     """Another swept key of two to six values, each of which has been tried with several of this one."""
     for other in keys:
         if other != key and 2 <= known[other].nunique(dropna=False) <= 6:
-            tried = known.groupby(known[other].astype("string").fillna("none"))[key].nunique()
+            tried = known.groupby(labels(known[other]))[key].nunique()
             if (tried > 1).all():
                 return other
     return None
@@ -248,7 +249,7 @@ def _slices(rows: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFr
     if by is None:
         yield "", rows
     else:
-        for label, group in rows.groupby(rows[by].astype("string").fillna("none")):
+        for label, group in rows.groupby(labels(rows[by])):
             yield str(label), group
 
 
@@ -296,8 +297,8 @@ def _curves(runs: list[Run], rows: pd.DataFrame, metric: str, higher: bool, by: 
     order = order[:MOST_CURVES]
     if not order:
         return None
-    labels = [_cell(rows[by].iloc[place]) for place in order] if by else None
-    drawing = curves([runs[place] for place in order], logged, labels, by=by)
+    groups = [_cell(rows[by].iloc[place]) for place in order] if by else None
+    drawing = curves([runs[place] for place in order], logged, groups, by=by)
     return drawing._replace(note=f"{drawing.note}; the best {len(order)}") if len(order) == MOST_CURVES else drawing
 
 

@@ -53,7 +53,8 @@ def light(palette: Palette) -> Any:
         "svg.fonttype": "none", "path.simplify": False, "font.size": 9, "lines.linewidth": 1.6, "lines.markersize": 3,
         "xtick.color": ink, "ytick.color": ink, "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": line,
         "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "legend.frameon": False,
-        "axes.grid": True, "axes.grid.axis": "y", "grid.color": line, "ytick.major.size": 0, "ytick.minor.size": 0,
+        "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+        "grid.color": line, "ytick.major.size": 0, "ytick.minor.size": 0,
         "axes.titlesize": 9.5, "axes.titlelocation": "left", "figure.dpi": 110,
     }  # fmt: skip
 
