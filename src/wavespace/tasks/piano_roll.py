@@ -201,13 +201,16 @@ class PianoRoll(Task):
         return {
             "loss": float(np.mean([item.loss for item in outputs])),
             **average(per_item),
-            **{f"{name}_threshold": float(getattr(self, f"{name}_threshold")) for name in self.grids},
+            **{f"{name}_threshold": value for name, value in self.chosen_thresholds().items()},
         }
 
     def decoder(self, **thresholds: float) -> Decoder:
         """Make a decoder of probabilities in chunks, with this task's thresholds but for those given by name."""
-        onset, frame, offset = (thresholds.get(name, float(getattr(self, f"{name}_threshold"))) for name in self.grids)
-        return Decoder(PIANO_PITCHES, self.out_spec.frame_rate, onset, frame, offset)
+        return Decoder(PIANO_PITCHES, self.out_spec.frame_rate, *(self.chosen_thresholds() | thresholds).values())
+
+    def chosen_thresholds(self) -> dict[str, float]:
+        """Return the thresholds of onset, frame and offset that validation chose."""
+        return {name: float(self.get_buffer(f"{name}_threshold")) for name in self.grids}
 
     def decode(self, heads: NDArray[np.float32], **thresholds: float) -> Notes:
         """Decode head probabilities `(4, 88, T)` to notes; times in seconds from the first frame."""

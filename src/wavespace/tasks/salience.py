@@ -69,6 +69,8 @@ class PitchMap(Task):
     mode = "max"
     table = ("salience_f1", "salience_precision", "salience_recall", "salience_accuracy", "salience_chroma_f1")
 
+    labels: Kind = "activation"
+    spread_cents: float = SPREAD
     threshold: Tensor
 
     def __init__(self, frontend: FrontEnd, out_spec: FeatureSpec, thresholds: Thresholds) -> None:
@@ -82,11 +84,19 @@ class PitchMap(Task):
         """Return the map `(B, F, T)` in 0..1 of the model's output `(B, C', F, T)`."""
         raise TypeError(f"{type(self).__name__} defines no salience")
 
-    def target(self, batch: Batch, frames: int) -> Tensor:
-        """Return the true map `(B, F, T)` in 0..1 of the notes of a batch."""
-        return self.labels_of(batch.notes, len(batch.names), frames, "activation", SPREAD)
-
     # --- Shared -------------------------------------------------------------------------------------------
+
+    def target(self, batch: Batch, frames: int) -> Tensor:
+        """Return the map `(B, F, T)` in 0..1 of the true notes of a batch."""
+        return pitch_salience(
+            batch.notes,
+            batch=len(batch.names),
+            frequencies=self.out_spec.frequencies,
+            frame_rate=self.out_spec.frame_rate,
+            frames=frames,
+            kind=self.labels,
+            spread_cents=self.spread_cents,
+        )
 
     def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[PitchMapOutput]:
         """Return pitches and peaks of each item of an output `(B, C', F, T)`, nearest to the times that are scored."""
@@ -157,18 +167,6 @@ class PitchMap(Task):
         nearest = np.rint(np.arange(frame_count(hop, seconds)) * hop * self.out_spec.frame_rate).astype(int)
         return salience[:, np.minimum(nearest, salience.shape[1] - 1)]
 
-    def labels_of(self, notes: Tensor, items: int, frames: int, kind: Kind, spread_cents: float) -> Tensor:
-        """Return the salience `(items, F, frames)` of notes `(K, 5)`, as in a batch, on the bins of the map."""
-        return pitch_salience(
-            notes,
-            batch=items,
-            frequencies=self.out_spec.frequencies,
-            frame_rate=self.out_spec.frame_rate,
-            frames=frames,
-            kind=kind,
-            spread_cents=spread_cents,
-        )
-
 
 @validate_settings
 class Salience(PitchMap):
@@ -224,10 +222,6 @@ class Salience(PitchMap):
     def salience(self, output: Tensor) -> Tensor:
         """Return probabilities `(B, F, T)` of logits `(B, 1, F, T)`."""
         return output[:, 0].sigmoid()
-
-    def target(self, batch: Batch, frames: int) -> Tensor:
-        """Return labels `(B, F, T)` of this task's kind and spread."""
-        return self.labels_of(batch.notes, len(batch.names), frames, self.labels, self.spread_cents)
 
 
 def log_bins(bins_per_octave: int, fmin: float, fmax: float) -> tuple[float, ...]:

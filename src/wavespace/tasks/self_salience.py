@@ -24,7 +24,7 @@ from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec, check_table
 from wavespace.tasks.base import Example, Sample, feature_picture
 from wavespace.tasks.piano_roll import Thresholds
-from wavespace.tasks.salience import SPREAD, PitchMap, PitchMapOutput, focal
+from wavespace.tasks.salience import PitchMap, PitchMapOutput, focal
 
 QUIET = -60.0
 """Level in dB of full scale above which the compressed scale grows with the logarithm."""
@@ -190,8 +190,7 @@ class SelfSalience(PitchMap):
             seed = int(torch.randint(2**62, ()))  # of the step, which Lightning's hook has seeded
             drawn = collate([self.tone_source.item(rng_for(seed, i)) for i in range(self.tone_windows)])
             parts.append(self.frontend(drawn.audio.to(features.device))[..., :frames])
-            notes = drawn.notes.to(features.device)
-            targets["tones"] = self.labels_of(notes, self.tone_windows, frames, "activation", SPREAD)
+            targets["tones"] = self.target(drawn._replace(notes=drawn.notes.to(features.device)), frames)
         return Example(batch, torch.cat(parts), targets)
 
     def loss(self, output: Tensor, example: Example) -> dict[str, Tensor]:
