@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 import mido
 import numpy as np
@@ -159,8 +160,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     write_midi(path, array((0, 1, 60, 64)))
     before = path.read_bytes()
 
-    def fail(self: pretty_midi.PrettyMIDI, name: str) -> None:
-        Path(name).write_bytes(b"MThd")
+    def fail(self: pretty_midi.PrettyMIDI, file: IO[bytes]) -> None:
+        file.write(b"MThd")
         raise OSError("disk full")
 
     monkeypatch.setattr(pretty_midi.PrettyMIDI, "write", fail)

@@ -314,7 +314,11 @@ def maestro_rows(
 
 
 def maestro_metadata(table: Path) -> list[Row]:
-    """The rows of a MAESTRO CSV of any version."""
+    """Read the rows of a MAESTRO CSV of any version.
+
+    Raises:
+        BadInput: it can't be read, or is another table.
+    """
     rows = []
     try:
         for row in _table(table):
@@ -349,7 +353,11 @@ def _rank(name: str) -> bytes:
 
 
 def medley_solos(place: Path) -> tuple[list[Recording], int]:
-    """The clips that are there, in the metadata's order, and how many rows of it have no file."""
+    """Find clips, in the metadata's order, and count its rows without a file.
+
+    Raises:
+        BadInput: there are none, or a clip is damaged.
+    """
     there = {path.with_suffix(path.suffix.lower()).name: path for path in files(place)}
     found, absent = [], 0
     for name, split, labels in medley_clips(place):
@@ -369,7 +377,11 @@ def medley_solos(place: Path) -> tuple[list[Recording], int]:
 
 
 def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """Name, split and labels of each row of the metadata of Medley-solos-DB."""
+    """Yield name, split and labels of each row of the metadata of Medley-solos-DB.
+
+    Raises:
+        BadInput: there is no metadata, or it can't be read.
+    """
     tables = [path for path in files(place) if path.name == METADATA]
     if not tables:
         raise BadInput(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wavespace.data.base import NO_NOTES, Notes
 from wavespace.errors import BadInput
-from wavespace.files import read_regular
+from wavespace.files import read_regular, written_whole
 from wavespace.spec import PIANO_PITCHES
 
 SHORTEST = 0.01
@@ -189,13 +189,8 @@ def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
             )
         )
     midi.instruments.append(instrument)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        midi.write(str(unfinished))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path, str(os.getpid())) as file:
+        midi.write(file)
 
 
 RELEASE, STRIKE, CONTROL, TEMPO = 0x80, 0x90, 0xB0, 0x51

@@ -7,7 +7,7 @@ is made at or above the Nyquist frequency, where it would fold back to where no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -31,89 +31,6 @@ BLOCK = 256
 """Samples from one exact phase to the next in `render`."""
 
 Float = NDArray[np.float64]
-
-
-@validate_settings
-@dataclass(kw_only=True, eq=False, repr=False)
-class Synthetic(DataModule):
-    """Windows of overlapping notes at free pitches, rendered on the fly; their `notes` have fractional MIDI pitches.
-
-    An effect comes to a voice (reverb: to a window) with probability `odds`, its strength drawn from its range; None
-    leaves it out. Pitch, inharmonicity, cutoff and reverberation are drawn log-uniformly, the rest uniformly.
-
-    Args:
-        sample_rate: in Hz.
-        seconds: length of a window, in every split.
-        voices: fewest and most notes in a window.
-        pitch: frequency in Hz of the lowest partial.
-        partials: fewest and most partials of a voice; those that reach the Nyquist frequency are left out.
-        duration: seconds that a note lasts, within the window; cut to the window's length.
-        level: of a note in dB, at most 0, which is velocity 127.
-        inharmonicity: B of a stiff string, whose partials are at `n * f0 * sqrt(1 + B * n**2)` [Fletcher, "Normal
-            vibration frequencies of a stiff piano string", JASA 36, 1964].
-        detune: standard deviation in cents of the partials about their places; the lowest stays in its own.
-        lowpass: cutoff in Hz of a fourth-order Butterworth filter.
-        drive: strength of a cubic soft clipper, 0..1.
-        reverb: seconds in which a room's reverberation falls by 60 dB.
-        odds: probability of each effect.
-        batch_size: windows a batch.
-        workers: loader processes.
-        seed: of everything.
-        val_items: windows in the validation split.
-        test_items: windows in the test split.
-
-    Raises:
-        ValueError: a range descends or leaves its bounds, or a split is empty.
-    """
-
-    sample_rate: SampleRate = 44_100
-    seconds: Seconds = 2.0
-    voices: tuple[int, int] = (1, 10)
-    pitch: tuple[float, float] = (50.0, 5000.0)
-    partials: tuple[int, int] = (5, 24)
-    duration: tuple[float, float] = (0.12, 2.0)
-    level: tuple[float, float] = (-24.0, 0.0)
-    inharmonicity: tuple[float, float] | None = (1e-5, 1e-3)
-    detune: tuple[float, float] | None = (0.0, 8.0)
-    lowpass: tuple[float, float] | None = (1500.0, 12_000.0)
-    drive: tuple[float, float] | None = (0.2, 1.0)
-    reverb: tuple[float, float] | None = (0.15, 0.8)
-    odds: Annotated[float, Field(ge=0, le=1)] = 0.5
-    batch_size: PositiveInt = 16
-    workers: Workers = 1
-    seed: int = 0
-    val_items: PositiveInt = 64
-    test_items: PositiveInt = 128
-
-    def __post_init__(self) -> None:
-        super().__init__(AudioSpec(self.sample_rate, self.seconds, ("notes",)), self.batch_size, self.workers)
-        self.items = {"val": self.val_items, "test": self.test_items}
-        self.synthesizer = Synthesizer(
-            self.spec,
-            self.voices,
-            self.pitch,
-            self.partials,
-            (self.duration[0], min(self.duration[1], self.seconds)),
-            self.level,
-            self.inharmonicity,
-            self.detune,
-            self.lowpass,
-            self.drive,
-            self.reverb,
-            self.odds,
-        )
-
-    def setup(self, stage: str | None = None) -> None:
-        """Nothing is rendered before it is asked for."""
-        self.train_set = SyntheticWindows(self.synthesizer, self.seed, "train")
-        self.val_set, self.test_set = (
-            Subset(SyntheticWindows(self.synthesizer, self.seed, split), range(count))
-            for split, count in self.items.items()
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """Windows that are scored."""
-        return {f"{split} windows of {self.spec.seconds:g} s": count for split, count in self.items.items()}
 
 
 class Tone(NamedTuple):
@@ -153,45 +70,48 @@ class SyntheticWindows(Dataset[Item]):
         return Item(np.rint(audio * 32767).astype(np.int16), f"{self.split}-{position}", notes)
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Synthesizer:
     """Draws notes and renders them; small enough to be sent to workers. Attributes are as in `Synthetic`."""
 
-    spec: AudioSpec
-    voices: tuple[int, int]
-    pitch: tuple[float, float]
-    partials: tuple[int, int]
-    duration: tuple[float, float]
-    level: tuple[float, float]
-    inharmonicity: tuple[float, float] | None
-    detune: tuple[float, float] | None
-    lowpass: tuple[float, float] | None
-    drive: tuple[float, float] | None
-    reverb: tuple[float, float] | None
-    odds: float
+    sample_rate: SampleRate = 44_100
+    seconds: Seconds = 2.0
+    voices: tuple[int, int] = (1, 10)
+    pitch: tuple[float, float] = (50.0, 5000.0)
+    partials: tuple[int, int] = (5, 24)
+    duration: tuple[float, float] = (0.12, 2.0)
+    level: tuple[float, float] = (-24.0, 0.0)
+    inharmonicity: tuple[float, float] | None = (1e-5, 1e-3)
+    detune: tuple[float, float] | None = (0.0, 8.0)
+    lowpass: tuple[float, float] | None = (1500.0, 12_000.0)
+    drive: tuple[float, float] | None = (0.2, 1.0)
+    reverb: tuple[float, float] | None = (0.15, 0.8)
+    odds: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def __post_init__(self) -> None:
-        bounds: dict[str, tuple[tuple[float, float] | None, float, float]] = {
-            "voices": (self.voices, 1, np.inf),
-            "pitch": (self.pitch, 1.0, 0.499 * self.spec.sample_rate),
-            "partials": (self.partials, 1, np.inf),
-            "duration": (self.duration, 6 * SHORTEST_RAMP, self.spec.seconds),
-            "level": (self.level, -80.0, 0.0),
-            "inharmonicity": (self.inharmonicity, 1e-9, 1.0),
-            "detune": (self.detune, 0.0, 100.0),
-            "lowpass": (self.lowpass, 1.0, np.inf),
-            "drive": (self.drive, 0.0, 1.0),
-            "reverb": (self.reverb, 0.05, 20.0),
+        self.duration = self.duration[0], min(self.duration[1], self.seconds)
+        bounds: dict[str, tuple[float, float]] = {
+            "voices": (1, np.inf),
+            "pitch": (1.0, 0.499 * self.sample_rate),
+            "partials": (1, np.inf),
+            "duration": (6 * SHORTEST_RAMP, self.seconds),
+            "level": (-80.0, 0.0),
+            "inharmonicity": (1e-9, 1.0),
+            "detune": (0.0, 100.0),
+            "lowpass": (1.0, np.inf),
+            "drive": (0.0, 1.0),
+            "reverb": (0.05, 20.0),
         }
-        for name, (limits, least, most) in bounds.items():
+        for name, (least, most) in bounds.items():
+            limits = getattr(self, name)
             if limits is not None and not least <= limits[0] <= limits[1] <= most:
                 raise ValueError(f"{name} = {list(limits)}: it must ascend and lie within {least:g} and {most:g}")
 
     def window(self, rng: Generator) -> tuple[Audio, Notes]:
         """Audio `(N,)` float32, and its notes with fractional pitches; all of it follows from `rng`."""
-        rate = self.spec.sample_rate
+        rate = self.sample_rate
         tones = self.draw(rng)
-        audio = np.zeros(self.spec.samples, dtype=np.float32)
+        audio = np.zeros(round(rate * self.seconds), dtype=np.float32)
         for tone, voice in zip(tones, render(tones, rate)):
             audio[tone.onset : tone.onset + tone.length] += voice
         if self.reverb is not None and rng.random() < self.odds:
@@ -216,7 +136,7 @@ class Synthesizer:
         return sorted(tones, key=lambda tone: (tone.onset, tone.frequencies[0]))
 
     def _tone(self, rng: Generator) -> Tone:
-        rate, samples = self.spec.sample_rate, self.spec.samples
+        rate, samples = self.sample_rate, round(self.sample_rate * self.seconds)
         length = min(round(rng.uniform(*self.duration) * rate), samples)
         onset = int(rng.integers(samples - length, endpoint=True))
 
@@ -253,6 +173,65 @@ class Synthesizer:
             envelope=envelope / envelope.max(),
             drive=drive,
         )
+
+
+@validate_settings
+@dataclass(kw_only=True, eq=False, repr=False)
+class Synthetic(Synthesizer, DataModule):
+    """Windows of overlapping notes at free pitches, rendered on the fly; their `notes` have fractional MIDI pitches.
+
+    An effect comes to a voice (reverb: to a window) with probability `odds`, its strength drawn from its range; None
+    leaves it out. Pitch, inharmonicity, cutoff and reverberation are drawn log-uniformly, the rest uniformly.
+
+    Args:
+        sample_rate: in Hz.
+        seconds: length of a window, in every split.
+        voices: fewest and most notes in a window.
+        pitch: frequency in Hz of the lowest partial.
+        partials: fewest and most partials of a voice; those that reach the Nyquist frequency are left out.
+        duration: seconds that a note lasts, within the window; cut to the window's length.
+        level: of a note in dB, at most 0, which is velocity 127.
+        inharmonicity: B of a stiff string, whose partials are at `n * f0 * sqrt(1 + B * n**2)` [Fletcher, "Normal
+            vibration frequencies of a stiff piano string", JASA 36, 1964].
+        detune: standard deviation in cents of the partials about their places; the lowest stays in its own.
+        lowpass: cutoff in Hz of a fourth-order Butterworth filter.
+        drive: strength of a cubic soft clipper, 0..1.
+        reverb: seconds in which a room's reverberation falls by 60 dB.
+        odds: probability of each effect.
+        batch_size: windows a batch.
+        workers: loader processes.
+        seed: of everything.
+        val_items: windows in the validation split.
+        test_items: windows in the test split.
+
+    Raises:
+        ValueError: a range descends or leaves its bounds, or a split is empty.
+    """
+
+    batch_size: PositiveInt = 16
+    workers: Workers = 1
+    seed: int = 0
+    val_items: PositiveInt = 64
+    test_items: PositiveInt = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec = AudioSpec(self.sample_rate, self.seconds, ("notes",))
+        DataModule.__init__(self, spec, self.batch_size, self.workers)
+        self.synthesizer = Synthesizer(**{field.name: getattr(self, field.name) for field in fields(Synthesizer)})
+        self.items = {"val": self.val_items, "test": self.test_items}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing is rendered before it is asked for."""
+        self.train_set = SyntheticWindows(self.synthesizer, self.seed, "train")
+        self.val_set, self.test_set = (
+            Subset(SyntheticWindows(self.synthesizer, self.seed, split), range(count))
+            for split, count in self.items.items()
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Windows that are scored."""
+        return {f"{split} windows of {self.spec.seconds:g} s": count for split, count in self.items.items()}
 
 
 def render(tones: Sequence[Tone], sample_rate: int) -> list[Audio]:
