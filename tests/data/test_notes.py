@@ -162,7 +162,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
     def fail(self: pretty_midi.PrettyMIDI, file: IO[bytes]) -> None:
         file.write(b"MThd")
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr(pretty_midi.PrettyMIDI, "write", fail)
     with pytest.raises(OSError, match="disk full"):
