@@ -24,13 +24,14 @@ from wavespace.config import command_line, compose, compose_read, resolved, sign
 from wavespace.errors import ConfigError, UserError
 from wavespace.launchfile import Job, JobResult, write_results
 from wavespace.signals import leave_terminal, set_stop_handler
+from wavespace.terminal import table_console
 from wavespace.text import counted
 from wavespace_launcher.controller import Controller, add_jobs, affordable_hours, command, environment, sweep_deleted
 from wavespace_launcher.ledger import Launch, redacted, secret_values, without_secrets
 from wavespace_launcher.plan import Candidate, Plan, RunpodSettings, digest, drawn_override, new_launch_id, sweep_config
 from wavespace_launcher.runpod_client import NoResponse, Offer, Rejected, Runpod, creation
 from wavespace_launcher.state import State
-from wavespace_launcher.status import Board, table, terminal
+from wavespace_launcher.status import Board, table
 from wavespace_launcher.wandb_client import Wandb
 
 
@@ -196,7 +197,7 @@ def save_results(controller: Controller) -> None:
     controller.results = found
     folder = controller.launch.folder
     write_results(folder, found, launch=controller.launch.id, spent=round(spent, 4), why=why)
-    console = terminal()
+    console = table_console()
     console.print(table(found, controller.settings.metric))
     console.print(f"${spent:.2f} spent, at most; {folder / 'results.json'}", highlight=False)
     if why and not all(result.state == "finished" for result in found):

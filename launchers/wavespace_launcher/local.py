@@ -12,21 +12,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field, TypeAdapter, ValidationError
 
 from wavespace.config import command_line
 from wavespace.config.own_code import code_of
-from wavespace.errors import ConfigError
 from wavespace.files import is_locked
 from wavespace.inputs import inputs_read_once
 from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
 from wavespace.signals import STOP_EXITS
 from wavespace_launcher.launch import Member, compose_members, interruptible, job_returns
+from wavespace_launcher.plan import LocalSettings, read_settings
 from wavespace_launcher.status import Board, is_number, table
 
 SAVING = 60.0
@@ -42,10 +41,10 @@ class LocalSession:
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         given: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+        settings = read_settings(LocalSettings, given)
         self.devices = _devices()
-        processes = _valid("processes", Annotated[int, Field(ge=1)] | None, given.get("processes"))
-        self.processes: int = processes or len(self.devices) or 2
-        self.raise_on_failure: bool = _valid("raise_on_failure", bool, given.get("raise_on_failure", True))
+        self.processes = settings.processes or len(self.devices) or 2
+        self.raise_on_failure = settings.raise_on_failure
 
     def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run a batch of override-sets to their ends, `processes` at a time."""
@@ -221,11 +220,3 @@ def _devices() -> list[str]:
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip() and name != "-1"]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-
-
-def _valid(key: str, kind: Any, value: Any) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise ConfigError(f"hydra.launcher.{key} = {value!r}: {message[0].lower()}{message[1:]}") from None

@@ -8,10 +8,10 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from wavespace.errors import ConfigError
 from wavespace.launchfile import Job, JobList
@@ -69,29 +69,20 @@ class RunpodSettings:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> RunpodSettings:
-        """From `hydra.launcher`'s plain data.
+        """Read the plain data of `hydra.launcher`.
 
         Raises:
-            ConfigError: every wrong or missing value, with its key.
+            ConfigError: names every wrong or missing value with its key.
         """
-        unset = {*NEEDED, "secrets", "env"}
-        values = {
-            key: value for key, value in given.items() if key != "_target_" and (value is not None or key not in unset)
-        }
+        unset = {*REQUIRED, "secrets", "env"}
+        values = {key: value for key, value in given.items() if value is not None or key not in unset}
         if isinstance(values.get("secrets"), list):
             values["secrets"] = {name: name for name in values["secrets"]}
         if isinstance(values.get("env"), list):
             if absent := [name for name in values["env"] if name not in os.environ]:
                 raise ConfigError(f"hydra.launcher.env: this machine has no variable {', '.join(absent)}")
             values["env"] = {name: os.environ[name] for name in values["env"]}
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            faults = {problem["loc"]: problem for problem in error.errors()}
-            for inner in list(faults):
-                faults.pop(inner[:-1], None)  # of a list without its wrong items: that it is too short
-            found = [_fault(place, fault["msg"], fault["input"]) for place, fault in faults.items()]
-            raise ConfigError("\n  ".join(["hydra/launcher=runpod can't be used so:", *found])) from None
+        return read_settings(cls, values)
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -104,20 +95,47 @@ class RunpodSettings:
         ]
 
 
-NEEDED = {
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """`hydra/launcher=local`; `conf/hydra/launcher/local.yaml` says what each is for."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    processes: PositiveInt | None = None
+    raise_on_failure: bool = True
+
+
+REQUIRED = {
     "max_cost": "is missing: the most, in dollars, that the whole launch may cost, as in hydra.launcher.max_cost=5",
     "image": "is missing: the image that pods run, as in hydra.launcher.image=you/wavespace:1 (docker/README.md)",
 }
 
+Settings = TypeVar("Settings")
 
-def _fault(place: Sequence[Any], message: str, value: Any) -> str:
+
+def read_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Read the plain data of `hydra.launcher`.
+
+    Raises:
+        ConfigError: names every wrong or missing value with its key.
+    """
+    try:
+        return TypeAdapter(cls).validate_python({key: value for key, value in values.items() if key != "_target_"})
+    except ValidationError as error:
+        faults = {problem["loc"]: problem for problem in error.errors()}
+        for inner in list(faults):
+            faults.pop(inner[:-1], None)  # of a list without its wrong items: that it is too short
+        found = [_fault(cls, place, fault["msg"], fault["input"]) for place, fault in faults.items()]
+        raise ConfigError("\n  ".join(["the launcher's settings have faults:", *found])) from None
+
+
+def _fault(cls: type, place: Sequence[Any], message: str, value: Any) -> str:
     key = ".".join(["hydra.launcher", *map(str, place)])
     if message == "Field required" or message.startswith("Missing required"):
-        return f"{key} {NEEDED.get(str(place[-1]), 'is missing')}"
+        return f"{key} {REQUIRED.get(str(place[-1]), 'is missing')}"
     if message.startswith("Unexpected keyword"):
-        return f"{key}: there is no such key; keys: {', '.join(RunpodSettings.__dataclass_fields__)}"
-    said = (message[0].lower() + message[1:]).replace("tuple", "list")
-    return f"{key} = {value!r}: {said}"
+        return f"{key}: there is no such key; keys: {', '.join(field.name for field in fields(cls))}"
+    return f"{key} = {value!r}: {(message[0].lower() + message[1:]).replace('tuple', 'list')}"
 
 
 class Candidate(NamedTuple):

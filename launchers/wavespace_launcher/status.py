@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
 
 from wavespace.launchfile import Job, JobResult
+from wavespace.terminal import table_console
 from wavespace.text import printable_text
 from wavespace_launcher.wandb_client import WandbRun
 
@@ -101,13 +101,6 @@ def search_job_results(
 # --- What the terminal shows ---------------------------------------------------------------------------------
 
 
-def terminal() -> Any:
-    """Where a launch tells of itself; in a file or a pipe a table's rows are whole lines."""
-    from rich.console import Console
-
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
-
-
 def table(found: Sequence[JobResult], metric: str | None) -> Any:
     """A row a job; what all jobs have in common stays out."""
     from rich.table import Table
@@ -148,7 +141,7 @@ class Board:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.console = terminal()
+        self.console = table_console()
         self.began = time.monotonic()
         self.done_at_start: int | None = None
         self.last = ""

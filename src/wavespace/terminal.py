@@ -11,12 +11,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from wavespace.errors import UserError
 from wavespace.files import FULL_OR_BROKEN, refusal
 from wavespace.signals import Stopped, raised_for
 from wavespace.text import printable_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -61,6 +64,13 @@ def _tell(error: Exception, explain: Callable[[Exception], str | None]) -> None:
         _trace(error)
         print(f"wavespace: {printable_text(said)}", file=sys.stderr)
         sys.exit(2)
+
+
+def table_console() -> Console:
+    """Return a console for tables; in a file or a pipe each row is one line."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 
 
 def _trace(error: BaseException) -> None:

@@ -11,14 +11,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from wavespace.errors import BadInput, UserError
-from wavespace.terminal import Arguments, folder_or_file
+from wavespace.terminal import Arguments, folder_or_file, table_console
 from wavespace.text import printable_text
 
 if TYPE_CHECKING:
     from wavespace_launcher.controller import Controller
     from wavespace_launcher.ledger import Launch
 
-DEEDS = {
+COMMANDS = {
     "status": "what each launch is doing; of one launch, every job and pod",
     "attach": "go on with a launch: watch it, try lost jobs again, end its pods when all is done",
     "stop": "end a launch: training is saved, pods are ended, its sweeps are closed",
@@ -28,14 +28,14 @@ DEEDS = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do one of the deeds."""
+    """Run `wavespace pods COMMAND [launch]`."""
     parser = Arguments(
         prog="wavespace pods",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Launches on rented GPUs (docs/runpod.md).\n\n"
-        + "\n".join(f"  {deed:<8}{text}" for deed, text in DEEDS.items()),
+        + "\n".join(f"  {command:<8}{text}" for command, text in COMMANDS.items()),
     )
-    parser.add_argument("deed", choices=DEEDS)
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("launch", nargs="?", help="a launch's id, or a part of it; without one: all, or the newest")
     parser.add_argument("--runs", type=folder_or_file, default=os.environ.get("WAVESPACE_RUNS", "runs"))
     given = parser.parse_args(arguments)
@@ -45,12 +45,12 @@ def main(arguments: Sequence[str]) -> None:
     launches = [Launch.named(given.runs, given.launch)] if given.launch is not None else Launch.all(given.runs)
     if not launches:
         raise UserError(f"there is no launch in {given.runs / 'launches'}; --runs names another folder of runs")
-    if given.deed == "reap":
+    if given.command == "reap":
         return reap(launches, named=given.launch is not None)
-    deed = {"status": status, "attach": attach, "stop": stop, "cost": cost}[given.deed]
-    if given.deed in ("attach", "stop"):
+    command = {"status": status, "attach": attach, "stop": stop, "cost": cost}[given.command]
+    if given.command in ("attach", "stop"):
         launches = launches[-1:]
-    deed(launches)
+    command(launches)
 
 
 def status(launches: Sequence[Launch]) -> None:
@@ -59,9 +59,9 @@ def status(launches: Sequence[Launch]) -> None:
 
     from wavespace.launchfile import read_results
     from wavespace_launcher.state import State
-    from wavespace_launcher.status import table, terminal
+    from wavespace_launcher.status import table
 
-    console = terminal()
+    console = table_console()
     rows = Table("launch", "state", "jobs", "done", "failed", "pods", "$", "of $", box=None)
     for launch in launches:
         try:
@@ -179,7 +179,6 @@ def cost(launches: Sequence[Launch]) -> None:
     from rich.table import Table
 
     from wavespace_launcher.state import State
-    from wavespace_launcher.status import terminal
 
     rows = Table("launch", "pod", "machine", "hours", "$", box=None)
     total, now = 0.0, time.time()
@@ -191,7 +190,7 @@ def cost(launches: Sequence[Launch]) -> None:
                 hours = spent / pod.price if pod.price else 0.0
                 rows.add_row(launch.id, pod.name, str(pod.candidate), f"{hours:.2f}", f"{spent:.2f}")
     rows.add_row("total", "", "", "", f"{total:.2f}")
-    terminal().print(rows)
+    table_console().print(rows)
 
 
 def _controller(launch: Launch) -> Controller:

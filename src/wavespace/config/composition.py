@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.utils import get_class
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,6 +38,7 @@ from wavespace.config.validation import (
     type_fault,
 )
 from wavespace.errors import ConfigError
+from wavespace.settings import annotations_of
 from wavespace.signals import stop_deferred
 
 
@@ -125,9 +127,7 @@ def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: Dict
             return True
         parent, _, last = key.rpartition(".")
         if section == "hydra":
-            from wavespace_launcher.plan import RunpodSettings
-
-            hints = typing.get_type_hints(RunpodSettings) if parent == "hydra.launcher" else {}
+            hints = _launcher_annotations() if parent == "hydra.launcher" else {}
             return last in hints and bool(type_fault(value, hints[last])) and not type_fault(typed, hints[last])
         if not known:
             chosen = [text for text in overrides if text.split("=")[0] in GROUPS and "," not in text]
@@ -149,6 +149,14 @@ def _text_keys(overrides: Sequence[str], config_dir: str | Path | None, on: Dict
         return (isinstance(value, str) or bool(type_fault(value, hint))) and not type_fault(typed, hint)
 
     return is_text
+
+
+@cache
+def _launcher_annotations() -> dict[str, Any]:
+    """Return the annotations of what the launchers of conf/hydra/launcher take, by key."""
+    files = sorted((conf_dir() / "hydra" / "launcher").glob("*.yaml"))
+    launchers: list[Any] = [get_class(OmegaConf.load(file)._target_) for file in files]
+    return {key: hint for each in launchers for key, hint in annotations_of(get_class(each.settings_class)).items()}
 
 
 def compose_unchecked(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:

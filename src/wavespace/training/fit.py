@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zipfile import BadZipFile, ZipFile
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -477,9 +478,11 @@ class Sweep(Callback):
         handle_deferred_stop()  # Hydra has composed; from here each member's composition is held by itself
         # `guarded`, as Hydra would turn an error here into a warning.
         guarded(lambda: _stays_here(config.hydra))
-        if config.search is not None and not str(config.hydra.launcher._target_).endswith("RunpodLauncher"):
+        if config.search is not None and not getattr(
+            get_class(config.hydra.launcher._target_), "takes_searches", False
+        ):
             guarded(_without_pods)
-        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # it decides as it goes
+        if not issubclass(get_class(config.hydra.sweeper._target_), BasicSweeper):  # it decides as it goes
             guarded(lambda: self._set_direction(config))
         else:
             guarded(lambda: self._check_members(*command_line(config.hydra), config.hydra.sweeper.params or {}))
@@ -533,7 +536,7 @@ class Sweep(Callback):
             return
         from rich.table import Table
 
-        from wavespace_launcher.status import terminal
+        from wavespace.terminal import table_console
 
         table = Table("run", "state", "metric", "folder", box=None)
         with inputs_read_once():
@@ -546,7 +549,7 @@ class Sweep(Callback):
             table.add_row(
                 printable_text(label), printable_text(state), printable_text(metric), printable_text(str(run.path))
             )
-        terminal().print(table)
+        table_console().print(table)
 
 
 def _close(cfg: DictConfig, folder: RunFolder) -> float | None:
