@@ -15,7 +15,7 @@ from wavespace.config.trust import configuration
 from wavespace.data.base import DataModule, Item, collate
 from wavespace.data.files.midi import window
 from wavespace.frontends.base import FrontEnd, scaled
-from wavespace.tasks.base import Picture, Sample, Task
+from wavespace.tasks.base import Sample, Task, feature_picture
 
 if TYPE_CHECKING:
     from IPython.display import Audio
@@ -69,9 +69,8 @@ def sample(task: Task, data: DataModule, index: int = 0) -> Sample:
 @torch.inference_mode()
 def features(frontend: FrontEnd, item: Item) -> Sample:
     """Features of an item's audio, and its notes, as a sample to look at."""
-    spec = frontend.out_spec
-    values = frontend(item.audio.reshape(1, 1, -1))[0, frontend.shown].numpy()  # (F, T)
-    picture = Picture("input", values, spec.frequencies, spec.frame_rate, spec.low, spec.high, spec.unit)
+    values = frontend(item.audio.reshape(1, 1, -1))[0, frontend.shown]  # (F, T)
+    picture = feature_picture("input", values, frontend.out_spec)
     return Sample(item.name, [picture], {}, item.notes, item.notes)
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wavespace.config.trust import add_trust
 from wavespace.errors import BadInput, UserError
@@ -76,9 +77,9 @@ def write_video(
     from wavespace.checkpoint import load
     from wavespace.config.construction import make
     from wavespace.data.files.audio import read_audio
-    from wavespace.reports.figures import HEIGHT, WIDTH, draw_still, frames
+    from wavespace.reports.figures import draw_still, frames
     from wavespace.spec import AudioSpec
-    from wavespace.tasks.base import Picture
+    from wavespace.tasks.base import feature_picture
 
     if checkpoint is not None:
         ears = load(checkpoint, trust).frontend
@@ -86,30 +87,35 @@ def write_video(
         ears = make(config.compose([f"frontend={frontend}"]).frontend, "frontend", in_spec=AudioSpec(22050, 1.0, ()))
     rate = ears.in_spec.sample_rate
     audio = read_audio(file, rate, seconds=seconds)
-    spec = ears.out_spec
     with torch.inference_mode():
-        values = ears(torch.from_numpy(np.array(audio, np.float32)).view(1, 1, -1))[0, ears.shown].numpy()  # (F, T)
+        values = ears(torch.from_numpy(np.array(audio, np.float32)).view(1, 1, -1))[0, ears.shown]  # (F, T)
     length = len(audio) / rate
-    picture = Picture(file.name, values, spec.frequencies, spec.frame_rate, spec.low, spec.high, "")
-    still = draw_still(picture, length, fold=fold)
+    still = draw_still(feature_picture(file.name, values, ears.out_spec), length, fold=fold)
     with TemporaryDirectory() as folder:
         sound, film = Path(folder) / "sound.wav", Path(folder) / f"film{target.suffix}"
         soundfile.write(sound, audio, rate)
-        command = [
-            ffmpeg, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}",
-            "-r", str(fps), "-i", "-", "-i", str(sound), "-pix_fmt", "yuv420p", "-shortest", str(film),
-        ]  # fmt: skip
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):  # it says why on stderr
-                for frame in frames(still, length, fps):
-                    process.stdin.write(frame.tobytes())
-            _, said = process.communicate()
-            if process.returncode != 0 or not film.is_file():
-                why = " ".join(said.decode("utf-8", "replace").split())[-300:]
-                raise UserError(f"{target}: ffmpeg could not write it ({why or 'it said nothing'})")
-            write_marked(target, film.read_bytes())
-        finally:
-            process.kill()
+        why = _encode(frames(still, length, fps), fps, [ffmpeg, "-i", str(sound)], film)
+        if why is not None:
+            raise UserError(f"{target}: ffmpeg could not write it ({why or 'it said nothing'})")
+        write_marked(target, film.read_bytes())
     return target
+
+
+def _encode(pictures: Iterator[NDArray[np.uint8]], fps: int, command: list[str], film: Path) -> str | None:
+    """Give frames to ffmpeg, whose command names the sound; returns what it says if it fails."""
+    from wavespace.reports.figures import HEIGHT, WIDTH
+
+    raw = ["-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}"]
+    command = [command[0], *raw, "-r", str(fps), "-i", "-", *command[1:], "-pix_fmt", "yuv420p", "-shortest", str(film)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it says why on stderr
+            for picture in pictures:
+                process.stdin.write(picture.tobytes())
+        _, said = process.communicate()
+    finally:
+        process.kill()
+    if process.returncode == 0 and film.is_file():
+        return None
+    return " ".join(said.decode("utf-8", "replace").split())[-300:]

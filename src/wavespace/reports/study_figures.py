@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from wavespace.analysis.fits import Parabola, PowerLaw
 from wavespace.analysis.runs import Run
 from wavespace.reports.charts import POINTS, thinned
 from wavespace.reports.theme import COLOURS, MARKERS, PAGE, PAPER, Palette, light, panels
@@ -22,7 +23,7 @@ from wavespace.text import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-    from wavespace.analysis.fits import Effects, Parabola, PowerLaw
+    from wavespace.analysis.fits import Effects
 
 
 MANY = 1500
@@ -120,63 +121,13 @@ def against(
         note: what was found, a sentence.
     """
     known = runs[runs[key].notna() & runs[metric].notna()]
-    numeric = is_number(known[key])
     groups = _groups(known, by)
-    names = sorted(set(known[key].astype("string"))) if not numeric else []
-    places = known[key].astype(float) if numeric else known[key].astype("string").map(names.index).astype(float)
 
     def draw(palette: Palette) -> Figure:
-        figure, [[axes]] = panels(3.3 if numeric else max(1.9, 0.9 + 0.32 * len(names)), width=5)
-        log = numeric and len(places) > 0 and places.min() > 0 and places.max() > 8 * places.min()
-        for index, (label, rows) in enumerate(groups.items()):
-            colour, marker = palette.colours[index % COLOURS], MARKERS[index % COLOURS]
-            x, y = places[rows].to_numpy(float), known.loc[rows, metric].to_numpy(float)
-            shape: Any = {
-                "color": colour,
-                "marker": marker,
-                "s": 17,
-                "alpha": 0.8,
-                "linewidths": 0,
-                "rasterized": len(known) > MANY,
-            }
-            if not numeric:
-                spot = x + 0.16 * (index - (len(groups) - 1) / 2)
-                axes.scatter(y, spot, label=label, **shape)
-                for place in np.unique(spot):
-                    axes.plot([y[spot == place].mean()], [place], "|", color=colour, ms=11, mew=1.8)
-                continue
-            axes.scatter(x, y, label=label, zorder=3, **shape)
-            fit = (fits or {}).get(label)
-            if fit is not None:
-                grid = np.geomspace(fit.span[0], fit.span[1], 120)
-                turn = less or (lambda value: value)
-                low, high = fit.band(grid)
-                axes.plot(grid, turn(fit(grid)), color=colour, zorder=2)
-                axes.fill_between(grid, turn(low), turn(high), color=colour, alpha=0.16, lw=0)
-                if hasattr(fit, "optimum"):
-                    axes.axvline(fit.optimum.value, color=colour, lw=0.9, ls=(0, (2, 3)))
-                    axes.axvspan(
-                        max(fit.optimum.low, x.min() / 3),
-                        min(fit.optimum.high, x.max() * 3),
-                        color=colour,
-                        alpha=0.07,
-                        lw=0,
-                    )
-            elif by is not None or len(np.unique(x)) < len(x) or len(x) <= 12:
-                middle = [(value, y[x == value].mean()) for value in np.unique(x)]
-                axes.plot(*zip(*middle), color=colour, lw=1, alpha=0.7)
-        if numeric:
-            axes.set_xlabel(key)
-            axes.set_ylabel(metric)
-            if log:
-                _log_axis(axes)
-            if fits and any(hasattr(fit, "exponent") for fit in fits.values()) and less is None:
-                _log_axis(axes, "y")
+        if is_number(known[key]):
+            figure = _draw_numbers(known, key, metric, groups, palette, fits or {}, less)
         else:
-            axes.set_xlabel(metric)
-            axes.set_yticks(range(len(names)), [name if len(name) < 30 else f"{name[:28]}…" for name in names])
-            axes.set_ylim(len(names) - 0.4, -0.6)
-            axes.grid(True, axis="x")
+            figure = _draw_kinds(known, key, metric, groups, palette)
         if len(groups) > 1:
             _legend(figure, by)
         return figure
@@ -185,6 +136,68 @@ def against(
         counted(len(known), "runs") + (f" by {by}: {', '.join(groups)}" if by else "") + (f". {note}" if note else "")
     )
     return Drawing(f"{_file(metric)}-against-{_file(key)}", f"{metric} against {key}", said, draw)
+
+
+def _dots(palette: Palette, index: int, count: int) -> Any:
+    """How points of one of several groups look."""
+    colour, marker = palette.colours[index % COLOURS], MARKERS[index % COLOURS]
+    return {"color": colour, "marker": marker, "s": 17, "alpha": 0.8, "linewidths": 0, "rasterized": count > MANY}
+
+
+def _draw_numbers(
+    known: pd.DataFrame,
+    key: str,
+    metric: str,
+    groups: dict[str, Any],
+    palette: Palette,
+    fits: Mapping[str, Parabola | PowerLaw],
+    less: Callable[[Any], Any] | None,
+) -> Figure:
+    """A metric against numbers, from left to right."""
+    figure, [[axes]] = panels(3.3, width=5)
+    turn = less or (lambda value: value)
+    for index, (label, rows) in enumerate(groups.items()):
+        colour = palette.colours[index % COLOURS]
+        x, y = known.loc[rows, key].to_numpy(float), known.loc[rows, metric].to_numpy(float)
+        axes.scatter(x, y, label=label, zorder=3, **_dots(palette, index, len(known)))
+        if (fit := fits.get(label)) is not None:
+            grid = np.geomspace(*fit.span, 120)
+            low, high = fit.band(grid)
+            axes.plot(grid, turn(fit(grid)), color=colour, zorder=2)
+            axes.fill_between(grid, turn(low), turn(high), color=colour, alpha=0.16, lw=0)
+            if isinstance(fit, Parabola):
+                left, right = max(fit.optimum.low, x.min() / 3), min(fit.optimum.high, x.max() * 3)
+                axes.axvline(fit.optimum.value, color=colour, lw=0.9, ls=(0, (2, 3)))
+                axes.axvspan(left, right, color=colour, alpha=0.07, lw=0)
+        elif len(groups) > 1 or len(np.unique(x)) < len(x) or len(x) <= 12:
+            middle = [(value, y[x == value].mean()) for value in np.unique(x)]
+            axes.plot(*zip(*middle), color=colour, lw=1, alpha=0.7)
+    axes.set(xlabel=key, ylabel=metric)
+    places = known[key].astype(float)
+    if len(places) and places.min() > 0 and places.max() > 8 * places.min():
+        _log_axis(axes)
+    if less is None and any(isinstance(fit, PowerLaw) for fit in fits.values()):
+        _log_axis(axes, "y")
+    return figure
+
+
+def _draw_kinds(known: pd.DataFrame, key: str, metric: str, groups: dict[str, Any], palette: Palette) -> Figure:
+    """A metric of kinds, one above the other, with a stroke at each group's mean."""
+    kinds = known[key].astype("string")
+    names = sorted(set(kinds))
+    figure, [[axes]] = panels(max(1.9, 0.9 + 0.32 * len(names)), width=5)
+    for index, (label, rows) in enumerate(groups.items()):
+        values = known.loc[rows, metric].to_numpy(float)
+        places = kinds[rows].map(names.index).to_numpy(float) + 0.16 * (index - (len(groups) - 1) / 2)
+        axes.scatter(values, places, label=label, **_dots(palette, index, len(known)))
+        for place in np.unique(places):
+            mean = values[places == place].mean()
+            axes.plot([mean], [place], "|", color=palette.colours[index % COLOURS], ms=11, mew=1.8)
+    axes.set_xlabel(metric)
+    axes.set_yticks(range(len(names)), [name if len(name) < 30 else f"{name[:28]}…" for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(True, axis="x")
+    return figure
 
 
 def _groups(runs: pd.DataFrame, by: str | None) -> dict[str, Any]:
