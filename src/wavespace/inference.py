@@ -1,4 +1,4 @@
-"""A task over audio of any length: overlapping windows at constant memory, equal to one pass away from the ends."""
+"""Apply a task to audio of any length in overlapping windows, at constant memory, as in one pass away from the ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_CONTEXT = 32
 
 
 def computes_in_bfloat16(device: str) -> bool:
-    """Whether a kind of device multiplies bfloat16 numbers itself, which takes about half the time of float32."""
+    """Say whether a kind of device multiplies bfloat16 itself, which takes about half the time of float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -28,11 +28,17 @@ def computes_in_bfloat16(device: str) -> bool:
 
 @torch.inference_mode()
 def stream(task: Task, blocks: Iterable[NDArray[Any]]) -> Iterator[Tensor]:
-    """Outputs `(C', F', t)` of consecutive frames for consecutive blocks of mono audio `(n,)` at the task's rate.
-
-    Blocks are floating point in -1..1, or int16; others raise TypeError, and other shapes ValueError.
+    """Yield outputs `(C', F', t)` of consecutive frames for consecutive blocks of mono audio at the task's rate.
 
     Before the start and after the end there is silence. Together the pieces have `out_spec.frames(N)` frames.
+
+    Args:
+        task: in evaluation mode.
+        blocks: `(n,)` each, floating point in -1..1, or int16.
+
+    Raises:
+        TypeError: a block has other numbers.
+        ValueError: a block has another shape.
     """
     spec, rate = task.frontend.out_spec, task.frontend.in_spec.sample_rate
     hop = round(rate / spec.frame_rate)
