@@ -45,7 +45,7 @@ SITES: dict[str, Callable[[Path, DictConfig], Any]] = {
     "run": lambda folder, cfg: RunFolder.of(cfg).writing(cfg),
     "store": lambda folder, cfg: _sole_builder(folder / "store", folder / "partial"),
     "download": lambda folder, cfg: _Part(folder / "file"),
-    "launch": lambda folder, cfg: Launch(folder).leading(),
+    "launch": lambda folder, cfg: Launch(folder).as_controller(),
 }
 
 
@@ -58,7 +58,7 @@ def test_a_file_system_without_locks_is_not_a_lock(
     if site == "launch":  # a second controller would spend money
         with pytest.raises(UserError, match="has no locks"), SITES[site](tmp_path, cfg):
             pass
-        assert not Launch(tmp_path).led
+        assert not Launch(tmp_path).has_controller
         return
     with SITES[site](tmp_path, cfg):
         assert capsys.readouterr().err.count("this file system has no locks") == 1

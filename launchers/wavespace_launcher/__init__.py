@@ -1,1 +1,1 @@
-"""Sweeps on rented GPUs: W&B hands out the jobs, Runpod the machines. Nothing here knows of audio."""
+"""Run sweeps on rented GPUs: W&B distributes the jobs, Runpod rents the machines. Nothing here deals with audio."""

@@ -70,7 +70,7 @@ Show = Callable[[Sequence[JobResult], str], None]
 
 
 class Controller:
-    """One launch's only actor; the caller holds `launch.leading()`.
+    """One launch's only actor; the caller holds `launch.as_controller()`.
 
     Args:
         launch: its folder.

@@ -161,7 +161,7 @@ class RunpodSession:
             launch.save(Plan(**vars(plan) | {"jobs": (*jobs, *kept)}))
             _check_sweeps_exist(launch, wandb)
             print(f"going on with launch {id}")
-        self.held.enter_context(launch.leading())
+        self.held.enter_context(launch.as_controller())
         self.controller = Controller(launch, runpod, wandb)
         atexit.register(self._close)
 

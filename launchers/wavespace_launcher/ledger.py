@@ -1,7 +1,7 @@
-"""A launch on disk: its plan, and an append-only ledger of what was asked of others and what they answered.
+"""A launch on disk: its plan, and an append-only ledger of requests to services and their answers.
 
-Before each act in the outside world its intent is on disk; after it, the answer. Whoever reads the ledger from its
-beginning knows all that the launch knows, so a controller may be killed between any two lines.
+An intent is written before each request, and the answer after it. The ledger holds all that a launch knows, so a
+controller may be killed between any two lines.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
-    """Text without the values of this process's secrets: variables whose names say so, and the Runpod key."""
+    """Replace the values of this process's secrets: of variables whose names say so, and the Runpod key."""
     for value in sorted(secret_values(), key=len, reverse=True):
         text = text.replace(value, "***")
     return text
 
 
 def without_secrets(value: Any) -> Any:
-    """The same for each text of plain data: numbers and JSON's own signs stay as they are."""
+    """Redact each text of plain data; numbers and JSON's own signs stay as they are."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def secret_values() -> set[str]:
-    """The values of this process's secrets."""
+    """Return the values of this process's secrets."""
     values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
     if key := getattr(sys.modules.get("runpod"), "api_key", None):
         values.add(str(key))
@@ -51,11 +51,11 @@ def secret_values() -> set[str]:
 
 
 NUMBERS, LISTS = ("t", "price", "until", "slot", "attempt"), ("jobs", "candidate")
-"""Facts of events that are counted with, and those that are lists."""
+"""Keys of events that hold numbers, and those that hold lists."""
 
 
 def _is_event(event: Any) -> bool:
-    """Whether a line of a ledger says what happened, when, in values of the kinds that `State` counts with."""
+    """Return whether a line of a ledger has a kind, a time, and values of the types that `State` needs."""
     if not isinstance(event, dict) or not isinstance(event.get("kind"), str) or "t" not in event:
         return False
     if not isinstance(event.get("name", ""), str):
@@ -74,7 +74,7 @@ class Launch:
 
     @classmethod
     def create(cls, runs: Path, plan: Plan, now: Callable[[], float] = time.time) -> Launch:
-        """Write a new launch's plan."""
+        """Make the folder of a new launch and write its plan."""
         launch = cls(runs / "launches" / plan.id, now)
         launch.save(plan)
         return launch
@@ -86,7 +86,7 @@ class Launch:
 
     @classmethod
     def named(cls, runs: Path, name: str) -> Launch:
-        """The launch with this id, or the only one whose id contains `name`; "" is the newest.
+        """Find the launch with this id, or the only one whose id contains `name`; "" is the newest.
 
         Raises:
             BadInput: there is none, or more than one.
@@ -105,7 +105,7 @@ class Launch:
 
     @property
     def plan(self) -> Plan:
-        """What is to be done.
+        """The launch's plan, read from plan.json.
 
         Raises:
             BadInput: plan.json can't be read.
@@ -113,10 +113,10 @@ class Launch:
         return Plan.read(self.folder)
 
     def save(self, plan: Plan) -> None:
-        """Set what is to be done.
+        """Write plan.json.
 
         Raises:
-            ConfigError: it holds a secret's value, which W&B, Runpod and the disk would then show.
+            ConfigError: the plan holds a secret's value, which W&B, Runpod and the disk would then show.
         """
         text = plan.to_json()
         if without_secrets(json.loads(text)) != json.loads(text):
@@ -127,7 +127,7 @@ class Launch:
         write_atomic(self.folder / "plan.json", text)
 
     def write(self, kind: str, **facts: Any) -> dict[str, Any]:
-        """Append an event, on the disk when this returns; secrets' values never reach it."""
+        """Append an event without secrets' values; it is on the disk when this returns."""
         line = json.dumps({"t": round(self.now(), 3), "kind": kind} | without_secrets(facts)) + "\n"
         with (self.folder / "ledger.jsonl").open("ab") as file:
             if file.tell() and not self._ends_whole():  # a kill cut the last line off
@@ -143,10 +143,10 @@ class Launch:
             return file.read(1) == b"\n"
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Every event in order; a line that a kill cut off never happened.
+        """Read every event in order; a line that a kill cut off does not count.
 
         Raises:
-            BadInput: a whole line is no event: what the launch has cost would not be known.
+            BadInput: a whole line is no event, so what the launch has cost is not known.
         """
         path = self.folder / "ledger.jsonl"
         try:
@@ -163,28 +163,28 @@ class Launch:
             yield event
 
     def request_end(self, end: bool = True) -> None:
-        """Tell the launch's controller, which may be another process, to end it; or take that back."""
+        """Ask the launch's controller, which may be another process, to end it; or take that back."""
         path = self.folder / "end"
         path.touch() if end else path.unlink(missing_ok=True)
 
     def end_requested(self) -> bool:
-        """Whether somebody has."""
+        """Return whether the end was requested."""
         return (self.folder / "end").exists()
 
     def read_only(self) -> Launch:
-        """The same launch, of which nothing is written down: for who looks on while another leads."""
+        """Return the same launch, which writes nothing: to look at it while another process controls it."""
         looked_at = Launch(self.folder, self.now)
         looked_at.write = lambda kind, **facts: {"t": self.now(), "kind": kind} | facts  # type: ignore[method-assign]
         return looked_at
 
     @property
-    def led(self) -> bool:
-        """Whether a controller lives."""
+    def has_controller(self) -> bool:
+        """Whether a process controls the launch."""
         return is_locked(self.folder / "lock", of_process=False)
 
     @contextmanager
-    def leading(self) -> Iterator[None]:
-        """Be the launch's only controller.
+    def as_controller(self) -> Iterator[None]:
+        """Hold the lock of the launch's only controller.
 
         Raises:
             UserError: there is one; or the file system has no locks, and a second one would spend as much again.
@@ -192,6 +192,6 @@ class Launch:
         with (self.folder / "lock").open("a") as file:
             if not lock(file, of_process=False):
                 raise UserError(
-                    f"launch {self.id} is led by another process; `wavespace pods status {self.id}` shows it"
+                    f"launch {self.id} is controlled by another process; `wavespace pods status {self.id}` shows it"
                 )
             yield

@@ -1,4 +1,4 @@
-"""What a launch is to do, as plain data: its jobs, its settings, its name. Nothing here talks to anybody."""
+"""A launch as plain data: its jobs, settings and name. Nothing here makes a request."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
 
 from wavespace.errors import ConfigError
 from wavespace.launchfile import Job, JobList
 
 PREFIX = "ws"
-"""Every pod of ours has a name that begins with it; no other pod is ever touched."""
+"""Prefix of our pods' names; no other pod is ever touched."""
 
 PREPARE = "prepare"
 """In place of a run's signature: the job is `wavespace prepare`."""
 
 MOST_JOBS = 500
-"""Jobs a sweep: beyond it W&B's grid begins again (wandb #5247)."""
+"""Jobs of a sweep at most: beyond them W&B's grid begins again (wandb #5247)."""
 
 
 def pod_name(launch: str, slot: int, attempt: int) -> str:
-    """What a launch's pod is called at Runpod."""
+    """Return the name of a launch's pod at Runpod."""
     return f"{PREFIX}-{launch}-{slot}-{attempt}"
 
 
 def launch_of(pod: str) -> str | None:
-    """The launch that a pod of this name belongs to; None for any other pod of the account (M10)."""
+    """Return the launch of the pod with this name; None for any other pod of the account (M10)."""
     found = re.fullmatch(rf"{PREFIX}-(.+)-[0-9]+-[0-9]+", pod)
     return found[1] if found else None
 
@@ -86,7 +86,7 @@ class RunpodSettings:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """What to ask for, in the order of the settings."""
+        """Kinds of machines to request, in the order of the settings."""
         return [
             Candidate(gpu, cloud, center)
             for gpu in self.gpus
@@ -99,10 +99,10 @@ class RunpodSettings:
 class LocalSettings:
     """`hydra/launcher=local`; `conf/hydra/launcher/local.yaml` says what each is for."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    processes: PositiveInt | None = None
-    raise_on_failure: bool = True
+    processes: Annotated[StrictInt, Field(ge=1)] | None = None
+    raise_on_failure: StrictBool = True
 
 
 REQUIRED = {
@@ -139,7 +139,7 @@ def _fault(cls: type, place: Sequence[Any], message: str, value: Any) -> str:
 
 
 class Candidate(NamedTuple):
-    """A kind of machine to ask for."""
+    """A kind of machine to request."""
 
     gpu: str
     cloud: str
@@ -151,7 +151,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(JobList):
-    """A launch, whole: what a controller needs to begin it, or to go on with it.
+    """All that a controller needs to begin a launch, or to continue it.
 
     Attributes:
         settings: as chosen for this launch.
@@ -163,18 +163,18 @@ class Plan(JobList):
 
 
 def digest(settings: RunpodSettings, study: str, jobs: Iterable[Job], search: Mapping[str, Any] | None) -> str:
-    """Eight hex digits of what is to be done and where it is written down, not of what it may cost."""
+    """Return eight hex digits of a launch's jobs and where they are logged, not of what it may cost."""
     what = [settings.project, settings.entity, study, [job.text for job in jobs], search]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def new_launch_id(digest: str) -> str:
-    """A new launch's name: when, and what."""
+    """Return the id of a new launch: the time, and the digest."""
     return f"{time.strftime('%y%m%d-%H%M%S')}-{digest}"
 
 
 def sweep_config(plan: Plan, name: str, jobs: Sequence[Job]) -> dict[str, Any]:
-    """The W&B sweep that hands out `jobs`, each once, or draws from the plan's search space."""
+    """Return the W&B sweep that issues each of `jobs` once, or draws from the plan's search space."""
     parameters: dict[str, Any] = {"launch": {"value": plan.id}}
     if plan.search is None:
         chosen: dict[str, Any] = {"method": "grid"}

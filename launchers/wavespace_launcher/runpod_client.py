@@ -1,4 +1,4 @@
-"""Pods of Runpod: asked for, listed, ended. Every call can fail, time out, or succeed without telling us.
+"""Rent, list and end pods of Runpod. Every call can fail, time out, or succeed without an answer.
 
 The SDK's transport carries our own queries: its `create_pod` pastes strings without escaping and has no
 `terminateAfter`, the date at which Runpod itself ends a pod. https://docs.runpod.io
@@ -20,11 +20,11 @@ from wavespace_launcher.plan import Candidate, RunpodSettings
 
 
 class NoResponse(Exception):
-    """No answer, or one that tells nothing: what was asked may have happened."""
+    """No answer, or none that can be read: what was requested may have happened."""
 
 
 class Rejected(Exception):
-    """It did not happen. `fatal` where no other machine would change that: no key, no balance."""
+    """The service refused the request. `fatal` where no other machine would change that: no key, no balance."""
 
     def __init__(self, why: str, *, fatal: bool = False) -> None:
         super().__init__(why)
@@ -119,7 +119,7 @@ class Runpod:
                 raise
 
     def stop(self, pod: str) -> None:
-        """Tell a pod's processes to end (SIGTERM), so that training is saved; the pod still costs until terminated."""
+        """Send SIGTERM to a pod's processes, so that training is saved; the pod still costs until terminated."""
         _ask(lambda: self._sdk.stop_pod(pod))
 
     def price(self, candidate: Candidate, spot: bool) -> float | None:
@@ -144,7 +144,7 @@ class _NoGpu(Exception):
 
 
 def _ask(call: Callable[[], Any]) -> Any:
-    """Call the SDK, whose exceptions say little: did it happen, did it not, or is that unknown?"""
+    """Call the SDK; its exceptions become `Rejected` or `NoResponse`."""
     import requests
     from runpod.error import AuthenticationError, QueryError
 
@@ -218,7 +218,7 @@ def _pod(data: Mapping[str, Any]) -> Pod:
             str(data.get("desiredStatus")).upper() in ("EXITED", "TERMINATED"),
         )
     except (KeyError, TypeError, ValueError):
-        raise NoResponse("Runpod told of a pod without an id") from None
+        raise NoResponse("Runpod listed a pod without an id") from None
 
 
 def _no_gpu(name: str, known: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""`wavespace prepare … hydra/launcher=runpod`: a dataset onto a network volume, by a launch with that one job."""
+"""`wavespace prepare … hydra/launcher=runpod`: prepare a dataset on a network volume, by a launch with that one job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wavespace_launcher.ledger import Launch
 from wavespace_launcher.plan import PREPARE, Plan, RunpodSettings, digest, new_launch_id
 from wavespace_launcher.status import Board
 
-OWN = "hydra.launcher."
+LAUNCHER = "hydra.launcher."
 
 
 def prepare_on_pod(arguments: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
     Raises:
         UserError: nothing was rented, or the job failed.
     """
-    own = [word.removeprefix(OWN) for word in arguments if word.startswith(OWN)]
+    own = [word.removeprefix(LAUNCHER) for word in arguments if word.startswith(LAUNCHER)]
     overrides = [word for word in arguments if not word.startswith(("hydra.", "hydra/"))]
     cfg = compose(overrides)
     try:
@@ -49,7 +49,7 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
     runpod, wandb = preflight(settings)
     launch = Launch.create(Path(str(cfg.runs)), plan)
     board = Board(f"{' '.join(overrides)} onto volume {settings.volume} ({launch.id})")
-    with launch.leading(), interruptible():
+    with launch.as_controller(), interruptible():
         controller = Controller(launch, runpod, wandb, show=board)
         try:
             (result,) = controller.run()

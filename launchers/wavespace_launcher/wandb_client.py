@@ -1,4 +1,4 @@
-"""W&B's side of a launch: sweeps that hand out jobs, and runs, which are the truth about them.
+"""Sweeps at W&B, which issue a launch's jobs, and runs, by which each job's result is known.
 
 Only W&B's public client is used. `wandb.sweep` is not idempotent (a lost answer makes two), so sweeps are found by
 their name before and after one is made; the oldest of a name is the one that counts.
@@ -66,12 +66,12 @@ class WandbRun:
 
     @property
     def stored(self) -> bool:
-        """Finished, and by the worker's own word: an agent's exit code 0 proves nothing."""
+        """Whether it finished and its worker has stored the result: an agent's exit code 0 proves nothing."""
         return self.state == "finished" and self.summary.get("outcome") == "finished"
 
     @property
     def refused(self) -> bool:
-        """Not begun, as its pod's image would compute something else."""
+        """Whether it was not begun, as its pod's image would compute something else."""
         return self.summary.get("outcome") == REFUSED
 
     @property
@@ -85,9 +85,9 @@ class WandbRun:
 
 
 def competing_run(id: str, runs: Iterable[WandbRun], *, resumed: bool, now: float) -> WandbRun | None:
-    """The run that makes a run of the same job needless: one that has finished it, or had it earlier and still does it.
+    """Find a run that makes this run of a job needless: it has finished the job, or began it earlier and still does it.
 
-    A run that is resumed gives way to any other that is doing the job: while it waited, the job was handed on.
+    A run that is resumed gives way to any other that is doing the job: while it waited, the job was issued again.
     """
     found = list(runs)
     mine = next((run for run in found if run.id == id), None)
@@ -226,7 +226,7 @@ class Wandb:
 
 @contextlib.contextmanager
 def _no_response_on_error() -> Iterator[None]:
-    """Whatever the client raises says that it does not know."""
+    """Turn whatever the client raises into `NoResponse`."""
     try:
         yield
     except Exception as error:  # it has a dozen exceptions, and no base class

@@ -1,7 +1,7 @@
-"""One job of a sweep, on a pod: what `wandb agent` starts for each run that W&B gives it.
+"""Do one job of a sweep on a pod: `wandb agent` starts this for each run that W&B gives it.
 
-It says at W&B what it is, sees whether another has the job, trains as `wavespace train` does, and leaves the figures,
-the checkpoint and its own word that it has finished in the run, which is all that the launch goes by.
+The worker registers at W&B, checks whether another run has the job, trains as `wavespace train` does, and stores the
+metrics, the checkpoint and `outcome` in the run. The launch knows a job's result by these alone.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ if TYPE_CHECKING:
     from wavespace.runfolder import RunFolder
 
 STORE = 600.0
-"""Seconds between checkpoints that are stored at W&B on the way, where WAVESPACE_STORE_SECONDS does not say others."""
+"""Seconds between checkpoints that are stored at W&B during training, unless WAVESPACE_STORE_SECONDS is set."""
 
 TRANSMIT = 2
-"""Seconds between what is sent to W&B; its own 15 are a quarter of a short run."""
+"""Seconds between uploads to W&B; its default of 15 is a quarter of a short run."""
 
-
-ANEW = "build the image anew from the checkout that launches"
+REBUILD = "build the image anew from the checkout that launches"
 """What mends an image of another version."""
 
 
@@ -77,9 +76,9 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
             run.tags = (*(run.tags or ()), DUPLICATE)
             run.finish(exit_code=0)
             return 0
-        figures = _train(run, job, drawn)
+        metrics = _train(run, job, drawn)
         minutes = (time.monotonic() - begun) / 60 + float(run.summary.get("minutes") or 0)
-        run.summary.update(figures | pod | {"minutes": minutes, "dollars": minutes / 60 * price, "outcome": "finished"})
+        run.summary.update(metrics | pod | {"minutes": minutes, "dollars": minutes / 60 * price, "outcome": "finished"})
         run.finish(exit_code=0)
     except SystemExit as stopped:
         preempted = stopped.code in STOP_EXITS
@@ -108,7 +107,7 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
 
 
 def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
-    """Compose and train; returns the figures for the run's summary."""
+    """Compose and train; return the metrics for the run's summary."""
     from wavespace.config import resolved
     from wavespace.runfolder import RunFolder
     from wavespace.training.fit import train
@@ -139,10 +138,10 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
 
 
 def _composed(job: Job, drawn: Sequence[str]) -> DictConfig:
-    """The job's configuration, which is the one that the launch has planned.
+    """Compose the job's configuration.
 
     Raises:
-        OtherVersion: it is not.
+        OtherVersion: it is not the one that the launch has planned.
     """
     from wavespace.config import compose, signature
 
@@ -154,18 +153,18 @@ def _composed(job: Job, drawn: Sequence[str]) -> DictConfig:
             raise
         said = " ".join(str(error).split())
         raise OtherVersion(
-            f"this image can't compose the job's overrides, and the launch could: {said}; {ANEW}"
+            f"this image can't compose the job's overrides, and the launch could: {said}; {REBUILD}"
         ) from None
     if not drawn and not signature(cfg).startswith(job.signature):
         raise OtherVersion(
             f"this image composes the job's overrides to {signature(cfg)}, and the launch to {job.signature}: "
-            f"they have different versions of wavespace; {ANEW}"
+            f"they have different versions of wavespace; {REBUILD}"
         )
     return cfg
 
 
 def _competing_run(run: Any, launch: str, text: str) -> WandbRun | None:
-    """Another run that has finished this job, or had it earlier and still does it.
+    """Find another run that has finished this job, or began it earlier and still does it.
 
     W&B's grid is not exactly-once (wandb #4323, #2611): two agents may be given one job.
     """
@@ -183,13 +182,13 @@ def _name(folder: RunFolder) -> str:
     return f"checkpoint-{folder.path.parent.name}-{folder.path.name}"
 
 
-KEPT = ("metrics.csv", "status.json", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
-"""What travels, in the order in which it is put in place: a run goes on from last.ckpt once all else is there."""
+STORED_FILES = ("metrics.csv", "status.json", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+"""Files that are stored, in the order of restoring: a run resumes from last.ckpt once all else is there."""
 
 
 @contextlib.contextmanager
 def _storing(run: Any, folder: RunFolder) -> Iterator[None]:
-    """Meanwhile store the newest checkpoint now and then, in a thread: a host may be lost without a signal."""
+    """Store the newest checkpoint at intervals, in a thread: a host may be lost without a signal."""
     from wavespace.runfolder import RunFolder
 
     seconds = float(os.environ.get("WAVESPACE_STORE_SECONDS") or STORE)
@@ -229,7 +228,7 @@ def _set_aside(folder: RunFolder, aside: Path) -> bool:
     best.ckpt, last.ckpt, status.json, in this order: what is linked was there at one moment if last.ckpt is still the
     same at the end. False where it is not.
     """
-    for name in reversed(KEPT):
+    for name in reversed(STORED_FILES):
         if (folder.path / name).is_file():
             copy = shutil.copyfile if name == "metrics.csv" else os.link
             copy(folder.path / name, _made((aside / name).parent) / Path(name).name)
@@ -243,7 +242,7 @@ def _keep(run: Any, name: str, folder: RunFolder) -> None:
     """
     import wandb
 
-    files = [file for file in KEPT if (folder.path / file).is_file()]
+    files = [file for file in STORED_FILES if (folder.path / file).is_file()]
     if "checkpoints/last.ckpt" not in files:
         return
     status = folder.status()
@@ -282,7 +281,7 @@ def _restore(run: Any, cfg: DictConfig, folder: RunFolder) -> None:
         return
     with tempfile.TemporaryDirectory(dir=_made(folder.path)) as aside:
         artifact.download(root=aside, skip_cache=True)
-        for name in KEPT:
+        for name in STORED_FILES:
             if (Path(aside) / name).is_file():
                 _made((folder.path / name).parent)
                 shutil.move(Path(aside) / name, folder.path / name)
@@ -316,7 +315,7 @@ def _gpu() -> str | None:
 
 @contextlib.contextmanager
 def _busy() -> Iterator[None]:
-    """Tell the pod's entry that there is work, by a file with our process id."""
+    """Show the pod's entry that there is work, by a file with this process's id."""
     if not (folder := os.environ.get(POD_FOLDER)):
         yield
         return

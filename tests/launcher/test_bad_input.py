@@ -338,7 +338,7 @@ def test_status_and_cost_tell_of_every_launch(cloud: SimulatedCloud, launches: l
     ended = wavespace("pods", "status")
     lines = {line.split()[0]: line for line in ended.out.splitlines() if line.strip()}
     assert " settled " in lines[launches[0].id]
-    assert " left alone " in lines[launches[1].id]
+    assert " unattended " in lines[launches[1].id]
     ended = wavespace("pods", "cost")
     spent = cloud.core.spent()
     total = float(ended.out.split()[-1])
@@ -372,7 +372,7 @@ def test_stop_tells_a_controller_that_lives(
     cloud: SimulatedCloud, launches: list[Launch], wavespace: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which obeys at its next step."""
-    leading = launches[1].leading()
+    leading = launches[1].as_controller()
     leading.__enter__()
 
     def obey(seconds: float) -> None:
@@ -382,7 +382,7 @@ def test_stop_tells_a_controller_that_lives(
 
     monkeypatch.setattr(verb, "time", SimpleNamespace(sleep=obey, time=cloud.world.time))
     ended = wavespace("pods", "stop", "89abcdef")
-    assert "is led by another process" in ended.out
+    assert "is controlled by another process" in ended.out
     assert cloud.core.live() == []
     drained = [event["why"] for event in launches[1].events() if event["kind"] == "drain"]
     assert drained == ["`wavespace pods stop`"]

@@ -559,7 +559,7 @@ def test_m7_sigterm_and_the_interpreters_end_do_the_same(cloud: SimulatedCloud) 
     assert len(cloud.core.live()) == 2
     session = object.__new__(RunpodSession)  # as a sweeper's error leaves it, between two batches
     session.controller, session.settings = controller, controller.settings
-    session.held = controller.launch.leading()  # type: ignore[assignment]
+    session.held = controller.launch.as_controller()  # type: ignore[assignment]
     session.held.close = lambda: None  # type: ignore[method-assign]
     session._close()
     assert left(cloud) == []
@@ -773,7 +773,7 @@ def test_m10_reap_ends_pods_of_a_dead_controller_and_no_others(
     dead, led = cloud.launch(2), cloud.launch(2, name="290101-000001-01234567")
     for launch in (dead, led):
         cloud.controller(launch).step()
-    with led.leading():
+    with led.as_controller():
         verb.reap([dead, led])
         assert {pod.name for pod in cloud.core.live()} == {f"ws-{led.id}-0-1", f"ws-{led.id}-1-1"}
     assert capsys.readouterr().out.count("left alone") == 2

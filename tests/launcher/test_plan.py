@@ -27,12 +27,14 @@ from wavespace_launcher.ledger import Launch, redacted
 from wavespace_launcher.plan import (
     Candidate,
     Job,
+    LocalSettings,
     Plan,
     RunpodSettings,
     digest,
     launch_of,
     new_launch_id,
     pod_name,
+    read_settings,
     sweep_config,
 )
 from wavespace_launcher.runpod_client import Offer, creation
@@ -255,12 +257,12 @@ def test_a_ledger_without_a_line_is_empty(tmp_path: Path) -> None:
 
 def test_one_controller_leads_a_launch(tmp_path: Path) -> None:
     launch = Launch.create(tmp_path, plan())
-    assert not launch.led
-    with launch.leading():
-        assert Launch(launch.folder).led
-        with pytest.raises(ValueError, match="is led by another process"), Launch(launch.folder).leading():
+    assert not launch.has_controller
+    with launch.as_controller():
+        assert Launch(launch.folder).has_controller
+        with pytest.raises(ValueError, match="is controlled by another process"), Launch(launch.folder).as_controller():
             pass
-    assert not launch.led
+    assert not launch.has_controller
 
 
 def test_secrets_never_reach_the_ledger_whatever_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,3 +515,22 @@ def test_a_pod_is_told_all_that_it_must_know_and_no_secret(monkeypatch: pytest.M
 def test_candidates_of_a_machine_read_well() -> None:
     assert str(Candidate("A", "secure", None)) == "A (secure)"
     assert list(itertools.islice(map(str, plan().settings.candidates), 2)) == ["A (community)", "A (secure)"]
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"processes": 2, "raise_on_failure": False, "_target_": "x"}, None),
+        ({"processes": None}, None),
+        ({"processes": 0}, "hydra.launcher.processes = 0: input should be greater than or equal to 1"),
+        ({"processes": True}, "hydra.launcher.processes = True: input should be a valid integer"),
+        ({"raise_on_failure": "no"}, "hydra.launcher.raise_on_failure = 'no': input should be a valid boolean"),
+        ({"pods": 2}, "hydra.launcher.pods: there is no such key; keys: processes, raise_on_failure"),
+    ],
+)
+def test_settings_of_local_processes(given: dict[str, Any], fault: str | None) -> None:
+    if fault is None:
+        assert read_settings(LocalSettings, given).processes == given["processes"]
+        return
+    with pytest.raises(ConfigError, match=re.escape(fault)):
+        read_settings(LocalSettings, given)

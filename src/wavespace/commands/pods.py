@@ -1,4 +1,4 @@
-"""`wavespace pods status|attach|stop|reap|cost`: launches on rented GPUs, seen and ended from anywhere."""
+"""`wavespace pods status|attach|stop|reap|cost`: show and end launches on rented GPUs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "status": "what each launch is doing; of one launch, every job and pod",
-    "attach": "go on with a launch: watch it, try lost jobs again, end its pods when all is done",
+    "attach": "continue a launch: watch it, try lost jobs again, end its pods when all jobs are done",
     "stop": "end a launch: training is saved, pods are ended, its sweeps are closed",
-    "reap": "end the pods of launches that nobody leads, as after a crash of this machine; detached ones by name",
+    "reap": "end the pods of launches without a controller, as after a crash of this machine; of detached ones by name",
     "cost": "dollars spent, at most, by launch and pod",
 }
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def status(launches: Sequence[Launch]) -> None:
-    """By the ledger and results.json alone for many launches; of one, W&B is asked. Nothing is changed."""
+    """Print a table of launches by their folders alone; for a single launch, ask W&B and list jobs and pods."""
     from rich.table import Table
 
     from wavespace.launchfile import read_results
@@ -76,7 +76,15 @@ def status(launches: Sequence[Launch]) -> None:
             controller = _controller(launch.read_only())
             controller.update_results()
             found, trouble = controller.results, controller.trouble
-        word = "settled" if state.settled else "led" if launch.led else "left alone" if state.live else "interrupted"
+        word = (
+            "settled"
+            if state.settled
+            else "running"
+            if launch.has_controller
+            else "unattended"
+            if state.live
+            else "interrupted"
+        )
         done = sum(result.state == "finished" for result in found)
         failed = sum(result.ended for result in found) - done
         money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")
@@ -97,12 +105,12 @@ def status(launches: Sequence[Launch]) -> None:
 
 
 def attach(launches: Sequence[Launch]) -> None:
-    """Be the launch's controller until it is settled."""
+    """Control the launch until it is settled."""
     from wavespace_launcher.launch import controller_title, interruptible, save_results
     from wavespace_launcher.status import Board
 
     (launch,) = launches
-    with launch.leading(), interruptible():
+    with launch.as_controller(), interruptible():
         controller = _controller(launch)
         board = Board(controller_title(controller))
         controller.show = board
@@ -114,26 +122,26 @@ def attach(launches: Sequence[Launch]) -> None:
 
 
 def stop(launches: Sequence[Launch]) -> None:
-    """End it all. A controller that leads the launch is told to, else this is its controller."""
+    """End a launch; where another process controls it, ask that process to, and wait."""
     from wavespace_launcher.launch import interruptible, save_results
 
     (launch,) = launches
-    if launch.led:
-        print(f"launch {launch.id} is led by another process on this machine, which is told to end it")
+    if launch.has_controller:
+        print(f"launch {launch.id} is controlled by another process on this machine, which ends it now")
         launch.request_end()
-        while launch.led:
+        while launch.has_controller:
             time.sleep(1)
         return
-    with launch.leading(), interruptible():
+    with launch.as_controller(), interruptible():
         controller = _controller(launch)
         controller.settle("`wavespace pods stop`")
         save_results(controller)
 
 
 def reap(launches: Sequence[Launch], named: bool = False) -> None:
-    """End pods by the names of launches that are here and that nobody leads; others with our prefix are only told.
+    """End the pods of launches in this folder that have no controller; list others with our prefix.
 
-    A detached launch's pods end by themselves: unless it is `named`, those that run and are not past their date stay.
+    Pods of a detached launch end by themselves: unless it is `named`, those that run and are not past their date stay.
     """
     from wavespace_launcher.plan import launch_of
     from wavespace_launcher.runpod_client import NoResponse, Rejected, Runpod
@@ -152,8 +160,8 @@ def reap(launches: Sequence[Launch], named: bool = False) -> None:
         launch = known.get(str(launch_of(pod.name)))
         if launch is None:
             print(f"{pod.name} ({pod.id}) is of a launch that is not in this folder of runs; left alone")
-        elif launch.led:
-            print(f"{pod.name} ({pod.id}) is of a launch that is being led; left alone")
+        elif launch.has_controller:
+            print(f"{pod.name} ({pod.id}) is of a launch that another process controls; left alone")
         elif (own := detached.get(launch.id, {}).get(pod.name)) and now < own.until and not pod.exited:
             alone[launch.id] += 1
         else:
@@ -175,7 +183,7 @@ def reap(launches: Sequence[Launch], named: bool = False) -> None:
 
 
 def cost(launches: Sequence[Launch]) -> None:
-    """From the ledgers: from asking for a pod to the listing that missed it, so never too little."""
+    """Print what pods cost by the ledgers, from each request to the listing that missed the pod: never too little."""
     from rich.table import Table
 
     from wavespace_launcher.state import State
