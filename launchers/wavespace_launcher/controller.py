@@ -1,7 +1,7 @@
-"""The controller: rents pods for the jobs that are left, watches, hands out again what was lost, and ends every pod.
+"""The controller rents pods for the jobs that are left, watches them, issues lost jobs again, and ends every pod.
 
-A step looks at Runpod and W&B, writes what it saw, and acts. It keeps nothing that the ledger does not have, so it may
-be killed between any two lines, and the same step goes on. The rules that guard the money are marked M1 to M10, as in
+A step asks Runpod and W&B, records the answers, and acts. All of its state is in the ledger, so it may be killed
+between any two lines and continues at the same step. The rules that guard the money are marked M1 to M10, as in
 docs/runpod.md; each has a test that fails without its guard.
 """
 
@@ -77,7 +77,7 @@ class Controller:
         runpod: the account.
         wandb: the project.
         clock: `time`, or a test's.
-        show: is told the results and a note at each step.
+        show: is called with the results and a summary at each step.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Controller:
     # --- Running ---------------------------------------------------------------------------------------------
 
     def run(self) -> list[JobResult]:
-        """Until each job has ended and, unless the plan says that more may come, until nothing is left that costs.
+        """Work until each job has ended and, unless the plan says that more may come, nothing is left that costs.
 
         Ctrl-C, SIGTERM and errors of ours all end the pods first; a second Ctrl-C does not wait for training to be
         saved.
@@ -120,7 +120,7 @@ class Controller:
         return self.results
 
     def rent_and_leave(self) -> None:
-        """Until every pod that can be rented is; the pods then do their jobs and end by themselves."""
+        """Rent every pod that can be rented, and return; the pods do their jobs and end by themselves."""
         self._resume()
         with self._ending_pods_whatever_happens():
             while not self.step() and (not self.state.live or any(pod.id is None for pod in self.state.live)):
@@ -180,7 +180,7 @@ class Controller:
         )
 
     def _failed_request(self, error: Exception) -> None:
-        """Runpod did not do what was asked. While pods are to end, say once what that means for them."""
+        """Note that a request to Runpod failed; while pods are to end, print once what that means for them."""
         self.trouble = str(error)
         if self.end_period is None or not self.state.live:
             return
@@ -205,20 +205,20 @@ class Controller:
             raise
 
     def note(self, kind: str, **facts: Any) -> None:
-        """Into the ledger, then into the state that is folded from it."""
+        """Record an event in the ledger, and apply it to the state."""
         self.state.apply(self.launch.write(kind, **facts))
 
     # --- A step ----------------------------------------------------------------------------------------------
 
     def look(self) -> list[Pod] | None:
-        """Our pods and the results as they are now; None where Runpod did not say."""
+        """Update pods and results; return our pods, or None where Runpod gave no answer."""
         self.trouble, self.looked = "", False
         listed = self._observe_pods()
         self.update_results()
         return listed
 
     def step(self) -> bool:
-        """Look, write, act. True when the launch is settled."""
+        """Observe, record and act; return whether the launch is settled."""
         listed = self.look()
         if not self.state.draining:
             self._check_end()
@@ -244,7 +244,7 @@ class Controller:
     # --- Looking ---------------------------------------------------------------------------------------------
 
     def _observe_pods(self) -> list[Pod] | None:
-        """Our pods as Runpod lists them, by name; None where it did not say (M8: that is never "none")."""
+        """Return our pods as Runpod lists them; None where it gave no answer (M8: that is never "none")."""
         try:
             listed = [pod for pod in self.runpod.list() if self._ours(pod.name)]
         except (NoResponse, Rejected) as error:
@@ -265,7 +265,7 @@ class Controller:
         return list(seen.values())
 
     def _ours(self, name: str) -> bool:
-        """M10: only names of this very launch."""
+        """M10: only names of this launch."""
         return launch_of(name) == self.launch.id
 
     def _record_listed(self, pod: Pod) -> None:
@@ -288,7 +288,7 @@ class Controller:
             self._end(record, "Runpod stopped it")  # a stopped pod's disk still costs
 
     def _count_missing(self, record: PodRecord) -> None:
-        """A listing without a pod: two of them, some time apart, mean that it is gone, or never came."""
+        """Count a listing without a pod: after two of them the pod is gone, or never came."""
         self.missed[record.name] = self.missed.get(record.name, 0) + 1
         if self.missed[record.name] < 2:
             return
@@ -298,7 +298,7 @@ class Controller:
             self.note("pod.refused", name=record.name, why="no answer, and it never appeared")
 
     def update_results(self) -> None:
-        """The runs of every sweep that can still change; what is not known now stays as it was."""
+        """Update the runs of every sweep; where W&B gives no answer they stay as they were."""
         try:
             looked = [(name, self.wandb.sweep(id)) for name, id in self.state.ids.items()]
             self.sweeps = {name: sweep for name, sweep in looked if sweep is not None}
@@ -325,7 +325,7 @@ class Controller:
         return all(result.ended for result in self.results)
 
     def _left(self) -> int:
-        """Jobs that a pod could still do."""
+        """Return how many jobs a pod could still do."""
         if self.plan.search is not None:
             total = int(self.plan.search["run_cap"])
             return total - sum(result.ended for result in self.results)
@@ -334,7 +334,7 @@ class Controller:
     # --- Judging ---------------------------------------------------------------------------------------------
 
     def _check_end(self) -> None:
-        """Whether the launch goes on."""
+        """Check whether the launch has to end."""
         if self.launch.end_requested():
             self.note("drain", why="`wavespace pods stop`")
             return
@@ -419,7 +419,7 @@ class Controller:
         self._terminate(pod.id)
 
     def _terminate(self, pod: str) -> None:
-        """Ask for a pod's end. Whether it came is what the next listings say."""
+        """Request a pod's end; the next listings show whether it came."""
         try:
             self.runpod.terminate(pod)
         except (NoResponse, Rejected) as error:
@@ -480,7 +480,7 @@ class Controller:
             self.note("sweep", name=name, id=sweep.id)
 
     def _newest(self, index: int) -> str:
-        """The last sweep that was given a job."""
+        """Return the last sweep that has a job."""
         return [name for name, indexes in self.state.sweeps.items() if index in indexes][-1]
 
     def _over(self, result: JobResult) -> bool:
@@ -583,7 +583,7 @@ class Controller:
         return max(ends, default=min(begun, default=self.clock.time()))
 
     def _offer(self, slot: int, candidate: Candidate) -> Offer | str | None:
-        """What to ask for, if it can be paid: None where the money does not reach (M2), words where it has no price."""
+        """Return what to request: None where the money does not reach (M2), a reason where there is no price."""
         now = self.clock.time()
         try:
             price = self.runpod.price(candidate, self.settings.spot)
@@ -602,14 +602,14 @@ class Controller:
 
 
 def command(plan: Plan, path: str, name: str, until: float) -> str:
-    """A pod's start command: all that it must know, and no secret (M9)."""
+    """Return a pod's start command, which holds no secret (M9)."""
     words = ["wavespace", "pod-entry", plan.id, "--name", name, "--path", path]
     words += ["--until", f"{until:.0f}", "--idle", f"{plan.settings.idle_timeout:g}"]
     return shlex.join(words + ["--stay"] * plan.keep_pods)
 
 
 def environment(settings: RunpodSettings, price: float) -> dict[str, str]:
-    """A pod's variables: Runpod's own secrets by name, never a secret's value (M9)."""
+    """Return a pod's variables: Runpod's own secrets by name, never a secret's value (M9)."""
     hosts = {name: os.environ[name] for name in ("WANDB_BASE_URL", "RUNPOD_API_BASE_URL") if name in os.environ}
     secrets = {name: f"{{{{ RUNPOD_SECRET_{secret} }}}}" for name, secret in settings.secrets.items()}
     volume = {"WAVESPACE_RUNS": "/workspace/runs"} if settings.volume else {}
@@ -617,7 +617,7 @@ def environment(settings: RunpodSettings, price: float) -> dict[str, str]:
 
 
 def sweep_deleted(sweep: str, launch: str) -> str:
-    """What to do where a sweep is missing."""
+    """Return what to do where a sweep is missing."""
     return (
         f"sweep {sweep} was deleted at W&B, and the runs' results with it; remove the launch's folder "
         f"launches/{launch} and run the command again to begin anew"
@@ -625,7 +625,7 @@ def sweep_deleted(sweep: str, launch: str) -> str:
 
 
 def affordable_hours(settings: RunpodSettings, committed: float, price: float, *, alone: bool) -> float:
-    """Hours that one more pod may live: `max_hours`, or, for a launch's only pod, as many as the money reaches.
+    """Return the hours that one more pod may live: `max_hours`, or less for a launch's only pod if money ends before.
 
     0 where that is less than an hour (or than `max_hours`, if those are fewer): it would be spent on starting.
     """

@@ -1,4 +1,4 @@
-"""From Hydra's override-sets to a launch, and from the launch's results to what Hydra's sweeper expects."""
+"""Turn Hydra's override-sets into a launch, and the launch's results into what Hydra's sweeper expects."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def compose_members(config: DictConfig, overrides: Sequence[Sequence[str]], firs
 
 
 def job_returns(found: Sequence[JobResult], of: Sequence[Member], raise_on_failure: bool) -> list[JobReturn]:
-    """What Hydra's sweeper expects: a value for each job, or the exception that it ended with."""
+    """Return what Hydra's sweeper expects: a value for each job, or the exception that it ended with."""
     by_index = {result.index: result for result in found}
     answers = []
     for member in of:
@@ -142,7 +142,7 @@ class RunpodSession:
         return job_returns(found, of, self.settings.raise_on_failure)
 
     def _open(self, jobs: Sequence[Job], search: Mapping[str, Any] | None, config: DictConfig) -> None:
-        """A new launch, or the one that the same command began; nothing is rented yet."""
+        """Begin a new launch, or continue the one that the same command began; nothing is rented yet."""
         settings, runs, study = self.settings, Path(str(config.runs)), str(config.name)
         what = digest(settings, study, jobs, search)
         same = [launch for launch in Launch.all(runs) if launch.id.rsplit("-", 1)[1] == what]
@@ -166,7 +166,7 @@ class RunpodSession:
         atexit.register(self._close)
 
     def _close(self) -> None:
-        """M7: whatever ends this process ends the pods, unless they were left on purpose."""
+        """M7: end the pods whatever ends this process, unless they were left on purpose."""
         controller = self.controller
         if controller is not None and not (controller.state.settled or controller.gave_up or self.settings.detach):
             try:
@@ -182,7 +182,7 @@ class RunpodSession:
 
 
 def controller_title(controller: Controller) -> str:
-    """What the progress line begins with."""
+    """Return the title of the progress line."""
     return f"{controller.plan.study} on Runpod ({controller.launch.id})"
 
 
@@ -206,7 +206,7 @@ def save_results(controller: Controller) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP are Ctrl-C here: all end what costs money."""
+    """Treat SIGTERM and SIGHUP as Ctrl-C: all end what costs money."""
 
     def interrupt(number: int, _: object) -> None:
         leave_terminal(number)
@@ -224,7 +224,7 @@ def interruptible() -> Iterator[None]:
 
 
 def preflight(settings: RunpodSettings) -> tuple[Runpod, Wandb]:
-    """The two accounts, after a check of what can be known beforehand.
+    """Check what can be known before renting; return the two accounts.
 
     Raises:
         UserError: no key, no such GPU, too little money, a secret that would be sent in plain text.
@@ -271,7 +271,7 @@ def _offered_price(runpod: Runpod, candidate: Candidate, settings: RunpodSetting
 
 
 def _check_sweeps_exist(launch: Launch, wandb: Wandb) -> None:
-    """The sweeps that a launch has made are what it goes on from."""
+    """Refuse to continue a launch whose sweeps were deleted at W&B."""
     state = State.of(launch.events())
     if not state.ids:
         return
@@ -284,7 +284,7 @@ def _check_sweeps_exist(launch: Launch, wandb: Wandb) -> None:
 
 
 def read_search(member: Member) -> dict[str, Any]:
-    """The W&B search of a configuration, held against it.
+    """Return the W&B search of a configuration, checked against it.
 
     Raises:
         ConfigError: it lacks something, or a parameter is no key of the configuration.
@@ -301,7 +301,7 @@ def read_search(member: Member) -> dict[str, Any]:
 
 
 def _search_overrides(key: str, space: Mapping[str, Any]) -> list[str]:
-    """Overrides that a parameter may become: each of its values, or the ends of its range."""
+    """Return overrides that a parameter may become: each of its values, or the ends of its range."""
     found = space.get("values") or [space[name] for name in ("value", "min", "max", "mu") if name in space]
     if not found:
         raise ConfigError(f"search.parameters.{key} has neither value, values, min and max, nor mu")
@@ -354,7 +354,7 @@ def dry_run(plan: Plan) -> None:
 
 
 def _leave_pods(controller: Controller) -> None:
-    """M3: the ends that pods have without us, and how to come back."""
+    """Print how pods of a detached launch end (M3), and how to attach to it; then exit."""
     state, id = controller.state, controller.launch.id
     print(
         f"\nleft {counted(len(state.live), 'pods')} of launch {id} alone, "
@@ -368,7 +368,7 @@ def _leave_pods(controller: Controller) -> None:
 
 
 def _search_returns(found: Sequence[JobResult], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
-    """The best run's figure stands for the whole search."""
+    """Return the best run's metric as the result of the whole search."""
     name, sign = search["metric"]["name"], -1 if search["metric"].get("goal") == "minimize" else 1
     done = [result for result in found if result.state == "finished" and name in (result.metrics or {})]
     value = max((sign * result.metrics[name] for result in done if result.metrics), default=None)

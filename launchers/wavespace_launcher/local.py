@@ -1,6 +1,6 @@
 """`hydra/launcher=local`: a multirun as processes on this machine, each an ordinary `wavespace train`.
 
-The run folders hold all that is to be known, so the same command goes on where it was interrupted, or killed.
+All state is in the run folders, so the same command continues after it was interrupted or killed.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class LocalJob:
         self.look()
 
     def look(self) -> None:
-        """Bring `code` and `elsewhere` up to date."""
+        """Update `code` and `elsewhere`."""
         if self.process is None:
             self.elsewhere = self.folder.status().get("state") == "running" and _locked(self.folder)
         elif self.code is None:
@@ -158,7 +158,7 @@ class LocalJob:
         self.place = place
 
     def result(self) -> JobResult:
-        """Where it stands, by its process and its run folder."""
+        """Return its state, by its process and its run folder."""
         status = self.folder.status()
         state, reason = str(status.get("state", "")), status.get("reason")
         if self.running or self.elsewhere:
@@ -185,7 +185,7 @@ class LocalJob:
 
 
 def _end(jobs: Sequence[LocalJob]) -> None:
-    """SIGTERM to each, and time to save; a second Ctrl-C, or too long, kills."""
+    """Send SIGTERM to each process and wait while it saves; a second Ctrl-C, or a timeout, kills."""
     living = [job.process for job in jobs if job.process is not None and job.running]
     for process in living:
         process.send_signal(signal.SIGTERM)
@@ -216,7 +216,7 @@ def _last_line(path: Path) -> str:
 
 
 def _devices() -> list[str]:
-    """GPUs of this machine, by number or as CUDA_VISIBLE_DEVICES names them; no import of torch for that."""
+    """Return this machine's GPUs, by number or as CUDA_VISIBLE_DEVICES names them, without importing torch."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip() and name != "-1"]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]

@@ -1,6 +1,6 @@
-"""What a pod runs: a self-test, `wandb agent` on the launch's sweeps, timers, and the pod's own end.
+"""The start command of a pod: a self-test, `wandb agent` on the launch's sweeps, timers, and the end of the pod.
 
-A start command that ends is started again, and billed (runpodctl #149): so this one ends the pod, and never itself.
+Runpod restarts and bills a start command that has ended (runpodctl #149), so this one ends the pod, and never itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAVING = 60
 """Seconds that training has to save itself before its pod ends."""
 
 LOOK = 5.0
-"""Seconds between looks at the agent."""
+"""Seconds between checks of the agent."""
 
 POD_FOLDER = "WAVESPACE_POD_FOLDER"
 """Variable that names the pod's folder to its workers."""
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
 
 class PodEntry:
-    """One pod's life.
+    """Works on a launch's sweeps until nothing is left to do.
 
     Args:
         launch: whose sweeps it works on, oldest first.
@@ -97,13 +97,13 @@ class PodEntry:
         self.terminate()
 
     def stop(self, *_: object) -> None:
-        """On SIGTERM: training saves itself, then the pod ends."""
+        """Handle SIGTERM: training saves itself, then the pod ends."""
         self.stopped = True
 
     # --- Work ------------------------------------------------------------------------------------------------
 
     def _work(self) -> str | None:
-        """Run agents until there is nothing to do; returns what was wrong, if anything was."""
+        """Run agents until there is nothing to do; return what was wrong, if anything was."""
         if fault := self._self_test():
             return f"the GPU does not work: {fault}"
         wandb = Wandb(*self.path.split("/"))
@@ -130,7 +130,7 @@ class PodEntry:
         return None
 
     def _open_sweep(self, wandb: Wandb) -> WandbSweep | None:
-        """The launch's oldest open sweep. Known ones first: the client's list asks for each sweep of a project."""
+        """Return the launch's oldest open sweep; known ones are asked first, as a list takes a request for each."""
         for known in self.sweeps:
             if (found := wandb.sweep(known.id)) and found.open:
                 return found
@@ -138,12 +138,12 @@ class PodEntry:
         return next((sweep for sweep in self.sweeps if sweep.open), None)
 
     def _all_done(self, wandb: Wandb) -> bool:
-        """Whether no follow-up is to be expected: every run of every sweep has finished."""
+        """Return whether every run of every sweep has finished, so that no further sweep is expected."""
         runs = [run for sweep in self.sweeps for run in wandb.runs(sweep.id)]
         return bool(runs) and all(run.stored or run.duplicate for run in runs)
 
     def _run_agent(self, sweep: WandbSweep) -> bool:
-        """An agent on a sweep until it ends; True where it failed."""
+        """Run an agent on a sweep until it ends; return whether it failed."""
         self.agent = self._start_agent(sweep)
         refused = self.folder / OTHER_VERSION
         while self.agent.poll() is None and self._over() is None and not refused.exists():
@@ -163,7 +163,7 @@ class PodEntry:
             return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def _self_test(self) -> str | None:
-        """What is wrong with the GPU that this container was given; None where it computes, or where none is seen.
+        """Return what is wrong with this container's GPU; None where it computes, or there is none.
 
         A driver older than the image's CUDA shows itself here, at once, and not in 500 failed runs (wandb #5088).
         """
@@ -179,12 +179,12 @@ class PodEntry:
         return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
 
     def _over(self) -> str | None:
-        """Why the pod's time is over, if it is."""
+        """Return why the pod's time is over, if it is."""
         now = time.time()
         if self._busy():
             self.last_work = now
         if self.stopped:
-            return "told to stop"
+            return "stopped by SIGTERM"
         if now > self.until - min(2 * SAVING, 0.1 * self.idle + SAVING):
             return "its time is over"
         if now - self.last_work > self.idle:
@@ -192,7 +192,7 @@ class PodEntry:
         return None
 
     def _busy(self) -> bool:
-        """Whether a worker lives."""
+        """Return whether a worker runs."""
         try:
             os.kill(int((self.folder / "busy").read_text()), 0)
         except (OSError, ValueError):
@@ -200,7 +200,7 @@ class PodEntry:
         return True
 
     def _end_agent(self) -> None:
-        """SIGTERM, which the agent hands on to its worker, and time for that to save itself."""
+        """Send SIGTERM to the agent, which forwards it to its worker, and wait while that saves itself."""
         if self.agent is None or self.agent.poll() is not None:
             return
         self.agent.terminate()
@@ -212,7 +212,7 @@ class PodEntry:
     # --- End -------------------------------------------------------------------------------------------------
 
     def _report(self, reason: str) -> None:
-        """Leave the reason and the agent's last lines at W&B, where the launch finds them."""
+        """Log the reason and the agent's last lines at W&B."""
         with contextlib.suppress(Exception):
             import wandb
 

@@ -1,4 +1,4 @@
-"""Where a launch stands, by its ledger alone: a fold over events, the same live and after a kill."""
+"""The state of a launch, computed from the events of its ledger: the same live and after a kill."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from wavespace_launcher.plan import Candidate
 
 @dataclass
 class PodRecord:
-    """A pod that we asked for.
+    """A pod that was requested.
 
-    Its name was on disk before it was asked for. `id` comes with the answer, or when a listing shows the name.
+    Its name was on disk before the request. `id` comes with the answer, or when a listing shows the name.
 
     Attributes:
         price: dollars an hour; what was offered, then what the listing says.
@@ -50,7 +50,7 @@ class PodRecord:
         return self.gone is None or self.gone > when
 
     def cost(self, now: float) -> float:
-        """Dollars until now, at most: from asking to the listing that missed it, but not beyond `until`."""
+        """Return dollars until now, at most: from the request to the listing that missed it, but not beyond `until`."""
         if self.id is None and not self.live:
             return 0.0
         end = min(self.until, now if self.gone is None else self.gone)
@@ -63,7 +63,7 @@ class PodRecord:
 
 @dataclass
 class State:
-    """The fold.
+    """What the events of a ledger come to.
 
     Attributes:
         sweeps: by name, the indexes of the jobs that it hands out.
@@ -89,7 +89,7 @@ class State:
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> State:
-        """After all events."""
+        """Return the state after all events."""
         state = cls()
         for event in events:
             try:
@@ -99,7 +99,7 @@ class State:
         return state
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """After one more event."""
+        """Apply one more event."""
         kind, name = event["kind"], event.get("name", "")
         pod = self.pods.get(name)
         if kind == "sweep.intent":

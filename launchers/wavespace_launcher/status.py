@@ -1,4 +1,4 @@
-"""What became of each override-set: derived from its runs at W&B, never from an exit code or a pod."""
+"""Results of jobs, by their runs at W&B and never by an exit code or a pod; their table and progress line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wavespace_launcher.wandb_client import WandbRun
 def job_results(
     jobs: Iterable[Job], runs: Iterable[WandbRun], retries: int, now: float, metric: str | None
 ) -> list[JobResult]:
-    """Each job's result, in the order of the jobs, from every run of the launch."""
+    """Return each job's result, in the order of the jobs, from every run of the launch."""
     by_job: dict[str, list[WandbRun]] = {}
     for run in sorted(runs, key=lambda run: (run.created, run.id)):
         if run.job is not None and not run.duplicate:
@@ -64,7 +64,7 @@ def _job_result(job: Job, runs: Sequence[WandbRun], retries: int, now: float, me
 
 
 def _mode(run: WandbRun, metric: str | None) -> str | None:
-    """Of the task's own metric on any split; nobody knows it of others."""
+    """Return the mode of the task's own metric on any split; that of other metrics is not known."""
     monitor = str(run.summary.get("monitor"))
     same = metric is None or metric.partition("/")[2] == monitor.partition("/")[2]
     return run.summary.get("mode") if same else None
@@ -81,14 +81,14 @@ def _dollars(run: WandbRun) -> float:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """A finite number, and no truth value."""
+    """Return whether a value is a finite number, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def search_job_results(
     runs: Iterable[WandbRun], parameters: Iterable[str], now: float, metric: str | None
 ) -> list[JobResult]:
-    """The results of what W&B itself has drawn: a job a run, none of them tried again."""
+    """Return the results of a W&B search: each run is a job, none is tried again."""
     found = []
     names = list(parameters)
     for index, run in enumerate(sorted(runs, key=lambda run: (run.created, run.id))):
@@ -102,7 +102,7 @@ def search_job_results(
 
 
 def table(found: Sequence[JobResult], metric: str | None) -> Any:
-    """A row a job; what all jobs have in common stays out."""
+    """Return a table with a row for each job; overrides that all jobs share are left out."""
     from rich.table import Table
 
     common = set.intersection(*(set(result.overrides) for result in found)) if len(found) > 1 else set()
@@ -126,14 +126,14 @@ def table(found: Sequence[JobResult], metric: str | None) -> Any:
 
 
 def best_of(found: Iterable[JobResult]) -> float | None:
-    """The best value of those that have finished; None where they do not agree on which way is better."""
+    """Return the best value of finished jobs; None where they do not agree on which way is better."""
     done = [(result.value, result.mode) for result in found if result.state == "finished" and result.value is not None]
     better = {"min": min, "max": max}.get(str(done[0][1])) if len({mode for _, mode in done}) == 1 else None
     return better(value for value, _ in done) if better else None
 
 
 class Board:
-    """How a whole sweep is going: a line on a terminal that is redrawn, elsewhere a line at each change.
+    """Shows a sweep's progress: one line that is redrawn on a terminal, elsewhere a line at each change.
 
     Args:
         title: of the sweep.
@@ -160,7 +160,7 @@ class Board:
         self.last = line
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
