@@ -12,17 +12,17 @@ from harness import Row, compare
 
 FIRST_STEP = """
 import os, sys
-import wavespace.training.fit as train
+import wavespace.training.fit as training
+from wavespace.commands import train
 
-fit = train.fit
+fit = training.fit
 
 def until_first_step(cfg, parts, folder):
     type(parts.task).on_train_batch_end = lambda *_: os._exit(0)
     fit(cfg, parts, folder)
 
-train.fit = until_first_step
-sys.argv = ["wavespace train", "experiment=demo", "fresh=true"]
-train.main()
+training.fit = until_first_step
+train.main(["experiment=demo", "fresh=true"])
 """
 
 

@@ -16,12 +16,11 @@ from hydra._internal.utils import get_args_parser
 
 from parts import save, small_task
 from processes import command
-from wavespace.commands import check, evaluate, export, pods, prepare, video
+from wavespace.commands import check, evaluate, export, pods, prepare, report, video
 from wavespace.commands.transcribe import main as transcribe
 from wavespace.config import compose
 from wavespace.errors import BadCheckpoint, ConfigError, UserError
 from wavespace.locate import locate
-from wavespace.reports import run_page as report
 from wavespace.runfolder import RunFolder
 from wavespace.terminal import Arguments, flags_and_words, folder_or_file
 from wavespace.text import counted, printable

@@ -16,10 +16,11 @@ import pytest
 
 from processes import LIMIT, command, forked
 from training import RENDERED, TRAINER, make_medley
+from wavespace.commands import train
 from wavespace.errors import UserError
 from wavespace.signals import raising_on_stop
 from wavespace.terminal import guarded
-from wavespace.training import fit as train
+from wavespace.training import fit as training_fit
 
 COMMAND = Path(sys.executable).with_name("wavespace")
 REPOSITORY = Path(__file__).parents[1]
@@ -88,16 +89,15 @@ def test_a_multirun_checks_every_member_before_the_first_starts(tmp_path: Path) 
 
 def train_until_the_second(arguments: list[str]) -> None:
     """The command, but that it is killed when the member of seed 1 begins."""
-    whole = train.fit
+    whole = training_fit.fit
 
     def fit(cfg: Any, parts: Any, folder: Any) -> None:
         if cfg.seed == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         whole(cfg, parts, folder)
 
-    train.fit = fit
-    sys.argv = ["wavespace", *arguments]
-    train.main()
+    training_fit.fit = fit
+    train.main(arguments)
 
 
 def test_a_killed_multirun_goes_on_and_a_finished_one_returns_at_once(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_torchrun_trains_one_model_on_two_processes(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with (tmp_path / "said").open("w") as said:  # no pipes, which the children of one that is killed would hold
         found = subprocess.run(
-            [*torchrun, "-m", "wavespace.training.fit", *overrides],
+            [*torchrun, "-m", "wavespace", "train", *overrides],
             stdout=said,
             stderr=subprocess.STDOUT,
             check=False,

@@ -188,14 +188,13 @@ def test_members_that_share_their_parts_are_probed_once_and_none_is_let_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from wavespace import build
-    from wavespace.training.fit import Sweep
+    from wavespace.training.multirun import CheckMembers
 
     checked: list[int] = []
     whole = build.check_shapes
     monkeypatch.setattr(build, "check_shapes", lambda cfg, audio: checked.append(cfg.model.width) or whole(cfg, audio))
     common = ["data=medley_solos", "task=reconstruction", "model=unet"]
-    sweep = Sweep()
-    sweep.members = []
+    sweep = CheckMembers()
     sweep._check_members([*common, "model.width=2,3", "optim.lr=0.1,0.2", "seed=0,1"], None, {})
     assert (len(sweep.members), checked) == (8, [2, 3])
     for wrong, fault in (

@@ -21,13 +21,12 @@ from test_preemption import train_until_told
 from training import TRAINER, make_medley
 from wavespace import checkpoint
 from wavespace.build import build
-from wavespace.commands.evaluate import score
 from wavespace.config import compose
 from wavespace.errors import Incompatible
 from wavespace.runfolder import RunFolder
-from wavespace.training import distributed
-from wavespace.training import fit as train
-from wavespace.training.callbacks import samples
+from wavespace.training import distributed, fit
+from wavespace.training.run import run
+from wavespace.training.scoring import score
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 
@@ -42,9 +41,9 @@ def test_two_processes_that_are_told_to_stop_go_on_to_what_one_finds(
 ) -> None:
     # Each item is normalised by itself, so that it doesn't matter which others are beside it.
     overrides = [*make_medley(tmp_path / "medley"), *TRAINER, "model.norm=group", "task.multi_scale_items=0"]
-    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setattr(fit, "save_samples", lambda *_: None)
     alone = compose([*overrides, f"runs={tmp_path / 'alone'}"])
-    train.run(alone)
+    run(alone)
 
     arguments = [*overrides, *TWO, f"runs={tmp_path / 'together'}"]
     folder = RunFolder.of(compose(arguments))
@@ -77,7 +76,7 @@ def test_a_run_of_several_processes_leaves_the_threads_of_later_ones_alone(
     monkeypatch.delenv("RANK", raising=False)
     start = distributed.subprocess.Popen
     monkeypatch.setattr(distributed.subprocess, "Popen", lambda _, **given: start(["cat"], **given))
-    with distributed.others(RunFolder(tmp_path), 2):
+    with distributed.spawn_ranks(RunFolder(tmp_path), 2):
         _set_num_threads_if_needed(2)  # as Lightning does
         assert "OMP_NUM_THREADS" in os.environ
     assert "OMP_NUM_THREADS" not in os.environ
@@ -129,8 +128,8 @@ def processes_of(folder: RunFolder) -> list[str]:
 
 def wait_for_one_that_fails(path: Path) -> None:
     distributed.PATIENCE = 0.5
-    with distributed.others(RunFolder(path), 2):
-        time.sleep(100)  # as a call that hears of nothing
+    with distributed.spawn_ranks(RunFolder(path), 2):
+        time.sleep(100)  # as a call that waits for the other
 
 
 def test_a_process_that_fails_ends_one_that_waits_for_it(tmp_path: Path) -> None:
@@ -165,5 +164,5 @@ def test_what_several_devices_cannot_train_is_refused(
         monkeypatch.setenv(name, value)
     parts = [*make_medley(tmp_path / "medley"), *TRAINER, *TWO, f"runs={tmp_path}"]
     with pytest.raises(Incompatible, match=sentence):
-        train.run(compose([*parts, *overrides]))
+        run(compose([*parts, *overrides]))
     assert os.environ.get("LOCAL_RANK") == environment.get("LOCAL_RANK")

@@ -20,9 +20,10 @@ from wavespace.files import write_atomic
 from wavespace.launchfile import Job
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.piano_roll import PianoRoll
-from wavespace.training import fit as train
-from wavespace.training.callbacks import divergence, samples
-from wavespace.training.fit import _to_go_on_from, run
+from wavespace.training import fit
+from wavespace.training.callbacks import divergence
+from wavespace.training.fit import checkpoint_to_resume
+from wavespace.training.run import run
 from wavespace_launcher.launch import Member
 from wavespace_launcher.local import LocalJob
 from wavespace_launcher.status import Board, job_results
@@ -33,7 +34,7 @@ Bad = Callable[[dict[str, Any]], None]
 
 @pytest.fixture(autouse=True)
 def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setattr(fit, "save_samples", lambda *_: None)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, batches: set[int], change: Callable[[Any], Any]) -> list[int]:
@@ -138,7 +139,7 @@ def test_a_diverged_run_goes_on_when_told(
     middle = len(whole) // 2
     for damage in (whole[:1000], b"\0" * len(whole), whole[:middle] + bytes(64) + whole[middle + 64 :], b""):
         folder.last.write_bytes(damage)
-        assert _to_go_on_from(cfg, folder) == (folder.best, best)
+        assert checkpoint_to_resume(cfg, folder) == (folder.best, best)
         assert "last.ckpt is damaged" in capsys.readouterr().out
         assert folder.last.read_bytes() == folder.best.read_bytes()
     folder.last.write_bytes(b"")
@@ -159,10 +160,10 @@ def test_a_diverged_run_goes_on_when_told(
 def test_steps_that_16_bit_scaling_leaves_out_are_normal_and_an_end_of_them_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scale(trainer: Any, task: Any) -> None:  # which Lightning does on GPUs alone
-        trainer.strategy.precision_plugin.scaler = torch.amp.GradScaler("cpu")
+    def scale(strategy: Any, world: int) -> None:  # which Lightning does on GPUs alone
+        strategy.precision_plugin.scaler = torch.amp.GradScaler("cpu")
 
-    monkeypatch.setattr(train, "_check_splits", scale)
+    monkeypatch.setattr(fit, "fix_buckets", scale)
     words = [*RENDERED, *TRAINER, f"runs={tmp_path}", "trainer.precision=bf16-mixed"]
     with monkeypatch.context() as patch:
         spoil(patch, {1, 3}, NoGradient.apply)

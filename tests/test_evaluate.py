@@ -20,7 +20,7 @@ from wavespace.data.files.midi import write_midi
 from wavespace.data.synthesis.rendered import Rendered
 from wavespace.errors import BadInput, ConfigError, Incompatible
 from wavespace.runfolder import RunFolder
-from wavespace.training.fit import run
+from wavespace.training.run import run
 
 
 @pytest.fixture(scope="module")

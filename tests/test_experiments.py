@@ -14,7 +14,7 @@ from wavespace import config
 from wavespace.config.claims import claims
 from wavespace.data.files.midi import write_midi
 from wavespace.errors import ConfigError
-from wavespace.training.fit import run
+from wavespace.training.run import run
 
 STUDIES = sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.yaml"))
 

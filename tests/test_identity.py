@@ -320,7 +320,7 @@ def test_training_returns_the_result_of_the_files_that_are_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from wavespace.errors import UserError
-    from wavespace.training.fit import run
+    from wavespace.training.run import run
 
     cfg = composed([*recordings(tmp_path / "root"), *SMALL], tmp_path)
 
@@ -350,21 +350,22 @@ def test_training_returns_the_result_of_the_files_that_are_there(
 
 def test_what_changes_during_a_run_changes_nothing_in_it_or_ends_it(tmp_path: Path) -> None:
     from wavespace.errors import BadInput
-    from wavespace.training.fit import CHANGED, _check_read
+    from wavespace.inputs import CHANGED
+    from wavespace.training.fit import check_contents
 
     cfg = composed([*recordings(tmp_path / "root"), *SMALL], tmp_path)
     folder, data = RunFolder.of(cfg), make(cfg.data, "data")
     data.setup()
-    _check_read(data, folder)
+    check_contents(data, folder)
     store = data.store
     other_bytes(tmp_path / "root" / "b.wav")
     data.prepare_data()
     assert data.store is store, "the scores at the end of a run are those of its beginning"
-    _check_read(data, folder)
+    check_contents(data, folder)
     late = make(cfg.data, "data")
     late.setup()
     with pytest.raises(BadInput, match=CHANGED):
-        _check_read(late, folder)
+        check_contents(late, folder)
 
 
 @pytest.mark.parametrize("setting", ["midi", "soundfont"])

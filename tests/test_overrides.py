@@ -10,10 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from wavespace import config
+from wavespace.commands import train
 from wavespace.config.composition import compose_unchecked
 from wavespace.errors import ConfigError
 from wavespace.runfolder import RunFolder
-from wavespace.training import fit as train
 
 NUMBERLIKE = [
     "2024_05_01",
@@ -266,7 +266,7 @@ def test_a_folder_of_configuration_with_odd_characters_works(tmp_path: Path) -> 
 def test_the_command_reads_its_arguments_as_compose_does(monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["wavespace train", "-m", "name=1e5", "--config-dir", str(config.conf_dir()), f"model._target_={PEAKS}"]
     monkeypatch.setattr(sys, "argv", given)
-    train._arrange()
+    train._rewrite_arguments()
     assert sys.argv[1:] == [
         "-m",
         f"--config-dir={config.conf_dir()}",

@@ -18,20 +18,19 @@ import torch
 from processes import forked
 from training import RENDERED, TRAINER, make_medley
 from wavespace import build
-from wavespace.commands import evaluate
 from wavespace.config import compose
 from wavespace.runfolder import RunFolder
 from wavespace.signals import STOPS
 from wavespace.tasks.base import Task
-from wavespace.training.callbacks import samples
-from wavespace.training.fit import run
+from wavespace.training import fit, scoring
+from wavespace.training.run import run
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "build": (build, "build"),
     "start": (Task, "on_fit_start"),
     "training": (Task, "training_step"),
     "validation": (Task, "validation_step"),
-    "scoring": (evaluate, "score"),
+    "scoring": (scoring, "score"),
 }
 
 
@@ -59,7 +58,7 @@ def train_until_told(
         return told
 
     setattr(owner, name, interrupted(getattr(owner, name)))
-    samples.save_samples = lambda *_: None  # they come last, and take half of so short a run
+    fit.save_samples = lambda *_: None  # they come last, and take half of so short a run
     sys.argv = ["wavespace", "train", *arguments]
     main()
 
@@ -67,7 +66,7 @@ def train_until_told(
 def test_a_run_that_is_told_to_stop_at_any_moment_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setattr(fit, "save_samples", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # training leaves the number of threads as it is
     overrides = [*RENDERED, *TRAINER, "data.val_pieces=5"]  # two batches
     whole = compose([*overrides, f"runs={tmp_path / 'whole'}"])
@@ -114,7 +113,7 @@ def test_a_run_that_is_told_to_stop_at_any_moment_goes_on_to_the_same_bits(
 def test_a_run_told_within_an_accumulation_ends_the_step_and_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setattr(fit, "save_samples", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     overrides = [*RENDERED, *TRAINER, "trainer.accumulate_grad_batches=3", "trainer.gradient_clip_val=0.01"]
     overrides += ["trainer.max_steps=4", "trainer.val_check_interval=2", "save_every=1"]
@@ -146,7 +145,7 @@ def test_patience_that_is_over_stays_over(tmp_path: Path, monkeypatch: pytest.Mo
     ended = forked(train_until_told, "scoring", 1, False, overrides, signal.SIGINT, OMP_NUM_THREADS="1")
     folder = RunFolder.of(compose(overrides))
     assert f"goes on from step 4 of {folder.path}" in ended.stderr
-    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setattr(fit, "save_samples", lambda *_: None)
     run(compose(overrides))
     assert folder.status()["step"] == 4
     assert len((folder.path / "metrics.csv").read_text().splitlines()) == 5

@@ -22,12 +22,11 @@ import torch
 import wavespace
 from made_runs import write_sweep
 from parts import save, small_task, sound_of
-from wavespace.commands import export, video
+from wavespace.commands import export, report, video
 from wavespace.commands.transcribe import main as transcribe
 from wavespace.data.files.discovery import audio_folder
 from wavespace.errors import BadInput, UserError
 from wavespace.provenance import is_ours, marked, refuse_foreign, write_marked
-from wavespace.reports import run_page as report
 
 NOTES = np.array([[0.5, 0.9, 72.0, 90.0], [1.0, 1.4, 76.0, 90.0]])
 FFMPEG = shutil.which("ffmpeg") is not None

@@ -26,7 +26,8 @@ from wavespace.models.pca import PCA
 from wavespace.runfolder import RunFolder
 from wavespace.spec import FeatureSpec
 from wavespace.tasks.reconstruction import SCALES, Reconstruction, multi_scale_distance
-from wavespace.training.fit import Sweep, fit
+from wavespace.training.fit import fit
+from wavespace.training.multirun import CheckMembers
 
 SPEC = FeatureSpec(1, tuple(np.geomspace(50, 5000, 24).tolist()), 40.0, "dB", -80.0, 0.0)
 SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
@@ -35,7 +36,7 @@ SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 @pytest.fixture(autouse=True)
 def a_few_windows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """To fit a PCA and to teach a probe on data of three tones."""
-    monkeypatch.setattr("wavespace.training.fit.MEASURED", 16)
+    monkeypatch.setattr("wavespace.training.baseline.WINDOWS", 16)
     monkeypatch.setattr("wavespace.analysis.probes.WINDOWS", 16)
 
 
@@ -263,8 +264,7 @@ def test_the_sweep_s_members_are_its_own_but_for_what_the_command_line_says(tmp_
     overrides = ["sweep=reconstruction", *left, "optim.lr=1e-3", "data.batch_size=2"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = hydra_compose("train", overrides=overrides, return_hydra_config=True)
-    sweep = Sweep()
-    sweep.members = []
+    sweep = CheckMembers()
     sweep._check_members(overrides, None, cfg.hydra.sweeper.params)
     assert [label for label, _ in sweep.members] == ["model.width=4", "model.width=16"]
     assert [(m.model.width, m.optim.lr, m.data.batch_size) for _, m in sweep.members] == [(4, 1e-3, 2), (16, 1e-3, 2)]

@@ -18,13 +18,14 @@ from PIL import Image
 
 from parts import sound_of
 from training import RENDERED, TRAINER
+from wavespace.commands.report import main
 from wavespace.config import compose
 from wavespace.data.files.midi import write_midi
 from wavespace.errors import BadInput, UserError
 from wavespace.reports import run_page as report
-from wavespace.reports.run_page import figures_table, main, write_report
+from wavespace.reports.run_page import figures_table, write_report
 from wavespace.runfolder import RunFolder
-from wavespace.training import fit as train
+from wavespace.training import run as training
 
 VOID = {"meta", "img", "wbr", "br", "link", "input", "hr"}
 FILES = ("status.json", "config.yaml", "metrics.csv", "samples/samples.json")
@@ -462,7 +463,7 @@ def test_recordings_that_training_refuses_leave_no_run(tmp_path: Path) -> None:
         write_midi(tmp_path / "own" / f"{number}.mid", score)
     own = ["data=audio_folder", f"data.folder={tmp_path / 'own'}", f"data.stores={tmp_path / 'stores'}"]
     with pytest.raises(BadInput, match="it takes three for training, validation and test"):
-        train.run(compose([*own, "data.seconds=1", "data.batch_size=2", *TRAINER, f"runs={tmp_path / 'runs'}"]))
+        training.run(compose([*own, "data.seconds=1", "data.batch_size=2", *TRAINER, f"runs={tmp_path / 'runs'}"]))
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -472,5 +473,5 @@ def test_a_page_that_was_made_while_a_run_trained_is_renewed_when_it_ends(tmp_pa
     with folder.writing(cfg):
         (folder.path / "metrics.csv").write_text("step,train/loss\n1,2.0\n")
         assert 'state running">running' in page_of(folder).source
-    train._renew_page(folder)
+    training._update_page(folder)
     assert 'state finished">finished' in Page(folder.path / "report.html").source

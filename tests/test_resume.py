@@ -15,14 +15,14 @@ from training import RENDERED, TRAINER, make_medley
 from wavespace.config import compose
 from wavespace.runfolder import RunFolder
 from wavespace.tasks.base import Task
-from wavespace.training.callbacks import samples
-from wavespace.training.fit import run
+from wavespace.training import fit
+from wavespace.training.run import run
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples are made once the weights and figures are written, and take half of so short a run."""
-    monkeypatch.setattr(samples, "save_samples", lambda *_: None)
+    monkeypatch.setattr(fit, "save_samples", lambda *_: None)
 
 
 def run_until_killed(when: int, overrides: list[str]) -> None:

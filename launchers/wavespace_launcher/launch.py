@@ -15,9 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wavespace.config import command_line, compose, compose_read, resolved, signature
@@ -26,6 +24,7 @@ from wavespace.launchfile import Job, JobResult, write_results
 from wavespace.signals import leave_terminal, set_stop_handler
 from wavespace.terminal import table_console
 from wavespace.text import counted
+from wavespace.training.multirun import enumerates
 from wavespace_launcher.controller import Controller, add_jobs, affordable_hours, command, environment, sweep_deleted
 from wavespace_launcher.ledger import Launch, redacted, secret_values, without_secrets
 from wavespace_launcher.plan import Candidate, Plan, RunpodSettings, digest, drawn_override, new_launch_id, sweep_config
@@ -101,7 +100,7 @@ class RunpodSession:
             raise UserError(
                 f"--config-dir {folder} is not on a pod; build an image with its files in conf/, and launch without it"
             )
-        self.keep_pods = not issubclass(get_class(config.hydra.sweeper._target_), BasicSweeper)
+        self.keep_pods = not enumerates(config.hydra)
         self.controller: Controller | None = None
         self.held = ExitStack()
 

@@ -108,14 +108,14 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
 
 def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
     """Compose and train; return the metrics for the run's summary."""
-    from wavespace.config import resolved
+    from wavespace.config import compose, resolved
     from wavespace.runfolder import RunFolder
-    from wavespace.training.fit import train
+    from wavespace.training.run import train
 
     if job.signature == PREPARE:
-        from wavespace.commands.prepare import main as prepare
+        from wavespace.training.preparation import prepare
 
-        prepare(list(job.overrides))
+        prepare(compose(job.overrides))
         return {}
     with stop_deferred():
         cfg = _composed(job, drawn)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wavespace.checkpoint import load
-    from wavespace.commands.transcribe import transcribe
     from wavespace.config import compose
+    from wavespace.inference import transcribe
 
 __version__ = "0.1.0"
 __all__ = ["compose", "load", "transcribe"]
 
-_HOMES = {"load": "wavespace.checkpoint", "compose": "wavespace.config", "transcribe": "wavespace.commands.transcribe"}
+_HOMES = {"load": "wavespace.checkpoint", "compose": "wavespace.config", "transcribe": "wavespace.inference"}
 
 
 def __getattr__(name: str) -> Any:
@@ -25,5 +25,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value  # `wavespace.commands.transcribe` is the function, whatever importing its module bound here
+    globals()[name] = value
     return value

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import WandbLogger
 
 from wavespace import config
 from wavespace.config import trainer
@@ -139,13 +141,19 @@ def check_splits(data: DataModule, limit_val_batches: Any) -> None:
         )
 
 
+def uses_wandb(cfg: DictConfig) -> bool:
+    """Whether a run is logged at W&B, beside metrics.csv."""
+    logger = get_object(cfg.logger._target_) if cfg.logger else None
+    return isinstance(logger, type) and issubclass(logger, WandbLogger)
+
+
 def check_trainer(cfg: DictConfig) -> None:
     """Let Lightning and W&B say, before data is touched, whether this machine has what the settings need.
 
     Raises:
         ConfigError: Lightning refuses a key of the trainer, or W&B would ask for a key.
     """
-    if str((cfg.logger or {}).get("_target_")).endswith("WandbLogger"):
+    if uses_wandb(cfg):
         _check_wandb(cfg.logger)
     if said := trainer.refusal(
         {key: value for key, value in config.resolved(cfg)["trainer"].items() if key != "_target_"}

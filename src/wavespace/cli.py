@@ -22,8 +22,6 @@ VERBS = {
     "video": "what a front-end hears of a recording, with a cursor that moves with the sound",
 }
 
-HOMES = {"train": "wavespace.training.fit", "report": "wavespace.reports.run_page"}
-
 OWN_CODE = {"train", "check", "prepare", "worker"}
 """Verbs over one's own configuration; the others may open a stranger's folder, whose modules are not imported."""
 
@@ -90,13 +88,10 @@ def main() -> None:
         print(import_module("wavespace").__version__)
     elif verb == "completion":
         _completion(arguments)
-    elif verb == "train":
-        sys.argv = ["wavespace train", *arguments]
-        guarded(lambda: import_module(HOMES[verb]).main())
     elif verb in ("pod-entry", "worker"):  # started on pods
         guarded(lambda: import_module(f"wavespace_launcher.{verb.replace('-', '_')}").main(arguments))
     elif verb in VERBS:
-        guarded(lambda: import_module(HOMES.get(verb, f"wavespace.commands.{verb}")).main(arguments))
+        guarded(lambda: import_module(f"wavespace.commands.{verb}").main(arguments))
     else:
         import difflib
 

@@ -1,17 +1,32 @@
-"""Apply a task to audio of any length in overlapping windows, at constant memory, as in one pass away from the ends."""
+"""Apply a task to audio of any length, in overlapping windows at constant memory; transcribe recordings to notes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
+from hydra.utils import get_class
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
+from wavespace.checkpoint import load
+from wavespace.config.trust import MOST_TEXT, configuration
+from wavespace.data.base import NO_NOTES, Notes
+from wavespace.data.files.audio import read_blocks, seconds_of
+from wavespace.errors import BadCheckpoint, BadInput, ConfigError, Incompatible
+from wavespace.files import read_regular
 from wavespace.frontends.base import scaled
+from wavespace.locate import locate, newest_finished
 from wavespace.tasks.base import Task
+from wavespace.tasks.piano_roll import PianoRoll
+from wavespace.text import printable
 
 WINDOW, CONTEXT = 896, 64
 """Frames kept of each window, and least frames of context on each side: multiples of every pooling factor up to 64."""
@@ -66,3 +81,88 @@ def stream(task: Task, blocks: Iterable[NDArray[Any]]) -> Iterator[Tensor]:
         count = min(WINDOW, left)
         yield frames(count)
         buffer, left = buffer[count * hop :], left - count
+
+
+def transcribe(
+    audio: str | Path | tuple[NDArray[Any], int],
+    checkpoint: str | Path | PianoRoll | None = None,
+    trust: Sequence[str] = (),
+) -> Notes:
+    """Transcribe audio to notes `(K, 4)`: onset and offset in seconds, MIDI pitch, velocity.
+
+    Args:
+        audio: any file that soundfile reads, of any length; or mono samples `(N,)`, int16 or floats in -1..1, and
+            their rate in Hz.
+        checkpoint: a file, a run folder, or a loaded task; None: the newest finished run under `runs/`.
+        trust: packages whose code it may call, as of `wavespace.load`.
+
+    Raises:
+        UserError: the file or the checkpoint can't be used.
+        TypeError: an argument is of another kind.
+    """
+    task: Any = checkpoint if isinstance(checkpoint, Task) else load_transcriber(checkpoint, trust)
+    decoder = task.decoder()
+    found: list[Notes] = []
+    rate, console = task.out_spec.frame_rate, Console(stderr=True)
+    device = task.device.type
+    half = torch.autocast(device, torch.bfloat16, enabled=device in ("cpu", "cuda") and computes_in_bfloat16(device))
+    with half, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        name, seconds, blocks = _blocks(audio, task.frontend.in_spec.sample_rate)
+        bar = progress.add_task(name, total=seconds)
+        for output in stream(task, blocks):
+            found.append(decoder.push(*output.sigmoid().cpu().numpy()))
+            progress.advance(bar, output.shape[-1] / rate)
+    found.append(decoder.flush())
+    notes = np.concatenate(found) if found else NO_NOTES
+    return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
+
+
+def _blocks(audio: Any, rate: int) -> tuple[str, float, Iterable[NDArray[Any]]]:
+    """Return the name, the seconds and blocks at a rate of what `transcribe` takes."""
+    match audio:
+        case str() | Path():
+            return printable(Path(audio).name), seconds_of(Path(audio)), read_blocks(Path(audio), rate)
+        case (np.ndarray(ndim=1) as samples, int(own)) if own > 0:
+            samples = scaled(samples).numpy()
+            if not np.isfinite(samples).all():
+                raise BadInput("the audio has samples that are no finite numbers")
+            return "audio", len(samples) / own, [samples if own == rate else soxr.resample(samples, own, rate)]
+    raise TypeError(
+        f"audio is {type(audio).__name__}; it takes the path of a file, or (samples, rate): a NumPy array (N,) and "
+        "its sample rate in Hz as an int"
+    )
+
+
+def load_transcriber(source: str | Path | None, trust: Sequence[str] = ()) -> PianoRoll:
+    """Load a checkpoint of task=piano_roll; None: that of the newest finished run under `$WAVESPACE_RUNS`, or `runs/`.
+
+    Raises:
+        UserError: there is none, it can't be loaded, or it is of another task.
+    """
+    path = _newest(trust) if source is None else locate(source)
+    task = load(path, trust)
+    if not isinstance(task, PianoRoll):
+        raise Incompatible(
+            f"{path} was trained on {type(task).__name__}; transcribing needs a checkpoint of task=piano_roll"
+        )
+    return task
+
+
+def _newest(trust: Sequence[str]) -> Path:
+    """Return the best checkpoint of the newest finished piano-roll run."""
+
+    def accepts(run: Path) -> bool:
+        try:
+            text = read_regular(run / "config.yaml", MOST_TEXT).decode()
+            target = configuration(text, trust, ("task",)).task._target_
+        except (FileNotFoundError, UnicodeDecodeError, BadInput, ConfigError):
+            return True  # loading its checkpoint gives the reason
+        return issubclass(get_class(target), PianoRoll)
+
+    runs = Path(os.environ.get("WAVESPACE_RUNS", "runs")).expanduser()
+    if (run := newest_finished(runs, accepts)) is None:
+        raise BadCheckpoint(
+            f"no finished run of task=piano_roll in {runs}; name one with --checkpoint, "
+            "or train one: wavespace train experiment=demo"
+        )
+    return run / "checkpoints" / "best.ckpt"

@@ -21,6 +21,8 @@ from wavespace.data.files.discovery import PATHS, READERS
 from wavespace.digests import DigestCache, digest
 from wavespace.frontends.weights import encodec_weights
 
+CHANGED = "what this run reads has changed since the command began; repeat it"
+
 _cache: dict[str, dict[str, str]] | None = None
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -16,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from wavespace.archive import fault
 from wavespace.errors import BadCheckpoint, UserError
 from wavespace.files import cache_folder
-from wavespace.runfolder import newest_finished
+from wavespace.runfolder import RunFolder
 from wavespace.text import printable
 
 if TYPE_CHECKING:
@@ -59,6 +60,21 @@ def locate(source: str | Path) -> Path:
         )
     print(f"wavespace: the newest finished run in {printable(path)} is {printable(run)}", file=sys.stderr)
     return run
+
+
+def newest_finished(folder: Path, accepts: Callable[[Path], bool] = lambda run: True) -> Path | None:
+    """Return the newest finished run, by its best checkpoint, one or two levels below a folder.
+
+    Args:
+        folder: `runs/<name>`, or `runs`.
+        accepts: whether a run folder is one of those that are looked for.
+    """
+    found = [*folder.glob("*/checkpoints/best.ckpt"), *folder.glob("*/*/checkpoints/best.ckpt")]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        run = RunFolder(path.parents[1])
+        if run.status().get("state") == "finished" and accepts(run.path):
+            return run.path
+    return None
 
 
 def _downloaded(url: str) -> Path:

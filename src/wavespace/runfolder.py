@@ -24,21 +24,6 @@ MOST_STATUS = 2**24
 """Bytes of a status.json that is read."""
 
 
-def newest_finished(folder: Path, monitors: str = "") -> Path | None:
-    """The run folder, one or two levels below another, of the newest best checkpoint of a finished run.
-
-    Args:
-        folder: `runs/<name>`, or `runs`.
-        monitors: what the name of the figure that picked its checkpoint has in it.
-    """
-    found = [*folder.glob("*/checkpoints/best.ckpt"), *folder.glob("*/*/checkpoints/best.ckpt")]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        status = RunFolder(path.parents[1]).status()
-        if status.get("state") == "finished" and monitors in str(status.get("monitor")):
-            return path.parents[1]
-    return None
-
-
 class RunFolder:
     """Where one configuration's run lives. Everything else only reads or fills it.
 
@@ -245,8 +230,7 @@ class RunFolder:
 def _state_after(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
-    stopped = isinstance(error, KeyboardInterrupt | SystemExit) or type(error).__name__ == "SIGTERMException"
-    return "preempted" if stopped else "failed"
+    return "preempted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
 
 
 def _reason_of(error: BaseException) -> str:

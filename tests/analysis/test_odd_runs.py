@@ -24,9 +24,9 @@ from made_runs import config_of, write_run
 from wavespace.analysis.runs import read_run
 from wavespace.analysis.sweeps import read_launch
 from wavespace.analysis.tables import read_runs, table
+from wavespace.commands import report
 from wavespace.errors import BadInput, UserError
 from wavespace.launchfile import Job, JobList, JobResult, write_results
-from wavespace.reports import run_page as report
 from wavespace.reports.run_page import is_current, write_report
 from wavespace.reports.study_page import write_study
 from wavespace.runfolder import RunFolder

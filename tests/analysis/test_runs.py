@@ -216,8 +216,8 @@ def test_a_path_that_is_nothing_is_one_sentence(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, wavespace.reports.run_page, wavespace.analysis\n"
-        "try: wavespace.reports.run_page.main(['--help'])\n"
+        "import sys, wavespace.commands.report, wavespace.analysis\n"
+        "try: wavespace.commands.report.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([n for n in ('torch', 'pandas', 'sklearn', 'scipy', 'matplotlib', 'wandb') if n in sys.modules])"
     )

@@ -34,7 +34,7 @@ from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 from wavespace.tasks.base import Task
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.tasks.reconstruction import Reconstruction
-from wavespace.training import fit as train
+from wavespace.training import baseline, run
 
 AUDIO = AudioSpec(sample_rate=8000, seconds=1.0)
 SMALL: dict[type[FrontEnd], dict[str, Any]] = {
@@ -328,8 +328,8 @@ def first_windows(cfg: Any, count: int) -> Tensor:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training that measures 16 windows, and draws nothing."""
-    monkeypatch.setattr(train, "MEASURED", 16)
-    monkeypatch.setattr("wavespace.training.callbacks.samples.save_samples", lambda *_: None)
+    monkeypatch.setattr(baseline, "WINDOWS", 16)
+    monkeypatch.setattr("wavespace.training.fit.save_samples", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else threads follow from the number of workers
 
 
@@ -338,7 +338,7 @@ def test_a_run_is_measured_once_on_its_first_windows_whoever_loads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = compose([*RUN, "data.workers=0", f"runs={tmp_path / 'whole'}"])
-    train.run(whole)
+    run.run(whole)
     state = torch.load(RunFolder.of(whole).last, weights_only=True)["state_dict"]
     mean, std = state["frontend.mean"], state["frontend.std"]
     plain = LogFrequency(AudioSpec(8000, 0.5), bins=24, n_fft=512, hop=128)
@@ -363,24 +363,24 @@ def test_a_run_is_measured_once_on_its_first_windows_whoever_loads_them(
 
     monkeypatch.setattr(Task, "on_train_batch_start", stop)
     with pytest.raises(RuntimeError, match="stopped"):
-        train.run(broken)
+        run.run(broken)
     monkeypatch.setattr(Task, "on_train_batch_start", begin)
     monkeypatch.setattr(FrontEnd, "measure", None)
-    train.run(broken)
+    run.run(broken)
     found = torch.load(RunFolder.of(broken).last, weights_only=True)["state_dict"]
     assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
 def test_a_baseline_hears_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wavespace.commands.evaluate.score", lambda *args, **kwargs: {})
+    monkeypatch.setattr("wavespace.training.baseline.score", lambda *args, **kwargs: {})
     cfg = compose(RUN)
     cfg.baseline = cfg.model
     parts = build(cfg)
     parts.task.frontend.measure([noise(2, 1, 4_000)])
-    baseline = train._baseline(cfg, parts).frontend
-    assert baseline is not parts.task.frontend
+    other = baseline.baseline(cfg, parts).frontend
+    assert other is not parts.task.frontend
     audio = noise(1, 1, 4_000)
-    assert torch.equal(baseline(audio), parts.task.frontend(audio))
+    assert torch.equal(other(audio), parts.task.frontend(audio))
 
 
 def test_a_check_on_meta_needs_no_measurement() -> None:

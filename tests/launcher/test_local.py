@@ -22,7 +22,7 @@ from training import RENDERED, TRAINER
 from wavespace.config import compose
 from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
-from wavespace.training.fit import run
+from wavespace.training.run import run
 from wavespace_launcher import status
 from wavespace_launcher.status import Board
 

@@ -23,12 +23,13 @@ from launcher.simulation import Killed, SimulatedCloud, simulated
 from processes import forked
 from training import RENDERED, TRAINER
 from wavespace.build import check_shapes
+from wavespace.commands import train
 from wavespace.config import choices, compose
 from wavespace.config.construction import make
 from wavespace.errors import ConfigError
 from wavespace.launchfile import Job
-from wavespace.training import fit as train
-from wavespace.training.fit import Sweep
+from wavespace.training import run as training_run
+from wavespace.training.multirun import set_direction
 from wavespace_launcher import launch, worker
 from wavespace_launcher.controller import Controller
 from wavespace_launcher.launch import Member, read_search
@@ -100,7 +101,7 @@ def test_a_parameter_that_does_not_fit_is_told_before_anything_is_rented(paramet
 def test_a_worker_trains_with_what_was_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done: list[Any] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train", done.append)
+    monkeypatch.setattr(training_run, "train", done.append)
     monkeypatch.setattr(worker, "work", lambda job, text, launch, drawn: done.append((job, launch, drawn)) or 0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     text = Job(0, "0" * 12, ("sweep=piano_roll", "seed=3")).text
@@ -145,9 +146,8 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(launch, "atexit", SimpleNamespace(register=ends.append))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["wavespace train", "-m", *words])
     try:
-        train.main()
+        train.main(["-m", *words])
     except Killed:
         ends[0].__self__.held.close()  # type: ignore[attr-defined]  # a lock goes with its process
         raise
@@ -225,7 +225,7 @@ def test_a_sweeper_goes_the_way_of_the_task_s_metric_or_as_it_is_told(
     cfg = OmegaConf.create({"task": compose([f"task={task}"]).task, "hydra": {"sweeper": {"direction": "minimize"}}})
     cfg.hydra.overrides = {"hydra": [f"hydra.sweeper.direction={way}" for way in told]}
     OmegaConf.set_readonly(cfg, True)
-    Sweep()._set_direction(cfg)
+    set_direction(cfg)
     assert cfg.hydra.sweeper.direction == direction
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from wavespace.terminal import composing
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from wavespace.data.base import DataModule
 
 ABOUT = """\
 Hold a configuration against the code, as `wavespace train` does before it starts: every key, every type, and the shapes
@@ -44,6 +42,7 @@ def main(arguments: list[str]) -> None:
     from wavespace.build import check_shapes, check_splits, check_trainer
     from wavespace.config.construction import make
     from wavespace.inputs import input_paths
+    from wavespace.training.preparation import print_contents
 
     check_trainer(cfg)
     data = make(cfg.data, "data")
@@ -69,7 +68,7 @@ def main(arguments: list[str]) -> None:
             data.prepare_data()
             data.setup()
             print()
-            show(data)
+            print_contents(data)
         elif given.verify:
             raise BadInput(f"{data.unprepared()}: wavespace prepare makes a store, and so does training")
         else:
@@ -88,24 +87,6 @@ def main(arguments: list[str]) -> None:
 
 def _holds_files(path: Path) -> bool:
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
-
-
-def show(data: DataModule) -> None:
-    """Print what is in each split, and the other facts of a datamodule after `setup`."""
-    from rich.console import Console
-    from rich.table import Table
-
-    facts = data.describe()
-    splits = {name: counts for name, counts in facts.items() if isinstance(counts, dict)}
-    if splits:
-        columns = list(dict.fromkeys(column for counts in splits.values() for column in counts))
-        table = Table("", *splits, box=None, pad_edge=False)
-        for column in columns:
-            table.add_row(column, *(f"{counts.get(column, 0):,}" for counts in splits.values()))
-        Console(soft_wrap=True).print(table)
-    for name, fact in facts.items():
-        if name not in splits:
-            print(f"{name}: {fact}")
 
 
 def _run(cfg: DictConfig) -> str:
@@ -131,7 +112,3 @@ def _flops(task: Any, seconds: float) -> str:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         task.apply_model(task.frontend(torch.empty(1, 1, in_spec.samples)))
     return f"{counter.get_total_flops() / seconds / 1e9:.2f} GFLOP a second of audio"
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

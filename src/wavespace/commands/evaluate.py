@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> None:
 
     from wavespace import checkpoint
     from wavespace.locate import locate
+    from wavespace.training.scoring import eval_split
 
     task = checkpoint.load(locate(given.checkpoint), given.trust)
     own = configuration(task.config_text, given.trust, ("data",))
@@ -148,42 +149,3 @@ def _print_text(rows: list[Row], facts: Row) -> None:
 
 def _shown(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def score(task: Task, data: DataModule, split: str, *, tune: bool = False) -> dict[str, float]:
-    """Metrics of a task on a whole split, in float32; with `tune`, thresholds are chosen on it first."""
-    from wavespace.training.callbacks.progress import shown
-
-    outputs = eval_split(task, data, split)[0]
-    with shown(f"scoring {split}"):
-        return task.compute_metrics(outputs, tune=tune)
-
-
-def eval_split(task: Task, data: DataModule, split: str) -> tuple[list[Any], list[Row]]:
-    """What a task's metrics are computed from, item by item, and each item's name, seconds and notes.
-
-    Args:
-        task: on any device.
-        data: need not be prepared.
-        split: "val", "test", or "all" recordings.
-    """
-    import torch
-    from rich.console import Console
-    from rich.progress import track
-
-    data.prepare_data()
-    if split == "all":
-        loader: Any = data.whole_dataloader()
-    else:
-        data.setup("test")
-        loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-    task.eval()
-    outputs: list[Any] = []
-    rows: list[Row] = []
-    with torch.inference_mode():
-        for batch in track(loader, description=split, transient=True, disable=not Console().is_terminal):
-            outputs += task.eval_batch(batch, len(outputs))
-            for index, (name, length) in enumerate(zip(batch.names, batch.lengths.tolist())):
-                notes = {"notes": int((batch.notes[:, 0] == index).sum())} if "notes" in data.spec.labels else {}
-                rows.append({"recording": name, **notes, "seconds": length / data.spec.sample_rate})
-    return outputs, rows

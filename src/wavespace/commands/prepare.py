@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from wavespace import config
-from wavespace.errors import BadInput
-from wavespace.signals import if_stopped
 from wavespace.terminal import composing
-
-if TYPE_CHECKING:
-    from wavespace.data.base import DataModule
 
 ABOUT = """\
 Read recordings and notes once into a store of a few large files, from which any window is one read. A dataset that is
@@ -38,27 +31,6 @@ def main(arguments: list[str]) -> None:
 
         prepare_on_pod(given.overrides)
         return
-    cfg = config.compose(given.overrides, given.config_dir)
+    from wavespace.training.preparation import prepare
 
-    from wavespace.build import build
-    from wavespace.commands.check import show
-    from wavespace.config.construction import make
-
-    data = build(cfg).data if cfg.cache else make(cfg.data, "data")
-    try:
-        fresh = not data.is_prepared()
-    except BadInput:  # it is not there
-        fresh = True
-    with if_stopped(lambda: "stopped; what is done is kept, and the same command goes on"):
-        _prepare(data, given.verify, fresh)
-    show(data)
-
-
-def _prepare(data: DataModule, verify: bool, fresh: bool) -> None:
-    if fresh and (terms := data.terms()):
-        print(terms)
-    data.download(verify)
-    data.prepare_data()
-    data.setup()
-    if verify:
-        data.verify()
+    prepare(config.compose(given.overrides, given.config_dir), verify=given.verify)

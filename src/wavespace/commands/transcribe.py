@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wavespace.config.trust import add_trust
-from wavespace.errors import BadCheckpoint, BadInput, Incompatible, UserError
-from wavespace.locate import locate
+from wavespace.errors import BadInput, UserError
 from wavespace.provenance import is_ours, refuse_foreign, write_marked
-from wavespace.runfolder import newest_finished
 from wavespace.signals import if_stopped, stop_deferred
 from wavespace.terminal import Arguments, folder_or_file
 from wavespace.text import counted, printable
 
 if TYPE_CHECKING:
     from wavespace.data.base import Notes
-    from wavespace.tasks.piano_roll import PianoRoll
 
 
 def main(arguments: list[str]) -> None:
@@ -60,7 +53,9 @@ def main(arguments: list[str]) -> None:
     kinds = [kind for kind in ("csv", "png") if getattr(given, kind)]
     failed: list[UserError] = []
     jobs = list(_jobs(given.files, given.out, kinds, given.overwrite, failed))
-    task = _load(given.checkpoint, given.trust) if jobs else None
+    from wavespace.inference import load_transcriber
+
+    task = load_transcriber(given.checkpoint, given.trust) if jobs else None
     done: list[Path] = []
     with if_stopped(
         lambda: "\n".join([f"stopped; {len(done)} of {len(jobs)} recordings are transcribed", *map(str, failed)])
@@ -77,6 +72,7 @@ def _transcribe_to(
     """Transcribe a file and write its results, all or none of them; it goes to `done`, or the reason to `failed`."""
     from wavespace.data.files.audio import remarks
     from wavespace.data.files.discovery import print_once
+    from wavespace.inference import transcribe
 
     try:
         notes = transcribe(file, task)
@@ -135,93 +131,6 @@ def _recordings(folder: Path) -> list[Path]:
     if not found:
         raise BadInput(f"{printable(folder)}: there are no audio files in it ({', '.join(audio_suffixes())})")
     return found
-
-
-def transcribe(
-    audio: str | Path | tuple[NDArray[Any], int],
-    checkpoint: str | Path | PianoRoll | None = None,
-    trust: Sequence[str] = (),
-) -> Notes:
-    """Notes `(K, 4)` of audio: onset and offset in seconds, MIDI pitch, velocity.
-
-    Args:
-        audio: any file that soundfile reads, of any length; or mono samples `(N,)`, int16 or floats in -1..1, and
-            their rate in Hz.
-        checkpoint: a checkpoint, a run folder, or a loaded task; None: the newest finished run under `runs/`.
-        trust: packages whose code it may call, as of `wavespace.load`.
-
-    Raises:
-        UserError: the file or the checkpoint can't be used.
-        TypeError: an argument is of another kind.
-    """
-    import torch
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from wavespace.data.base import NO_NOTES
-    from wavespace.inference import computes_in_bfloat16, stream
-    from wavespace.tasks.base import Task
-
-    task: Any = checkpoint if isinstance(checkpoint, Task) else _load(checkpoint, trust)
-    decoder = task.decoder()
-    found: list[Notes] = []
-    rate, console = task.out_spec.frame_rate, Console(stderr=True)
-    device = task.device.type
-    half = torch.autocast(device, torch.bfloat16, enabled=device in ("cpu", "cuda") and computes_in_bfloat16(device))
-    with half, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        name, seconds, blocks = _blocks(audio, task.frontend.in_spec.sample_rate)
-        bar = progress.add_task(name, total=seconds)
-        for output in stream(task, blocks):
-            found.append(decoder.push(*output.sigmoid().cpu().numpy()))
-            progress.advance(bar, output.shape[-1] / rate)
-    found.append(decoder.flush())
-    notes = np.concatenate(found) if found else NO_NOTES
-    return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
-
-
-def _blocks(audio: Any, rate: int) -> tuple[str, float, Iterable[NDArray[Any]]]:
-    """Name, seconds and blocks at a rate of what `transcribe` takes."""
-    import soxr
-
-    from wavespace.data.files.audio import read_blocks, seconds_of
-    from wavespace.inference import scaled
-
-    match audio:
-        case str() | Path():
-            return printable(Path(audio).name), seconds_of(Path(audio)), read_blocks(Path(audio), rate)
-        case (np.ndarray(ndim=1) as samples, int(own)) if own > 0:
-            samples = scaled(samples).numpy()
-            if not np.isfinite(samples).all():
-                raise BadInput("the audio has samples that are no finite numbers")
-            return "audio", len(samples) / own, [samples if own == rate else soxr.resample(samples, own, rate)]
-    raise TypeError(
-        f"audio is {type(audio).__name__}; it takes the path of a file, or (samples, rate): a NumPy array (N,) and "
-        "its sample rate in Hz as an int"
-    )
-
-
-def _load(path: str | Path | None, trust: Sequence[str] = ()) -> PianoRoll:
-    from wavespace import checkpoint
-    from wavespace.tasks.piano_roll import PianoRoll
-
-    path = _newest() if path is None else locate(path)
-    task = checkpoint.load(path, trust)
-    if not isinstance(task, PianoRoll):
-        raise Incompatible(
-            f"{path} was trained on {type(task).__name__}; transcribing needs a checkpoint of task=piano_roll"
-        )
-    return task
-
-
-def _newest() -> Path:
-    """Best checkpoint of the newest finished piano-roll run."""
-    runs = Path(os.environ.get("WAVESPACE_RUNS", "runs")).expanduser()
-    if (run := newest_finished(runs, monitors="note")) is None:
-        raise BadCheckpoint(
-            f"no finished run of task=piano_roll in {runs}; name one with --checkpoint, "
-            "or train one: wavespace train experiment=demo"
-        )
-    return run / "checkpoints" / "best.ckpt"
 
 
 def _midi(notes: Notes) -> bytes:

@@ -1,4 +1,4 @@
-"""`wavespace report PATH…`: what a run did, as one page that opens from disk; of several, a table and what it says.
+"""What a run did, as one page that opens from disk.
 
 A page is made from the files of the run folder alone. What is missing or damaged is said on it.
 """
@@ -9,11 +9,6 @@ import base64
 import hashlib
 import io
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,6 @@ import numpy as np
 
 from wavespace.analysis.runs import (
     MOST_BYTES,
-    Run,
     Series,
     higher_is_better,
     parse_config,
@@ -29,107 +23,17 @@ from wavespace.analysis.runs import (
     read_metrics,
     read_part,
 )
-from wavespace.analysis.tables import read_runs
-from wavespace.errors import BadInput, UserError
+from wavespace.errors import BadInput
 from wavespace.files import named_file, open_regular, read_regular, write_atomic
-from wavespace.provenance import refuse_foreign
 from wavespace.reports.charts import charts
 from wavespace.reports.pages import edition, number, render
 from wavespace.runfolder import RunFolder
-from wavespace.signals import set_stop_handler
-from wavespace.terminal import Arguments, folder_or_file
-from wavespace.text import counted, printable_text
 
 MEDIA_LIMIT = 4_500_000
 """Bytes of pictures and sounds (as base64) in a page; what does not fit is named by its file."""
 
 MOST_SAMPLES, MOST_VALUES = 50, 2**23
 """Samples that a page shows, and values of all channels that a sound in it may have: three minutes at 44,100 Hz."""
-
-MOST_LINES = 50
-"""Runs, and reasons, that the terminal shows."""
-
-
-def main(arguments: list[str]) -> None:
-    """The page of a run; of several, their pages, a table, and a page of them all."""
-    parser = Arguments(
-        prog="wavespace report",
-        description="Of one run: rewrite its report.html from what is in its folder, whatever state it is in. "
-        "Of several: a page with a table, fits and figures (report.html, runs.csv, runs.parquet, figures/) in the "
-        "folder that was named or in --out; each run's own page is written where it is missing or older than the run.",
-    )
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        type=os.path.expanduser,
-        metavar="PATH",
-        help="a run folder runs/<name>/<signature>, a folder of them, a launch runs/launches/<id>, "
-        "or a sweep on W&B as ENTITY/PROJECT/SWEEP",
-    )
-    parser.add_argument("--out", type=folder_or_file, metavar="FOLDER", help="where the page of several runs goes")
-    parser.add_argument("--metric", help="what runs are compared by, as val/l1_db; else what they watched themselves")
-    parser.add_argument("--pages", action="store_true", help="rewrite each run's own page, too")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
-    given = parser.parse_args(arguments)
-
-    runs = read_runs(given.paths)
-    local = [Path(run.source) for run in runs if run.source and Path(run.source).is_dir()]
-    if len(given.paths) == len(local) == len(runs) == 1 and Path(given.paths[0]) == local[0]:
-        print(write_report(RunFolder(local[0])))
-        return
-    out = given.out or (
-        Path(given.paths[0]) if Path(given.paths[0]).is_dir() and len(given.paths) == 1 else Path("report")
-    )
-    if (out / "status.json").exists():
-        raise UserError(f"{out} is a run folder; name another one with --out for the page of several runs")
-    refuse_foreign(out / "report.html", [out / "runs.csv", out / "runs.parquet"], overwrite=given.overwrite)
-    from wavespace.reports.study_page import write_study
-
-    title = " ".join(map(str, given.paths))
-    with _written_beside(local, given.pages) as pages:
-        page = write_study(runs, out, metric=given.metric, title=title, coming=local, overwrite=given.overwrite)
-        _print_runs(runs)
-        print(page, flush=True)
-        pages()
-
-
-@contextmanager
-def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], None]]:
-    """Write each run's own page that is not up to date, in other processes; yields what waits for them all."""
-    from rich.console import Console
-    from rich.progress import track
-
-    old = [folder for folder in folders if every or not is_current(folder)]
-    pool = ProcessPoolExecutor(
-        min(os.cpu_count() or 1, len(old) // 8 + 1), initializer=set_stop_handler, initargs=(signal.SIG_IGN,)
-    )
-    faults = pool.map(_fault_of_page, old, chunksize=4)
-
-    def wait() -> None:
-        console = Console(stderr=True)
-        shown = track(faults, "pages", len(old), console=console, transient=True, disable=not console.is_terminal)
-        found = [fault for fault in shown if fault]
-        if folders:
-            print(
-                f"{counted(len(old) - len(found), 'pages of runs')} written anew; up to date: {len(folders) - len(old)}"
-            )
-        for fault in found[:MOST_LINES]:
-            print(printable_text(fault))
-
-    try:
-        yield wait
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _fault_of_page(folder: Path) -> str | None:
-    """Write a run's page; returns why it could not be."""
-    try:
-        write_report(RunFolder(folder))
-    except Exception as error:  # one folder must not cost the pages of all
-        return f"{folder}: no page ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    return None
-
 
 SOURCES = ("status.json", "config.yaml", "metrics.csv", "samples/samples.json", "samples")
 """What a run's page is made from."""
@@ -274,33 +178,3 @@ def _media(folder: Path, name: str) -> tuple[str, bytes]:
     except (RuntimeError, TypeError, ValueError):  # a rate that MP3 has not got, or a libsndfile without it
         return "audio/flac", data
     return "audio/mpeg", packed.getvalue()
-
-
-# --- Many runs ----------------------------------------------------------------------------------------------
-
-
-def _print_runs(runs: list[Run]) -> None:
-    """A row a run; under them, why runs failed or can't be read."""
-    from rich.console import Console
-    from rich.table import Table
-
-    folders = [Path(run.source) for run in runs]
-    several = len({folder.parent for folder in folders}) > 1
-    names = [f"{folder.parent.name}/{folder.name}" if several else folder.name for folder in folders]
-    metrics = list(dict.fromkeys(metric for run in runs for metric in run.facts.get("table", [])))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for title in ["step", *(metric.replace("_", " ") for metric in metrics), "minutes"]:
-        table.add_column(printable_text(title), justify="right")
-    for name, run in list(zip(names, runs))[:MOST_LINES]:
-        cells = [number(run.metrics.get(f"test/{metric}", run.metrics.get(f"val/{metric}"))) for metric in metrics]
-        minutes = f"{run.facts['minutes']:.1f}" if "minutes" in run.facts else "–"
-        table.add_row(printable_text(name), printable_text(run.state), str(run.facts.get("step", "–")), *cells, minutes)
-    console = Console(markup=False, highlight=False)
-    console.print(table)
-    odd = [f"{name}: {reason}" for name, run in zip(names, runs) for reason in run.reasons if run.state != "finished"]
-    for line in odd[:MOST_LINES]:
-        console.print(printable_text(line))
-    if max(len(runs), len(odd)) > MOST_LINES:
-        console.print(f"… {len(runs)} runs; the page and its files have them all")

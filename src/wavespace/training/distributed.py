@@ -75,11 +75,11 @@ def fix_buckets(strategy: Any, world: int) -> None:
 
 
 @contextmanager
-def others(folder: RunFolder, world: int) -> Iterator[None]:
-    """The other processes of a run on several devices, where torchrun has not started them; this one is the first.
+def spawn_ranks(folder: RunFolder, world: int) -> Iterator[None]:
+    """Start the other processes of a run on several devices, unless torchrun has; this process is rank 0.
 
-    They are given the run's own config.yaml, so it doesn't matter how this one was started. They end when it ends,
-    in whatever way. Where one fails and this one waits for it in a call that hears of nothing, the run is ended.
+    They read the run's own config.yaml, so it doesn't matter how this one was started. They end when it ends, in
+    whatever way. Where one fails while this one is blocked in a call that waits for it, the run is ended.
 
     Raises:
         ChildProcessError: one of them failed.
@@ -93,7 +93,7 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
     code = "import sys; from wavespace.training.fit import train_rank; train_rank(sys.argv[1])"
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # which they inherit: they are told nothing while they import
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # which they inherit, so that no signal ends them while they import
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(folder.path)],
@@ -111,7 +111,7 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
     def failure() -> str | None:
         for rank, process in enumerate(processes, start=1):
             if process.poll() not in (None, 0, SIGTERM_EXIT):
-                return f"rank {rank} of {world} ended with code {process.returncode} (what it said is above)"
+                return f"rank {rank} of {world} ended with code {process.returncode} (its message is above)"
         return None
 
     def watch() -> None:
@@ -127,7 +127,7 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
     except UserError:  # of which each rank has the same
         raise
     except Exception as error:
-        time.sleep(1.0)  # what is heard of one that fails is first that it doesn't answer
+        time.sleep(1.0)  # a rank that fails breaks its connections first, and then exits
         if reason := failure():
             raise ChildProcessError(f"{reason}, and this one with {type(error).__name__}: {error}") from error
         raise
@@ -147,11 +147,8 @@ def others(folder: RunFolder, world: int) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def follow(work: Callable[[], None]) -> None:
-    """Do the work of another rank than 0, in the process that `others` has started, until the first process ends.
-
-    What comes to all of them, such as Ctrl-C, is for the first to act upon.
-    """
+def run_rank(work: Callable[[], None]) -> None:
+    """Do the work of a rank that `spawn_ranks` has started, until rank 0 ends; only rank 0 acts on signals."""
     set_stop_handler(signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     Thread(target=_end_with_the_first, daemon=True).start()
