@@ -31,8 +31,8 @@ class Checkpoints(Callback):
     The best is written before the last, and holds the same state: a kill between the two repeats the steps
     from the older last, to the same best. Both are renamed into place.
 
-    A run that is told to stop ends after the step or the batch of validation that is being done: all ranks at the same
-    one, whichever of them was told.
+    On a stop signal a run ends after the current step or batch of validation: all ranks at the same one, whichever of
+    them received it.
 
     Args:
         folder: the run's.
@@ -86,13 +86,13 @@ class Checkpoints(Callback):
             trainer.should_stop |= self.over or 0 < self.max_steps <= trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *args: Any) -> None:
-        """After a step (not within an accumulation): save where it is due, and end if told to.
+        """After a step (not within an accumulation), save where it is due, and end on a stop signal.
 
         The last step asks Lightning for a closing validation.
         """
         batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if batches % trainer.accumulate_grad_batches:
-            trainer.should_stop = False  # where the time is up, it is so after the step as well
+            trainer.should_stop = False  # a time limit that has passed ends the run after the step
             return
         step, interval = trainer.global_step, trainer.val_check_batch  # None: by time
         if step % trainer.log_every_n_steps == 0:  # then Lightning has the loggers write
@@ -102,34 +102,34 @@ class Checkpoints(Callback):
         self.due = trainer.enable_validation and validates
         if step % self.every == 0 and not self.due:  # else a validation follows, and saves
             self._save(trainer, [self.folder.last])
-        self._end_if_told(trainer)
+        self._end_if_stopped(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is saved before its end says that it is due."""
+        """Mark checkpoints that are saved before its end: the validation is still due."""
         self.due = True
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """A validation is cut off between two batches."""
-        self._end_if_told(trainer)
+        """Interrupt a validation between two batches."""
+        self._end_if_stopped(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save last, and best if it is."""
-        figures = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        if self.monitor not in figures:
-            raise RuntimeError(f"validation gave no {self.monitor}; it gave {', '.join(sorted(figures)) or 'nothing'}")
-        if not math.isfinite(figures[self.monitor]):
-            raise Diverged(f"{self.monitor} is {figures[self.monitor]} at step {trainer.global_step}")
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        if self.monitor not in metrics:
+            raise RuntimeError(f"validation gave no {self.monitor}; it gave {', '.join(sorted(metrics)) or 'nothing'}")
+        if not math.isfinite(metrics[self.monitor]):
+            raise Diverged(f"{self.monitor} is {metrics[self.monitor]} at step {trainer.global_step}")
         best = self.best.get(self.monitor, math.nan)
-        better = math.isnan(best) or self.sign * figures[self.monitor] > self.sign * best
+        better = math.isnan(best) or self.sign * metrics[self.monitor] > self.sign * best
         if better:
-            self.best, self.best_step, self.waited = figures, trainer.global_step, 0
+            self.best, self.best_step, self.waited = metrics, trainer.global_step, 0
         else:
             self.waited += 1
         self.due = False
         self._save(trainer, [self.folder.best, self.folder.last] if better else [self.folder.last])
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
-        self._end_if_told(trainer)
+        self._end_if_stopped(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what no validation saved, as with `trainer.limit_val_batches=0`."""
@@ -137,17 +137,17 @@ class Checkpoints(Callback):
             self._save(trainer, [self.folder.last])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Told to stop, save the step that has just ended; a validation that was cut off is done again."""
+        """On a stop, save the step that has just ended; an interrupted validation is done again on resume."""
         if isinstance(exception, SIGTERMException) and self.saved != trainer.global_step:
             self._save(trainer, [self.folder.last])
 
     def release(self) -> None:
-        """Signals no longer wait; one that has come ends the run now."""
+        """Stop deferring signals; one that has come ends the run now."""
         if self.training:
             self.training = False
             handle_deferred_stop()
 
-    def _end_if_told(self, trainer: Trainer) -> None:
+    def _end_if_stopped(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(stop_signal() is not None, all=False):
             raise SIGTERMException
 
@@ -213,7 +213,7 @@ class CsvLogger(Logger):
         """config.yaml holds them."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add figures to the row of a step."""
+        """Add metrics to the row of a step."""
         self.unwritten.setdefault(int(step or 0), {}).update(
             {key: repr(float(value)) for key, value in metrics.items()}
         )
@@ -230,7 +230,7 @@ class CsvLogger(Logger):
         self.unwritten = {}
 
     def finalize(self, status: str) -> None:
-        """Bring the file up to date at the end; what ended the run is told, and not what it did to this file."""
+        """Write what is left at the end; where the run has failed, errors of writing do not hide its own."""
         if status == "success":
             self.save()
         elif self.path.exists():
