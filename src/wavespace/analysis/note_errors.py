@@ -1,4 +1,4 @@
-"""The true notes and pitches of a split as a table: which were found, by pitch, velocity, polyphony and instrument."""
+"""The true notes and pitches of a split as a table: which were found."""
 
 from __future__ import annotations
 

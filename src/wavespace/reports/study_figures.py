@@ -62,10 +62,6 @@ class Drawing(NamedTuple):
         """The drawing in stand-ins for colours, the same bytes each time, for `inline` and `on_paper`."""
         return self._saved("svg", PAGE, transparent=True, dpi=150, metadata=_NO_METADATA).decode()
 
-    def inline(self) -> str:
-        """Markup of the drawing in a page's colours."""
-        return inline(self.svg(), f"{self.title}: {self.note}")
-
     def _saved(self, kind: str, palette: Palette, **options: Any) -> bytes:
         drawn = io.BytesIO()
         # Ticks are made as they are drawn; a salt of its own gives a drawing's parts names that no other's have.
@@ -107,7 +103,6 @@ def against(
     by: str | None = None,
     fits: Mapping[str, Parabola | PowerLaw] | None = None,
     less: Callable[[Any], Any] | None = None,
-    note: str = "",
 ) -> Drawing:
     """A metric against a setting: a point a run, the mean of each point's seeds as a line, or a fit with its band.
 
@@ -118,7 +113,6 @@ def against(
         by: another setting, a colour and a shape a value of it (six; what is more is "others").
         fits: by value of `by` as text, "" without one.
         less: from the fits' loss back to the metric, as `1 - loss`.
-        note: what was found, a sentence.
     """
     known = runs[runs[key].notna() & runs[metric].notna()]
     groups = _groups(known, by)
@@ -132,9 +126,7 @@ def against(
             _legend(figure, by)
         return figure
 
-    said = (
-        counted(len(known), "runs") + (f" by {by}: {', '.join(groups)}" if by else "") + (f". {note}" if note else "")
-    )
+    said = counted(len(known), "runs") + (f" by {by}: {', '.join(groups)}" if by else "")
     return Drawing(f"{_file(metric)}-against-{_file(key)}", f"{metric} against {key}", said, draw)
 
 
