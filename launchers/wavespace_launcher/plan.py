@@ -22,6 +22,12 @@ PREFIX = "ws"
 PREPARE = "prepare"
 """In place of a run's signature: the job is `wavespace prepare`."""
 
+POD_FOLDER = "WAVESPACE_POD_FOLDER"
+"""Variable that names the pod's folder to its workers."""
+
+OTHER_VERSION = "other-version"
+"""File in the pod's folder in which a worker says that the image is of another version than the launch."""
+
 MOST_JOBS = 500
 """Jobs of a sweep at most: beyond them W&B's grid begins again (wandb #5247)."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from wavespace.terminal import Arguments
+from wavespace_launcher.plan import OTHER_VERSION, POD_FOLDER
 from wavespace_launcher.runpod_client import NoResponse, Rejected, Runpod
 from wavespace_launcher.wandb_client import Wandb, WandbSweep
 
@@ -25,12 +26,6 @@ SAVING = 60
 
 LOOK = 5.0
 """Seconds between checks of the agent."""
-
-POD_FOLDER = "WAVESPACE_POD_FOLDER"
-"""Variable that names the pod's folder to its workers."""
-
-OTHER_VERSION = "other-version"
-"""File in the pod's folder in which a worker says that the image is of another version than the launch."""
 
 SELF_TEST = """
 import torch

@@ -22,8 +22,7 @@ from wavespace.errors import BadInput, ConfigError, Diverged, UserError
 from wavespace.launchfile import Job
 from wavespace.signals import SIGTERM_EXIT, STOP_EXITS, raise_on_stop, stop_deferred
 from wavespace_launcher.ledger import redacted
-from wavespace_launcher.plan import PREPARE, drawn_override
-from wavespace_launcher.pod_entry import OTHER_VERSION, POD_FOLDER
+from wavespace_launcher.plan import OTHER_VERSION, POD_FOLDER, PREPARE, drawn_override
 from wavespace_launcher.runpod_client import NoResponse
 from wavespace_launcher.wandb_client import DIVERGED, DUPLICATE, REFUSED, Wandb, WandbRun, competing_run
 

@@ -29,6 +29,7 @@ from wavespace_launcher import pod_entry
 from wavespace_launcher.controller import GRACE, Controller
 from wavespace_launcher.launch import RunpodSession, interruptible
 from wavespace_launcher.ledger import Launch
+from wavespace_launcher.plan import OTHER_VERSION
 from wavespace_launcher.pod_entry import PodEntry
 from wavespace_launcher.runpod_client import NoResponse, Runpod
 from wavespace_launcher.wandb_client import Wandb, WandbSweep
@@ -493,7 +494,7 @@ def test_m6_a_pod_of_another_version_ends_at_the_first_refusal(tmp_path: Path, m
 
     def start(sweep: WandbSweep) -> subprocess.Popen[bytes]:
         started.append(sweep)
-        (tmp_path / pod_entry.OTHER_VERSION).write_text("this image is another")
+        (tmp_path / OTHER_VERSION).write_text("this image is another")
         return subprocess.Popen(["sleep", "60"])
 
     monkeypatch.setattr(pod_entry, "Wandb", lambda *_: None)

@@ -19,7 +19,8 @@ from wavespace.launchfile import Job
 from wavespace.runfolder import RunFolder
 from wavespace.signals import raising_on_stop
 from wavespace_launcher import worker
-from wavespace_launcher.pod_entry import OTHER_VERSION, POD_FOLDER, PodEntry
+from wavespace_launcher.plan import OTHER_VERSION, POD_FOLDER
+from wavespace_launcher.pod_entry import PodEntry
 
 
 class Training:
