@@ -110,9 +110,8 @@ def _print_runs(runs: list[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    folders = [Path(run.source) for run in runs]
-    several = len({folder.parent for folder in folders}) > 1
-    names = [f"{folder.parent.name}/{folder.name}" if several else folder.name for folder in folders]
+    several = len({run.name for run in runs}) > 1  # by name and signature, as jobs of a launch may have no folder here
+    names = [f"{run.name}/{run.signature}" if several else run.signature for run in runs]
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.facts.get("table", [])))
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
