@@ -19,7 +19,7 @@ VERBS = {
     "pods": "launches on rented GPUs: status, attach, stop, reap, cost",
     "report": "runs, a launch or a W&B sweep as a page: table, fits, figures; of one run, what it did",
     "export": "a run's checkpoint as a file to hand on, with a model card; ONNX where it can be",
-    "video": "what a front-end hears of a recording, with a cursor that moves with the sound",
+    "video": "the features of a recording, with a cursor that moves with the sound",
 }
 
 OWN_CODE = {"train", "check", "prepare", "worker"}

@@ -35,7 +35,7 @@ MOST_REDIRECTS = 5
 def locate(source: str | Path) -> Path:
     """A run folder or a file on this disk; what lies elsewhere is downloaded once, to the user's cache.
 
-    Of a folder of runs it is the newest finished one, which is told.
+    Of a folder of runs, take the newest finished one, and print which.
 
     Args:
         source: a path, `https://…`, or `wandb:ENTITY/PROJECT/NAME:ALIAS` for an artifact with one checkpoint in it.
@@ -79,8 +79,8 @@ def newest_finished(folder: Path, accepts: Callable[[Path], bool] = lambda run: 
 
 def _downloaded(url: str) -> Path:
     """The file of an address, which is kept once it has been found to be a checkpoint."""
-    told = ("http", "https") if os.environ.get("WAVESPACE_ALLOW_HTTP") == "1" else ("https",)
-    if urlsplit(url).scheme.lower() not in told:
+    schemes = ("http", "https") if os.environ.get("WAVESPACE_ALLOW_HTTP") == "1" else ("https",)
+    if urlsplit(url).scheme.lower() not in schemes:
         raise UserError(
             f"{url}: checkpoints are downloaded by https, as what comes by other ways can be changed on it; "
             "set WAVESPACE_ALLOW_HTTP=1 if you trust the network to an http address"
@@ -110,7 +110,7 @@ def _download(url: str, target: Path) -> None:
     def work() -> None:
         try:
             _transfer(url, target, came, halt)
-        except Exception as error:  # told by the thread that waits
+        except Exception as error:  # raised by the thread that waits
             failure.append(error)
 
     # A thread, because a server that gives a byte now and then holds any call that waits for more.

@@ -47,7 +47,7 @@ def marked(path: Path, data: bytes, beside: Mapping[Path, bytes] | None = None) 
 
 
 def write_marked(path: Path, data: bytes, beside: Mapping[Path, bytes] | None = None) -> None:
-    """Write a file with its mark and those beside it, all or none: those that its mark does not tell of are foreign."""
+    """Write a file with its mark and those beside it, all or none: those that its mark does not name are foreign."""
     with stop_deferred(), ExitStack() as names:  # each has its name when all are on the disk
         for file, content in {**(beside or {}), path: marked(path, data, beside)}.items():
             temporary = names.enter_context(written_whole(file, mark=str(os.getpid())))
@@ -66,7 +66,7 @@ def refuse_foreign(path: Path, beside: Sequence[Path] = (), *, overwrite: bool =
 
     Args:
         path: of the file that carries the mark.
-        beside: files that its mark tells of.
+        beside: files that its mark names.
         overwrite: replace other files, too; links become files.
     """
     digests = _mark(path) or {}

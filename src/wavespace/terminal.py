@@ -74,7 +74,7 @@ def table_console() -> Console:
 
 
 def _trace(error: BaseException) -> None:
-    """With WAVESPACE_TRACEBACK=1, print where an error that is told in a sentence came from, and what caused it."""
+    """With WAVESPACE_TRACEBACK=1, print where an error that is shown as a sentence came from, and what caused it."""
     if os.environ.get("WAVESPACE_TRACEBACK") != "1":
         return
     cause: BaseException | None = error

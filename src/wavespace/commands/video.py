@@ -1,6 +1,6 @@
-"""`wavespace video FILE`: what a front-end hears, with a cursor that moves with the sound; also folded to an octave.
+"""`wavespace video FILE`: the features of a recording with a moving cursor and its sound; also folded to an octave.
 
-Frames are drawn once and given to `ffmpeg`, which whoever makes videos has.
+Each frame is drawn once and given to `ffmpeg`, which has to be installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     """Write a video of a recording."""
     parser = Arguments(
         prog="wavespace video",
-        description="A recording as a front-end hears it, with its sound and a moving cursor. Needs ffmpeg.",
+        description="A recording's features with its sound and a moving cursor. Needs ffmpeg.",
     )
     parser.add_argument("file", type=folder_or_file, help="audio: wav, flac, ogg, mp3")
     parser.add_argument("--out", type=folder_or_file, metavar="FILE", help="default: beside the recording, as .mp4")

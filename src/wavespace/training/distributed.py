@@ -92,17 +92,7 @@ def spawn_ranks(folder: RunFolder, world: int) -> Iterator[None]:
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    code = "import sys; from wavespace.training.fit import train_rank; train_rank(sys.argv[1])"
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # which they inherit, so that no signal ends them while they import
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(folder.path)],
-            stdin=subprocess.PIPE,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(1, world)
-    ]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    processes = _start_ranks(folder, world, shared)
     # Lightning sets the last one, and a later run of this process would keep to it: sums depend on it.
     before = {name: os.environ.get(name) for name in (*shared, "LOCAL_RANK", "OMP_NUM_THREADS")}
     os.environ.update(shared | {"LOCAL_RANK": "0"})  # else Lightning would start them as well
@@ -145,6 +135,22 @@ def spawn_ranks(folder: RunFolder, world: int) -> Iterator[None]:
             torch.distributed.destroy_process_group()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _start_ranks(folder: RunFolder, world: int, shared: dict[str, str]) -> list[subprocess.Popen[bytes]]:
+    """Start ranks 1 to `world` - 1, with `shared` in their environment."""
+    code = "import sys; from wavespace.training.fit import train_rank; train_rank(sys.argv[1])"
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # which they inherit, so that no signal ends them while they import
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder.path)],
+            stdin=subprocess.PIPE,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(1, world)
+    ]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    return processes
 
 
 def run_rank(work: Callable[[], None]) -> None:

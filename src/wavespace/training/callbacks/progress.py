@@ -62,7 +62,7 @@ class TrainingProgress(Callback):
         )
 
     def seconds_left(self, trainer: Any) -> float | None:
-        """Seconds until training ends: by its steps at the speed so far, or by its time; None if nothing tells."""
+        """Seconds until training ends: by its steps at the speed so far, or by its time; None if neither is known."""
         ends = []
         if trainer.max_steps > 0 and (done := trainer.global_step - self.first_step) > 0:
             ends.append((trainer.max_steps - trainer.global_step) * (time.monotonic() - self.since) / done)
