@@ -18,7 +18,7 @@ from wavespace.launchfile import JobResult
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.wandb_client import NoResponse
 
-SEEDS = range(int(os.environ.get("WAVESPACE_CHAOS_SEEDS", "50")))
+SEEDS = range(int(os.environ.get("WAVESPACE_CHAOS_SEEDS", "12")))
 
 
 def unsettle(cloud: SimulatedCloud, rng: random.Random) -> None:

@@ -121,6 +121,11 @@ def test_a_worker_trains_with_what_was_drawn(monkeypatch: pytest.MonkeyPatch, tm
     assert {"monitor", "mode", "step"} <= said.keys()
     assert "optim.lr=3e-05" in run.name
 
+    for resumed in (False, True):  # to start over is said of runs before this one
+        run.resumed = resumed
+        worker._train(run, job, ["fresh=true"])
+        assert done.pop().fresh is not resumed
+
 
 # --- On pods, in virtual time --------------------------------------------------------------------------------
 
