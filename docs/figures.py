@@ -1,6 +1,6 @@
 """Draw the figures of the documents from the run folders that the commands beside them fill.
 
-`python docs/figures.py latent_curve RUNS`: the error of reconstruction against the numbers that a frame passes through.
+`python docs/figures.py latent_curve RUNS`: the error of reconstruction against the dims that a frame passes through.
 RUNS is the folder of `python benchmarks/studies.py latent` (runs/study-latent).
 
 `python docs/figures.py piano_roll_curve RUNS`: notes found in validation pieces against CPU minutes of training.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 STUDY = 0.77
-"""The best L1 in dB that the study reports, of a net that passes as many numbers as it is given, or more."""
+"""The best L1 in dB that the study reports, of a net that passes as many dims as it is given, or more."""
 
 
 STYLE = {"font.size": 9, "svg.hashsalt": "wavespace", "svg.fonttype": "none"}
@@ -68,7 +68,7 @@ def latent_curve(runs: Path, target: Path) -> None:
         rows.append((latent, status["metrics"]["test/l1_db"], status["metrics"]["baseline/l1_db"]))
     rows.sort()
     for latent, ours, pca in rows:
-        print(f"{latent:4d} numbers a frame: {ours:.2f} dB, PCA {pca:.2f} dB")
+        print(f"{latent:4d} dims a frame: {ours:.2f} dB, PCA {pca:.2f} dB")
     latents, ours, pca = zip(*rows)
     with rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6), facecolor="white", layout="constrained")
@@ -79,7 +79,7 @@ def latent_curve(runs: Path, target: Path) -> None:
         axes.set_xticks(latents, map(str, latents), minor=False)
         axes.set_yticks(ticks := [0.5, 1, 2, 4, 8], map(str, ticks))
         axes.minorticks_off()
-        axes.set(xlabel="numbers a frame (of 256 bins)", ylabel="L1 on held-out songs, dB")
+        axes.set(xlabel="dims a frame (of 256 bins)", ylabel="L1 on held-out songs, dB")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.18))
         figure.savefig(target, metadata={"Date": None})

@@ -15,8 +15,9 @@ from wavespace.build import build_task
 from wavespace.config import choices, compose, conf_dir
 from wavespace.data.base import Notes
 from wavespace.decode import Decoder
-from wavespace.spec import AudioSpec, midi_to_hz
+from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
+from wavespace.units import midi_to_hz
 
 AUDIO = AudioSpec(22_050, 1.0, ("notes", "instrument"))
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from test_samples import Data, Fake
 from wavespace.data.base import NO_NOTES, Item
-from wavespace.errors import Incompatible
 from wavespace.reports.figures import UNLABELLED, draw_channels, draw_codes, draw_kernels
 from wavespace.reports.theme import CLASSES
 from wavespace.training.callbacks import audits as module
@@ -23,7 +22,9 @@ from wavespace.training.callbacks.samples import save_samples
 
 
 class Coder(nn.Module):
-    """Codes of three numbers: a linear map of the four bins, each frame alone."""
+    """Codes of three dims: a linear map of the four bins, each frame alone."""
+
+    dims, step = 3, 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,15 +34,17 @@ class Coder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         return self.map(x.transpose(1, 2))
 
+    def decode(self, code: Tensor) -> Tensor:
+        raise AssertionError("an audit needs no output")
+
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Skipping(Coder):
-    """What a UNet with skips says."""
+    """As a UNet with skips."""
 
-    def encode(self, x: Tensor) -> Tensor:
-        raise Incompatible("no code")
+    dims = 0
 
 
 class Timbres(Fake):
@@ -74,10 +77,10 @@ def labelled(count: int, classes: int) -> Data:
 # --- What is drawn ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("items", "numbers"), [(40, 7), (5, 30), (9, 2)])
-def test_codes_are_drawn_at_the_components_that_scikit_learn_finds(items: int, numbers: int) -> None:
+@pytest.mark.parametrize(("items", "dims"), [(40, 7), (5, 30), (9, 2)])
+def test_codes_are_drawn_at_the_components_that_scikit_learn_finds(items: int, dims: int) -> None:
     rng = np.random.default_rng(0)
-    codes = rng.normal(size=(items, numbers)) @ rng.normal(size=(numbers, numbers)) + 5
+    codes = rng.normal(size=(items, dims)) @ rng.normal(size=(dims, dims)) + 5
     classes = np.arange(items) % 3
     audit = draw_codes(codes, classes, {0: "a", 1: "b", 2: "c"})
     reference = PCA(2).fit(codes)

@@ -17,8 +17,9 @@ from wavespace.decode import Pitches
 from wavespace.metrics import average
 from wavespace.metrics.notes import FRAME_HOP, frame_scores, note_scores, pitches_at
 from wavespace.metrics.pitch import PITCH_HOP, melody_scores, multipitch_f1, multipitch_scores
-from wavespace.spec import PIANO_PITCHES, midi_to_hz
+from wavespace.spec import PIANO_PITCHES
 from wavespace.tasks.piano_roll import findable_notes
+from wavespace.units import midi_to_hz
 
 # Times on a 10 ms grid hit the tolerances exactly; few pitches and a short stretch make matchings ambiguous.
 note = st.tuples(

@@ -17,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from parts import AUDIO, small_task
 from wavespace.data.base import Item, collate
 from wavespace.errors import Incompatible
-from wavespace.models.blocks import Rebin, Scale, pad_to
-from wavespace.models.conv1d import Conv1D
-from wavespace.models.conv2d import Conv2D
+from wavespace.models.autoencoder import ConvAutoencoder
+from wavespace.models.blocks import Rebin, Scale, autoencoder, pad_to
 from wavespace.models.crnn import CRNN
 from wavespace.models.dense import Dense
 from wavespace.models.harmonic import Harmonic, HarmonicStack
@@ -29,7 +28,8 @@ from wavespace.models.peaks import Peaks
 from wavespace.models.tcn import TCN
 from wavespace.models.transformer import Attention, Transformer
 from wavespace.models.unet import UNet
-from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
+from wavespace.spec import PIANO_PITCHES, FeatureSpec
+from wavespace.units import midi_to_hz
 
 KEYS = tuple(midi_to_hz(pitch) for pitch in PIANO_PITCHES)
 ROLL = FeatureSpec(4, KEYS, 43.0, "logit", -10, 10)
@@ -46,11 +46,14 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "unet none": (UNet, {"width": 3, "depth": 2, "skips": "none", "kernel": (5, 1)}),
     "unet latent": (UNet, {"width": 3, "depth": 2, "skips": "none", "latent": 2}),
     "unet1d": (UNet, {"width": 3, "depth": 2, "stride": 4, "kernel": (5, 1)}),
-    "conv1d": (Conv1D, {"width": 3, "depth": 2}),
-    "conv1d latent": (Conv1D, {"width": 3, "depth": 2, "latent": 2, "stride": 4, "kernel": 7}),
-    "conv2d": (Conv2D, {"width": 3, "depth": 3}),
-    "conv2d both": (Conv2D, {"width": 3, "depth": 2, "pool_time": True, "norm": "group"}),
-    "conv2d latent": (Conv2D, {"width": 3, "depth": 2, "pool_time": True, "latent": 2}),
+    "conv1d": (ConvAutoencoder, {"width": 3, "depth": 2, "kernel": 5}),
+    "conv1d latent": (
+        ConvAutoencoder,
+        {"width": 3, "depth": 2, "latent": 2, "stride": 4, "kernel": 7},
+    ),
+    "conv2d": (ConvAutoencoder, {"width": 3, "depth": 3}),
+    "conv2d both": (ConvAutoencoder, {"width": 3, "depth": 2, "pool_time": True, "norm": "group"}),
+    "conv2d latent": (ConvAutoencoder, {"width": 3, "depth": 2, "pool_time": True, "latent": 2}),
     "harmonic": (Harmonic, {"width": 4, "dilations": ((1, 1), (12, 1), (1, 2))}),
     "peaks": (Peaks, {}),
     "tcn": (TCN, {"width": 12, "layers": 3, "kernel": 3}),
@@ -166,7 +169,7 @@ def test_the_gradient_reaches_every_parameter(name: str, unit: str) -> None:
 def test_a_shift_by_the_pooling_shifts_the_output(name: str, shift: int) -> None:
     spec = decibels(50)
     model = model_of(name, spec, ROLL, **batch_norm(name))
-    reach = 1 + int(model.context)
+    reach = 1 + int(model.receptive_field)
     x = features(spec, 1, 2 * reach + 30)
     output, shifted = model(x), model(x.roll(shift, -1))
     middle = slice(reach + shift, -reach - shift)
@@ -189,7 +192,7 @@ def test_what_pads_to_the_pooling_is_at_the_end_and_cut_off(name: str) -> None:
 
 
 EXACT = [name for name in MODELS if name not in ("tcn group", "transformer all", "crnn")]
-"""Models whose context is a bound on what they hear, once they normalise by batch."""
+"""Models whose receptive field has a bound, once they normalise by batch."""
 
 
 @pytest.mark.parametrize("name", [*EXACT, "crnn"])
@@ -197,7 +200,7 @@ EXACT = [name for name in MODELS if name not in ("tcn group", "transformer all",
 def test_windows_with_context_on_each_side_are_one_pass(name: str) -> None:
     spec = decibels(50)
     model = model_of(name, spec, ROLL, **batch_norm(name))
-    context = 8 * -(-int(model.context) // 8)  # windows start at multiples of every pooling here
+    context = 8 * -(-int(model.receptive_field) // 8)  # windows start at multiples of every pooling here
     x = features(spec, 1, 6 * 40 + 3)
     whole = model(x)
     for start in range(0, x.shape[-1], 40):
@@ -207,10 +210,10 @@ def test_windows_with_context_on_each_side_are_one_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in EXACT if name != "peaks"])
-def test_context_is_how_far_a_frame_hears(name: str) -> None:
+def test_the_receptive_field_is_how_far_a_frame_depends_on_others(name: str) -> None:
     spec = decibels(50)
     model = model_of(name, spec, ROLL, **batch_norm(name)).double()
-    context = int(model.context)
+    context = int(model.receptive_field)
     x = features(spec, 1, 2 * context + 16).double().requires_grad_()
     output = model(x)
     reach = 0
@@ -237,7 +240,7 @@ def test_harmonic_follows_a_transposition(semitones: int, octaves: int) -> None:
 
 
 @torch.no_grad()
-def test_harmonic_is_told_the_harmonic_sum_of_its_input() -> None:
+def test_harmonic_stacks_the_harmonic_sum_of_its_input() -> None:
     spec = decibels(60)
     told, untold = Harmonic(spec, ROLL, width=2, sums=3), Harmonic(spec, ROLL, width=2)
     assert told.state_dict().keys() == untold.state_dict().keys()
@@ -246,7 +249,7 @@ def test_harmonic_is_told_the_harmonic_sum_of_its_input() -> None:
     level[..., 4] = spec.low
     rest = FeatureSpec(1, ROLL.frequencies, ROLL.frame_rate, "logit", -10, 10)
     expected = HarmonicSum(spec, rest, harmonics=3)(level).sigmoid()
-    found = told.sums(Scale(spec).into(level))
+    found = told.sums(Scale(spec).normalize(level))
     torch.testing.assert_close(found[..., :4], expected[..., :4], rtol=0, atol=2e-4)  # which has a logit
     assert not found[..., 4].any()
 
@@ -261,7 +264,7 @@ def test_harmonic_needs_rows_of_levels() -> None:
 
 
 @pytest.mark.parametrize("unit", ["dB", "latent"])
-@pytest.mark.parametrize("kind", [UNet, Conv2D])
+@pytest.mark.parametrize("kind", [UNet, ConvAutoencoder])
 def test_nets_of_1024_channels_can_be_built(kind: type[nn.Module], unit: str) -> None:
     spec = LATENTS if unit == "latent" else decibels(256, 1)
     for width, depth in ((1024, 2), (64, 6)):
@@ -285,11 +288,12 @@ def test_what_comes_out_is_what_the_code_holds(name: str, unit: str, frames: int
     spec = spec_of(unit)
     model: Any = model_of(name, spec, spec)
     x = features(spec, 2, frames)
+    assert autoencoder(model) is model
     code = model.encode(x)
     steps = -(-frames // model.step)
-    assert code.shape == (2, code.shape[1], 1, steps)
+    assert code.shape == (2, model.dims, 1, steps)
     if "latent" in name:
-        assert code.shape[1] == 2 * model.step
+        assert model.dims == 2 * model.step
     decoded = model.decode(code)
     assert decoded.shape == (2, spec.channels, spec.bins, steps * model.step)
     assert torch.equal(decoded[..., :frames], model(x))
@@ -298,12 +302,11 @@ def test_what_comes_out_is_what_the_code_holds(name: str, unit: str, frames: int
 @pytest.mark.parametrize(("name", "frames"), [("conv1d", 1), ("conv1d", 3), ("conv2d", 3), ("conv2d pooled", 4)])
 def test_latent_is_the_rank_of_the_map(name: str, frames: int) -> None:
     spec = decibels(24, 1)
-    kind = Conv1D if name == "conv1d" else Conv2D
-    more: dict[str, Any] = {"pool_time": True} if name == "conv2d pooled" else {}
+    more: dict[str, Any] = {"conv1d": {"kernel": 5}, "conv2d pooled": {"pool_time": True}}.get(name, {})
 
     def rank(latent: int | None) -> int:
         torch.manual_seed(0)
-        model = kind(spec, spec, width=8, depth=2, latent=latent, **more).double().eval()
+        model = ConvAutoencoder(spec, spec, width=8, depth=2, latent=latent, **more).double().eval()
         x = features(spec, 1, frames).double()
         jacobian: Any = torch.autograd.functional.jacobian(model, x)
         return int(torch.linalg.matrix_rank(jacobian.view(24 * frames, 24 * frames), rtol=1e-10))
@@ -315,6 +318,7 @@ def test_latent_is_the_rank_of_the_map(name: str, frames: int) -> None:
 
 def test_a_unet_with_skips_has_no_code() -> None:
     model = UNet(decibels(20), decibels(20), width=2, depth=2)
+    assert autoencoder(model) is None
     x = features(decibels(20), 1, 3)
     with pytest.raises(Incompatible, match=r"skips=concat has no code .* use model.skips=none"):
         model.encode(x)
@@ -403,10 +407,10 @@ def test_recurrence_counts_as_much_on_the_meta_device() -> None:
 def test_scale_maps_a_range_in_decibels_and_leaves_logits(spec: FeatureSpec, low: float, high: float) -> None:
     scale = Scale(spec)
     ends = torch.tensor([spec.low, spec.high])
-    torch.testing.assert_close(scale.into(ends), torch.tensor([low, high]))
+    torch.testing.assert_close(scale.normalize(ends), torch.tensor([low, high]))
     x = torch.linspace(2 * spec.low, spec.high + 20, 100)  # nothing is cut off
-    torch.testing.assert_close(scale.out(scale.into(x)), x)
-    assert scale.into(x).diff().min() > 0
+    torch.testing.assert_close(scale.denormalize(scale.normalize(x)), x)
+    assert scale.normalize(x).diff().min() > 0
 
 
 @given(n=st.integers(2, 40), m=st.integers(2, 40), seed=st.integers(0, 99))
@@ -466,26 +470,27 @@ def test_harmonic_stack_reads_the_rows_of_the_formula(spread: int, channels: int
 @pytest.mark.parametrize(
     ("kind", "settings", "told"),
     [
-        (UNet, {"width": 0}, "width is 0"), (UNet, {"depth": 0}, "depth 0"), (UNet, {"kernel": (4, 3)}, "kernel is"),
-        (UNet, {"kernel": (3, -1)}, "kernel is"), (Conv2D, {"max_width": 0}, "max_width 0"),
+        (UNet, {"width": 0}, "width is 0"), (UNet, {"depth": 0}, "depth is 0"), (UNet, {"kernel": (4, 3)}, "kernel is"),
+        (UNet, {"kernel": (3, -1)}, "kernel is"), (ConvAutoencoder, {"max_width": 0}, "max_width is 0"),
         (Harmonic, {"width": 0}, "width is 0"), (Harmonic, {"spread": 2}, "spread is 2"),
         (Harmonic, {"spread": -1}, "spread is -1"), (Harmonic, {"harmonics": ()}, "harmonics is"),
         (Harmonic, {"harmonics": (0, 1)}, "harmonics is"), (Harmonic, {"dilations": ((0, 1),)}, "dilations is"),
         (Harmonic, {"sums": -1}, "sums is -1"),
         (UNet, {"stride": 1}, "stride is 1"), (UNet, {"latent": 4}, "skips=concat carries features around"),
-        (UNet, {"latent": 0, "skips": "none"}, "latent is 0"), (Conv1D, {"stride": 1}, "stride is 1"),
-        (Conv1D, {"kernel": 4}, "kernel is 4"), (Conv1D, {"depth": 0}, "depth 0"),
-        (Conv1D, {"latent": 0}, "latent is 0; it takes 1 to"), (Conv1D, {"latent": 41}, "it takes 1 to 40 numbers"),
-        (Conv1D, {"width": 1, "max_width": 1, "depth": 3, "latent": 4}, "it takes 1 to 3 numbers a frame"),
-        (Conv2D, {"width": 1, "depth": 2, "pool_time": True, "latent": 6}, "it takes 1 to 5 numbers a frame"),
-        (TCN, {"width": 0}, "width is 0"), (TCN, {"layers": 0}, "layers 0"), (TCN, {"kernel": 2}, "kernel is 2"),
-        (TCN, {"dropout": 1.0}, "dropout is 1.0"), (LocalMLP, {"context": -1}, "context -1"),
-        (LocalMLP, {"layers": 0}, "layers 0"), (LocalMLP, {"dropout": -0.1}, "dropout is -0.1"),
-        (Transformer, {"layers": 0}, "layers 0"),
+        (UNet, {"latent": 0, "skips": "none"}, "latent is 0"), (ConvAutoencoder, {"stride": 1}, "stride is 1"),
+        (ConvAutoencoder, {"kernel": 4}, "kernel is 4"), (ConvAutoencoder, {"kernel": (3, 2)}, "kernel is"),
+        (ConvAutoencoder, {"latent": 0}, "latent is 0; it takes 1 to"),
+        (ConvAutoencoder, {"latent": 41}, "it takes 1 to 40 dims"),
+        (ConvAutoencoder, {"width": 1, "max_width": 1, "depth": 3, "latent": 4}, "it takes 1 to 3 dims a frame"),
+        (ConvAutoencoder, {"width": 1, "depth": 2, "pool_time": True, "latent": 6}, "it takes 1 to 5 dims a frame"),
+        (TCN, {"width": 0}, "width is 0"), (TCN, {"layers": 0}, "layers is 0"), (TCN, {"kernel": 2}, "kernel is 2"),
+        (TCN, {"dropout": 1.0}, "dropout is 1.0"), (LocalMLP, {"context": -1}, "context is -1"),
+        (LocalMLP, {"layers": 0}, "layers is 0"), (LocalMLP, {"dropout": -0.1}, "dropout is -0.1"),
+        (Transformer, {"layers": 0}, "layers is 0"),
         (Transformer, {"heads": 3}, "width is 128; it must be an even number"),
         (Transformer, {"window": 0}, "window is 0"), (Transformer, {"dropout": 1.0}, "dropout is 1.0"),
         (Dense, {"latent": 41}, "latent is 41"), (Dense, {"frames": 3}, "frames is 3; a code is shared by 1, 2, 4"),
-        (Dense, {"reach": -1}, "reach -1"), (CRNN, {"hidden": 0}, "hidden 0"),
+        (Dense, {"reach": -1}, "reach is -1"), (CRNN, {"hidden": 0}, "hidden is 0"),
         (CRNN, {"dropout": 2.0}, "dropout is 2.0"),
     ],
 )  # fmt: skip
@@ -535,8 +540,8 @@ LEARNERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "unet gated": (UNet, {"width": 8, "depth": 2, "skips": "gated", "pool": "both"}),
     "unet latent": (UNet, {"width": 8, "depth": 2, "skips": "none", "latent": 4}),
     "unet1d": (UNet, {"width": 8, "depth": 2, "stride": 4, "kernel": (5, 1)}),
-    "conv1d": (Conv1D, {"width": 8, "depth": 2, "latent": 4}),
-    "conv2d": (Conv2D, {"width": 8, "depth": 2, "latent": 4}),
+    "conv1d": (ConvAutoencoder, {"width": 8, "depth": 2, "latent": 4, "kernel": 5}),
+    "conv2d": (ConvAutoencoder, {"width": 8, "depth": 2, "latent": 4}),
     "harmonic": (Harmonic, {"width": 8, "dilations": ((1, 1), (12, 1))}),
     "tcn": (TCN, {"width": 32, "layers": 2, "dropout": 0.1}),
     "local_mlp": (LocalMLP, {"width": 32, "context": 2, "dropout": 0.1}),

@@ -67,7 +67,7 @@ def test_what_it_can_t_be_is_refused() -> None:
     other = FeatureSpec(4, SPEC.frequencies, 10.0, "logit", -10.0, 10.0)
     with pytest.raises(Incompatible, match="model=pca gives back what came in"):
         PCA(SPEC, other)
-    with pytest.raises(ValueError, match="latent is 7; a frame has 6 numbers"):
+    with pytest.raises(ValueError, match="latent is 7; a frame has 6 dims"):
         PCA(SPEC, SPEC, latent=7)
     with pytest.raises(ValueError, match="frames is 0; a code is shared by 1, 2, 4"):
         PCA(SPEC, SPEC, latent=1, frames=0)

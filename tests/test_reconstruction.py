@@ -19,8 +19,7 @@ from wavespace.build import build
 from wavespace.config import choices, compose, conf_dir
 from wavespace.data.base import Batch
 from wavespace.metrics.probes import balanced_accuracy
-from wavespace.models.conv1d import Conv1D
-from wavespace.models.conv2d import Conv2D
+from wavespace.models.autoencoder import ConvAutoencoder
 from wavespace.models.dense import Dense
 from wavespace.models.pca import PCA
 from wavespace.runfolder import RunFolder
@@ -105,9 +104,9 @@ def test_training_windows_are_moved_along_frequency_and_others_are_not() -> None
 # --- Nets that begin as a PCA ----------------------------------------------------------------------------
 
 NETS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "conv1d": (Conv1D, {}),
-    "conv2d": (Conv2D, {"stride": 4, "depth": 1, "kernel": (3, 1)}),
-    "conv2d pooled": (Conv2D, {"pool_time": True}),
+    "conv1d": (ConvAutoencoder, {"kernel": 5}),
+    "conv2d": (ConvAutoencoder, {"stride": 4, "depth": 1, "kernel": (3, 1)}),
+    "conv2d pooled": (ConvAutoencoder, {"pool_time": True}),
     "dense": (Dense, {"hidden": 16}),
     "dense, codes of 4 frames": (Dense, {"hidden": 16, "frames": 4, "reach": 0}),
 }
@@ -164,11 +163,11 @@ def test_a_net_with_a_linear_path_leaves_the_pca_behind(name: str) -> None:
 
 def test_a_linear_path_needs_a_latent_and_what_is_no_copy_starts_elsewhere() -> None:
     with pytest.raises(ValueError, match="linear is true and latent null"):
-        Conv1D(SPEC, SPEC, linear=True)
-    with pytest.raises(ValueError, match="latent is 25; a frame has 24 numbers"):
+        ConvAutoencoder(SPEC, SPEC, linear=True)
+    with pytest.raises(ValueError, match="latent is 25; a frame has 24 dims"):
         Dense(SPEC, SPEC, latent=25)
     other = FeatureSpec(4, SPEC.frequencies[:7], 40.0, "logit", -10.0, 10.0)
-    for net in (Dense(SPEC, other, latent=4), Conv2D(SPEC, other, latent=4, linear=True)):
+    for net in (Dense(SPEC, other, latent=4), ConvAutoencoder(SPEC, other, latent=4, linear=True)):
         before = net(features())
         assert before.shape == (6, 4, 7, 32)
         net.fit([features()])
@@ -192,7 +191,7 @@ def test_training_begins_at_the_pca_of_the_training_audio(tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-def test_a_dense_net_hears_as_many_frames_as_it_says() -> None:
+def test_a_dense_net_depends_on_as_many_frames_as_it_says() -> None:
     for reach in (0, 1, 3):
         net = Dense(SPEC, SPEC, latent=5, hidden=16, reach=reach).eval()
         for parameter in net.parameters():
@@ -201,7 +200,7 @@ def test_a_dense_net_hears_as_many_frames_as_it_says() -> None:
         changed = x.clone()
         changed[..., 16] += 30
         differs = (net(x) - net(changed)).abs().amax((0, 1, 2)) > 1e-4
-        assert differs.nonzero().flatten().tolist() == list(range(16 - net.context, 17 + net.context))
+        assert differs.nonzero().flatten().tolist() == list(range(16 - net.receptive_field, 17 + net.receptive_field))
 
 
 # --- What a code says of the instrument ------------------------------------------------------------------

@@ -19,8 +19,8 @@ from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.data.labels import pitch_salience
 from wavespace.decode import peak_pitches, strongest_pitches
 from wavespace.models.blocks import Rebin
-from wavespace.spec import midi_to_hz
 from wavespace.tasks.salience import Salience, balanced, focal, log_bins
+from wavespace.units import midi_to_hz
 
 RATE = AUDIO.sample_rate
 FRAME = 512 / RATE

@@ -19,11 +19,12 @@ from wavespace.data.files.midi import read_midi
 from wavespace.errors import UserError
 from wavespace.frontends.base import FrontEnd
 from wavespace.reports.figures import draw
-from wavespace.spec import AudioSpec, FeatureSpec, midi_to_hz
+from wavespace.spec import AudioSpec, FeatureSpec
 from wavespace.tasks.base import Example, Picture, Sample, Task, feature_picture
 from wavespace.tasks.piano_roll import item_notes
 from wavespace.training.callbacks import samples
 from wavespace.training.callbacks.samples import save_samples
+from wavespace.units import midi_to_hz
 
 RATE = 8000
 HOP = 100
@@ -37,7 +38,7 @@ class Rms(FrontEnd):
     def __init__(self, in_spec: AudioSpec) -> None:
         super().__init__(in_spec, FeatureSpec(1, (100.0, 200.0, 400.0, 800.0), RATE / HOP, "dB", -80.0, 0.0))
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         padded = nn.functional.pad(audio, (HOP // 2, HOP))
         frames = padded.unfold(-1, HOP, HOP)[:, : self.out_spec.frames(audio.shape[-1], RATE)]  # (B, T, HOP)
         return frames.square().mean(-1)[:, None, None].expand(-1, -1, 4, -1)  # (B, 1, F, T)

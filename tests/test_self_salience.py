@@ -16,7 +16,6 @@ from wavespace.config import compose
 from wavespace.data.base import NO_NOTES, Batch, Item, collate, rng_for
 from wavespace.data.synthesis.tones import Tones
 from wavespace.errors import Incompatible
-from wavespace.spec import midi_to_hz
 from wavespace.tasks.salience import log_bins
 from wavespace.tasks.self_salience import (
     SLACK,
@@ -28,6 +27,7 @@ from wavespace.tasks.self_salience import (
     octave_errors,
     shift_bins,
 )
+from wavespace.units import midi_to_hz
 
 RATE = AUDIO.sample_rate
 SMALL = ["data=rendered", "frontend=cqt", "frontend.bins=180", "frontend.fmin=55.0", "frontend.hop=1024",

@@ -355,7 +355,7 @@ def test_a_front_end_takes_whatever_is_audio_and_refuses_what_is_not(name: str) 
     task = small_task(name, "conv2d", "reconstruction")
     expected = task.frontend(torch.from_numpy(WAVE / 32768).float().reshape(1, 1, -1))
     for audio in (WAVE, torch.from_numpy(WAVE), WAVE / 32768, (WAVE / 32768).astype(np.float32)):
-        for entry in (task.frontend, task.frontend.plain_features):
+        for entry in (task.frontend, task.frontend.raw_features):
             torch.testing.assert_close(entry(audio.reshape(1, 1, -1)), expected)
         assert task(audio.reshape(1, 1, -1)).shape[0] == 1
         for shape in ((-1,), (1, -1), (1, 2, -1), (1, 1, 1, -1)):

@@ -183,8 +183,8 @@ def test_a_report_calls_nothing_either(folder: Path) -> None:
 PACKAGE = """\
 import os
 import torch
-from wavespace.models.conv2d import Conv2D as _Conv2D
-class Net(_Conv2D):
+from wavespace.models.autoencoder import ConvAutoencoder as _Net
+class Net(_Net):
     @classmethod
     def small(cls, *args, **settings): return cls(*args, **settings)
 """

@@ -12,6 +12,7 @@ from pydantic import Field
 from wavespace.data.base import NO_NOTES, Notes
 from wavespace.data.labels import HALF_WIDTH
 from wavespace.settings import validate_settings
+from wavespace.units import hz_to_midi
 
 Probabilities = NDArray[np.floating[Any]]
 """`(P, T)` probabilities in 0..1."""
@@ -163,7 +164,7 @@ def _refined_pitch(
     below, peak, above = np.log(np.maximum(salience[at, frame].astype(float), LEAST))
     bend = 2 * peak - below - above
     shift = np.divide(above - below, 2 * bend, out=np.zeros(len(row)), where=bend > 0)  # (N,) in bins
-    return np.interp(row + shift, np.arange(len(salience)), 69 + 12 * np.log2(np.asarray(frequencies) / 440))
+    return np.interp(row + shift, np.arange(len(salience)), hz_to_midi(frequencies))
 
 
 def _maxima(curve: Probabilities, threshold: float) -> tuple[Index, Index, NDArray[np.float64]]:

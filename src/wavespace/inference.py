@@ -24,14 +24,15 @@ from wavespace.errors import BadCheckpoint, BadInput, ConfigError, Incompatible
 from wavespace.files import read_regular
 from wavespace.frontends.base import scaled
 from wavespace.locate import locate, newest_finished
+from wavespace.models.blocks import Bounded
 from wavespace.tasks.base import Task
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.text import printable
 
 WINDOW, CONTEXT = 896, 64
 """Frames kept of each window, and least frames of context on each side: multiples of every pooling factor up to 64."""
-MODEL_CONTEXT = 32
-"""Frames on each side, beside those that its front-end hears, that a model is given which states no `context`."""
+RECEPTIVE_FIELD = 32
+"""Of a model that states none, in frames on each side."""
 
 
 def computes_in_bfloat16(device: str) -> bool:
@@ -57,8 +58,8 @@ def stream(task: Task, blocks: Iterable[NDArray[Any]]) -> Iterator[Tensor]:
     """
     spec, rate = task.frontend.out_spec, task.frontend.in_spec.sample_rate
     hop = round(rate / spec.frame_rate)
-    heard = task.frontend.context + int(getattr(task.model, "context", MODEL_CONTEXT)) + task.context
-    context = CONTEXT * -(-heard // CONTEXT)
+    field = task.model.receptive_field if isinstance(task.model, Bounded) else RECEPTIVE_FIELD
+    context = CONTEXT * -(-(task.frontend.context + field + task.context) // CONTEXT)
     buffer = np.zeros(context * hop, dtype=np.float32)  # starts `context` frames before the next frame to give
     total = given = 0
 

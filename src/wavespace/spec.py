@@ -112,8 +112,3 @@ def check_table(numbers: float, bins: float = 0) -> None:
 
 PIANO_PITCHES = tuple(range(21, 109))
 """MIDI numbers of the 88 piano keys, A0 to C8."""
-
-
-def midi_to_hz(pitch: float) -> float:
-    """Frequency of a MIDI pitch in equal temperament, A4 = 69 = 440 Hz."""
-    return 440.0 * 2.0 ** ((pitch - 69.0) / 12.0)

@@ -71,7 +71,7 @@ def test_a_code_that_tells_pitch_is_told_from_one_that_does_not() -> None:
     assert pitch_probe(rng.normal(size=(576, 28)), pitch, timbre) < 0.15
 
 
-def test_concentration_is_one_where_all_numbers_carry_as_much_and_falls_to_none() -> None:
+def test_concentration_is_one_where_all_dims_carry_as_much_and_falls_to_none() -> None:
     rng = np.random.default_rng(0)
     even = rng.normal(size=(4000, 8))
     assert concentration(even) == pytest.approx(1, abs=0.01)
@@ -86,8 +86,13 @@ TASK = ["task=reconstruction"]
 class Bins(nn.Module):
     """A code that is the spectrogram itself."""
 
+    dims, step = 96, 1
+
     def encode(self, x: Tensor) -> Tensor:
         return x.flatten(1, 2)[:, :, None]
+
+    def decode(self, code: Tensor) -> Tensor:
+        return code.transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return x

@@ -43,7 +43,7 @@ def test_a_map_that_answers_an_octave_too_high_is_told() -> None:
     assert (right.accuracy, right.octaves) == (1, 0)
     code = Response(np.random.default_rng(0).normal(size=(5, 20)), pitches, None, "code")
     assert code.accuracy is None
-    assert "5 numbers of a code" in draw_response(code).description
+    assert "5 dimensions of a code" in draw_response(code).description
 
 
 def test_errors_are_the_notes_that_decoding_misses() -> None:

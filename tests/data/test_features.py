@@ -86,7 +86,7 @@ def test_windows_have_the_features_of_their_place(
         whole = data.store.window(int(number), 0, int(data.store.frames[int(number)]))
         first = round(float(start.split(" ")[0]) * RATE / hop)
         np.testing.assert_array_equal(item.audio[: len(whole)], whole[first * hop :][: len(item.audio)])
-        expected = built.features(torch.from_numpy(whole)[None].float() / 32768)[0].flatten(0, 1).T.numpy()
+        expected = built.compute(torch.from_numpy(whole)[None].float() / 32768)[0].flatten(0, 1).T.numpy()
         expected = expected[first : first + len(item.features)]
         # Half precision: 11 bits.
         np.testing.assert_allclose(item.features[: len(expected)], expected, rtol=2**-11, atol=2e-3)

@@ -12,8 +12,8 @@ import torch
 from training import make_medley
 from wavespace.data.files.audio import read_audio
 from wavespace.data.sources.medley_solos import CLIP_SECONDS, INSTRUMENTS, METADATA, MedleySolos
-from wavespace.data.store.build import to_int16
 from wavespace.errors import BadInput
+from wavespace.units import to_int16
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from wavespace.data.files.midi import apply_pedal, clean, read_midi, window, wri
 from wavespace.data.synthesis.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, skyline, vary
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.errors import BadInput
-from wavespace.spec import midi_to_hz
+from wavespace.units import midi_to_hz
 
 pytest.importorskip("tinysoundfont", reason="needs tinysoundfont: pip install --no-deps tinysoundfont")
 

@@ -19,7 +19,7 @@ from wavespace.data.base import Notes
 from wavespace.data.synthesis import soundfont
 from wavespace.data.synthesis.soundfont import LOUDNESS, Sampler, Voice, bundled_soundfont
 from wavespace.errors import BadInput, UserError
-from wavespace.spec import midi_to_hz
+from wavespace.units import midi_to_hz
 
 RATE = 22_050
 

@@ -93,23 +93,24 @@ def build(name: str, normalize: str, weights: Path) -> FrontEnd:
 def hold(features: Tensor, front_end: FrontEnd) -> None:
     """Assert that features of `audio()` are those of a front-end in float64, but for what float32 rounds."""
     exact = copy.deepcopy(front_end).cpu().double()
-    plain = exact.features(audio()[:, 0].double())  # (B, C, F, T)
-    expected = exact.normalized(plain)
+    plain = exact.compute(audio()[:, 0].double())  # (B, C, F, T)
+    expected = exact.normalize(plain)
     assert features.dtype == torch.float32
     assert expected.dtype == torch.float64
     error = (features.cpu().double() - expected).abs()
-    if front_end.normalize == "dataset":
-        error = error * exact.std  # in the unit of `plain`
-    if front_end.plain.unit == "dB":
+    if front_end.out_spec.normalization == "dataset":
+        error = error * exact.std  # in the unit of `raw_spec`
+    if front_end.raw_spec.unit == "dB":
         # Rounding is a share of the loudest value of the frame, so it weighs more in a quiet one.
         below = plain.amax((1, 2), keepdim=True) - plain  # (B, C, F, T) in dB
         allowed = 20 * torch.log10(1 + SUM * 10 ** (below / 20)) + SUM * 20 / math.log(10) + LOGARITHM
     else:
         allowed = LAYERS * plain.abs().amax()
-        if front_end.normalize == "frame":
+        if front_end.out_spec.normalization == "frame":
             root = plain.square().mean((1, 2), keepdim=True).sqrt()  # (B, 1, 1, T)
             error, allowed = error * root, 2 * allowed * (1 + expected.abs())  # of the value, and of the root
-    away = plain > front_end.plain.low if front_end.plain.unit == "dB" else torch.ones_like(plain, dtype=torch.bool)
+    spec = front_end.raw_spec
+    away = plain > spec.low if spec.unit == "dB" else torch.ones_like(plain, dtype=torch.bool)
     assert away.float().mean() > 0.5
     worst = (error / allowed)[away].max()
     assert worst <= 1, f"{float(worst):.2f} times what float32 arithmetic explains"

@@ -101,7 +101,7 @@ def test_chunks_give_the_latents_of_one_pass(front_end: EnCodec, monkeypatch: py
 
 def test_float32_is_float64_but_for_rounding(front_end: EnCodec) -> None:
     audio = noise(1, 1, 20 * HOP)
-    exact = copy.deepcopy(front_end).double().features(audio[:, 0].double())
+    exact = copy.deepcopy(front_end).double().compute(audio[:, 0].double())
     torch.testing.assert_close(front_end(audio).double(), exact, atol=2e-5, rtol=0)
 
 
@@ -195,8 +195,8 @@ def test_models_and_tasks_take_latents_or_say_what_does(front_end: EnCodec) -> N
 
 def test_scaling_of_latents_is_about_zero(front_end: EnCodec) -> None:
     scale, x = Scale(front_end.out_spec), torch.tensor([-10.0, 0.0, 5.0])
-    assert torch.equal(scale.into(x), torch.tensor([-1.0, 0.0, 0.5]))
-    assert torch.equal(scale.out(scale.into(x)), x)
+    assert torch.equal(scale.normalize(x), torch.tensor([-1.0, 0.0, 0.5]))
+    assert torch.equal(scale.denormalize(scale.normalize(x)), x)
 
 
 def test_a_unet_on_latents_tells_pitches_apart(front_end: EnCodec) -> None:

@@ -59,7 +59,7 @@ class Latents(FrontEnd):
     def __init__(self, normalize: Normalization) -> None:
         super().__init__(AUDIO, FeatureSpec(3, (2000.0,), 8000.0, "latent", -10.0, 10.0), normalize)
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         return torch.stack([audio, 2 * audio, -3 * audio], 1).unsqueeze(2)  # (B, 3, 1, N)
 
 
@@ -205,7 +205,7 @@ def test_by_dataset_is_undone_before_the_inverse() -> None:
 
 
 def test_only_a_front_end_by_dataset_is_measured_and_only_on_audio() -> None:
-    with pytest.raises(ValueError, match="normalize is 'frame'; only a front-end with 'dataset' is measured"):
+    with pytest.raises(ValueError, match="normalize is frame; only a front-end with dataset is measured"):
         small(Mel, "frame").measure([noise(1, 1, 1_000)])
     with pytest.raises(ValueError, match="there is no audio to measure"):
         small(Mel, "dataset").measure([])
@@ -235,7 +235,7 @@ def test_the_spec_and_the_checkpoint_say_which(kind: type[FrontEnd]) -> None:
         (dataset, "standardized, normalised by dataset"),
     ):
         assert str(front_end.out_spec).endswith(f" frames/s, {said}")
-        assert front_end.out_spec.to_dict()["normalization"] == front_end.normalize
+        assert front_end.out_spec.to_dict()["normalization"] == front_end.out_spec.normalization
         assert front_end.out_spec.frequencies == none.out_spec.frequencies
     assert not none.state_dict()
     assert not frame.state_dict()
@@ -247,7 +247,7 @@ def test_models_see_about_one() -> None:
     latents = Latents("frame").out_spec
     assert (latents.unit, latents.low, latents.high) == ("latent", -4, 4)
     scale = Scale(small(Mel, "dataset").out_spec)
-    assert torch.equal(scale.into(torch.tensor([-4.0, 0.0, 2.0])), torch.tensor([-1.0, 0.0, 0.5]))
+    assert torch.equal(scale.normalize(torch.tensor([-4.0, 0.0, 2.0])), torch.tensor([-1.0, 0.0, 0.5]))
 
 
 def test_parts_that_read_decibels_take_them_by_frame_and_refuse_deviations() -> None:

@@ -22,7 +22,8 @@ from wavespace.frontends import stft
 from wavespace.frontends.base import FrontEnd
 from wavespace.frontends.mel import Mel
 from wavespace.frontends.stft import Bands, LogFrequency, MultiResolution
-from wavespace.spec import AudioSpec, midi_to_hz
+from wavespace.spec import AudioSpec
+from wavespace.units import midi_to_hz
 
 CD = AudioSpec(sample_rate=44100, seconds=2.0)
 HALF = AudioSpec(sample_rate=22050, seconds=2.0)

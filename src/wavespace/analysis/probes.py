@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +14,11 @@ from torch import Tensor
 from wavespace.data.base import Batch, DataModule, collate
 from wavespace.errors import Incompatible
 from wavespace.metrics.probes import balanced_accuracy, concentration, pitch_probe, tones
+from wavespace.models.blocks import autoencoder
 from wavespace.tasks.base import Task
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.tasks.salience import PitchMap
+from wavespace.units import hz_to_midi
 
 Float = NDArray[np.float64]
 Labels = dict[str, NDArray[np.int64]]
@@ -29,45 +30,38 @@ AT_ONCE = 24
 """Tones in a batch."""
 
 
-@runtime_checkable
-class Encodes(Protocol):
-    """A model with codes, as `wavespace.models.blocks.Autoencoder`."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Features `(B, C, F, T)` to codes `(B, numbers, 1, t)`."""
-
-
 def encode(task: Task, features: Tensor) -> Tensor:
-    """Codes `(B, numbers, t)` of features `(B, C, F, T)`.
+    """Codes `(B, dims, t)` of features `(B, C, F, T)`.
 
     Raises:
         Incompatible: the model has none, as a net with skips.
     """
-    if not isinstance(task.model, Encodes):
+    if (model := autoencoder(task.model)) is None:
         raise Incompatible(f"{type(task.model).__name__} has no code")
-    return task.model.encode(features)[:, :, 0].float()
+    return model.encode(features)[:, :, 0].float()
 
 
 @torch.inference_mode()
 def averages(
     task: Task, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor], margin: float = 0.0
 ) -> tuple[Float, Labels]:
-    """Means over time of what is measured on each item, `(K, numbers)`, and the items' labels `(K,)` by name.
+    """Means over time of what is measured on each item, `(K, dims)`, and the items' labels `(K,)` by name.
 
     Args:
         task: is left in evaluation mode.
         batches: their padding is left out.
-        measure: features `(B, C, F, T)` to numbers `(B, numbers, t)`, t being T or the number of a code's frames.
+        measure: features `(B, C, F, T)` to numbers `(B, dims, t)`, t being T or the number of a code's frames.
         margin: share of an item that is left out at either end.
     """
     task.eval()
+    model = autoencoder(task.model)
     means: list[Float] = []
     labels: dict[str, list[Tensor]] = {}
     for batch in batches:
         features = task.batch_features(task.transfer_batch_to_device(batch, task.device, 0))
         values = measure(features)
         frames, given = features.shape[3], values.shape[2]
-        step: Any = 1 if given == frames else getattr(task.model, "step", -(-frames // given))
+        step = 1 if model is None or given == frames else model.step
         for own, samples in zip(values, batch.lengths.tolist()):
             count = -(-task.frontend.out_spec.frames(samples, task.frontend.in_spec.sample_rate) // step)
             first = int(margin * count)
@@ -88,12 +82,9 @@ def instrument_probe(task: Task, data: DataModule) -> dict[str, float]:
         task: is left in evaluation mode.
         data: after `setup`.
     """
-    if "instrument" not in data.spec.labels:
+    if "instrument" not in data.spec.labels or autoencoder(task.model) is None:
         return {}
-    try:
-        test, labels = averages(task, data.test_dataloader(), partial(encode, task))
-    except Incompatible:
-        return {}
+    test, labels = averages(task, data.test_dataloader(), partial(encode, task))
     if len(np.unique(labels["instrument"])) < 2:
         return {}
     windows = (collate([data.train_set[position]]) for position in range(WINDOWS))
@@ -111,13 +102,13 @@ def control(task: Task) -> dict[str, float]:
 
     - `pitch_probe`: share of tones whose pitch a linear map of the code gives within half a semitone; it is fitted to
       tones of other timbres, by ridge regression. Chance is about 0.04.
-    - `latent_entropy`: entropy of the shares of a code's numbers in its variance, divided by the most there can be: 1
+    - `latent_entropy`: entropy of the shares of a code's dims in its variance, divided by the most there can be: 1
       where all of them carry as much, 0 where one carries all.
     - `map_entropy`: entropy of a frame of the map as a distribution along frequency, over the most there can be, a mean
       over tones: 0 where a tone is one bin.
     """
     metrics: dict[str, float] = {}
-    with suppress(Incompatible):
+    if autoencoder(task.model) is not None:
         codes, labels = averages(task, _tones(task), partial(encode, task))
         metrics["pitch_probe"] = pitch_probe(codes, labels["pitch"], labels["timbre"])
         metrics["latent_entropy"] = concentration(codes)
@@ -138,7 +129,7 @@ class Response(NamedTuple):
     Attributes:
         values: `(rows, pitches)`, each a mean over the middle of a tone, and over timbres.
         pitches: MIDI, `(pitches,)`.
-        rows: MIDI pitch of each row, or None where rows are numbers of a code.
+        rows: MIDI pitch of each row, or None where rows are dims of a code.
         what: that the values are.
     """
 
@@ -177,7 +168,7 @@ def response(task: Task) -> Response:
         measure, what = lambda features: task.apply_model(features)[:, 1].sigmoid(), "frame probability"
     values, labels = averages(task, _tones(task), measure, 0.25)
     if what != "code":
-        rows = 69 + 12 * np.log2(np.maximum(np.asarray(task.out_spec.frequencies), 1e-3) / 440)
+        rows = hz_to_midi(np.maximum(task.out_spec.frequencies, 1e-3))
     pitches = np.unique(labels["pitch"])
     return Response(
         np.stack([values[labels["pitch"] == pitch].mean(axis=0) for pitch in pitches], axis=1), pitches, rows, what

@@ -12,6 +12,8 @@ _NEW_HOMES = {
 
 def moved(target: str) -> str | None:
     """Return the sentence about a `_target_` that an earlier version had elsewhere; None for any other."""
+    if target in ("wavespace.models.conv1d.Conv1D", "wavespace.models.conv2d.Conv2D"):
+        return "is of an earlier version of Wavespace, and is wavespace.models.autoencoder.ConvAutoencoder now"
     for prefix, homes in _NEW_HOMES.items():
         for home, modules in homes.items():
             if target.startswith(prefix) and (rest := target.removeprefix(prefix)).partition(".")[0] in modules:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from wavespace.units import hz_to_midi
 
 Kind = Literal["activation", "power"]
 
@@ -122,7 +123,7 @@ def pitch_salience(
     bins, device = len(frequencies), notes.device
     item, onset, offset, pitch, velocity = notes.unbind(1)  # (K,)
     begin, end = onset * frame_rate + 0.5, offset * frame_rate + 0.5  # (K,) frame t lasts from t to t + 1
-    centres = torch.tensor(69 + 12 * np.log2(np.asarray(frequencies) / 440), dtype=notes.dtype, device=device)  # (F,)
+    centres = torch.tensor(hz_to_midi(frequencies), dtype=notes.dtype, device=device)  # (F,)
     weight = torch.exp(-((pitch[:, None] - centres) * (100 / spread_cents)).square() / 2)  # (K, F)
     if kind == "power":
         weight = weight * (velocity[:, None] / 127) ** 4

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization
+from wavespace.units import FULL_SCALE
 
 LEAST = 0.01
 """Share of the range of a front-end that a deviation counts as at least: what training audio hardly ever has in a bin
@@ -27,7 +28,7 @@ def scaled(audio: Tensor | NDArray[Any]) -> Tensor:
     """
     audio = torch.as_tensor(audio)
     if audio.dtype == torch.int16:
-        return audio.float() / 32768
+        return audio.float() / FULL_SCALE
     if not audio.is_floating_point():
         raise TypeError(f"audio is {audio.dtype}; it must be floating point in -1..1, or int16")
     return audio.float()
@@ -36,9 +37,9 @@ def scaled(audio: Tensor | NDArray[Any]) -> Tensor:
 class FrontEnd(nn.Module):
     """Audio `(B, 1, N)` to features `(B, C, F, T)`, with `T = out_spec.frames(N, in_spec.sample_rate)`.
 
-    A subclass works out its `plain` spec from `in_spec` and its own keywords, keeps its tables in non-persistent
-    buffers (a checkpoint holds none of them), and gives `features` and, where `invertible`, `waveform`. What comes
-    out is `normalized`:
+    A subclass works out its `raw_spec` from `in_spec` and its own keywords, keeps its tables in non-persistent buffers
+    (a checkpoint holds none of them), and gives `compute` and, where `invertible`, `waveform`. What comes out is
+    normalised, as the keyword `normalize` of each front-end says (and levels below its `floor_db` are raised to that):
 
     - "none": as it is;
     - "frame": decibels below the loudest value of the frame over all channels and bins, down to the floor, so that
@@ -49,7 +50,7 @@ class FrontEnd(nn.Module):
 
     Args:
         in_spec: the audio that comes in.
-        plain: what `features` gives, before normalisation; with "frame", dB are asked for down to twice the floor.
+        raw_spec: what `compute` gives, before normalisation; with "frame", dB are asked for down to twice the floor.
         normalize: what values are relative to.
 
     Attributes:
@@ -61,29 +62,29 @@ class FrontEnd(nn.Module):
 
     invertible: bool = False
     context: int = 16
-    """Frames of audio on either side that a frame hears, at most."""
+    """Frames of audio on either side that change a frame, at most."""
     unbounded: bool = False
-    """A frame hears all that came before it, and `context` is where that has faded."""
+    """A frame depends on all audio before it, and `context` is where that has faded."""
     shown: int = 0
     """Channel whose levels lie at the frequencies of the spec: what a picture of the features draws."""
     mean: Tensor  # (C, F, 1), with normalize="dataset"
     std: Tensor  # (C, F, 1), with normalize="dataset"
 
-    def __init__(self, in_spec: AudioSpec, plain: FeatureSpec, normalize: Normalization = "none") -> None:
+    def __init__(self, in_spec: AudioSpec, raw_spec: FeatureSpec, normalize: Normalization = "none") -> None:
         super().__init__()
         if normalize not in get_args(Normalization):
             raise ValueError(f"normalize is {normalize!r}; it must be {', '.join(get_args(Normalization))}")
-        self.in_spec, self.plain, self.out_spec, self.normalize = in_spec, plain, plain, normalize
+        self.in_spec, self.raw_spec, self.out_spec = in_spec, raw_spec, raw_spec
         if normalize == "frame":
             self.invertible = False
             # The values that matter of a frame as loud as the floor go down to twice the floor.
-            self.plain = replace(plain, low=2 * plain.low) if plain.unit == "dB" else plain
-            low, high = (plain.low, 0.0) if plain.unit == "dB" else (-4.0, 4.0)
-            self.out_spec = replace(plain, low=low, high=high, normalization=normalize)
+            self.raw_spec = replace(raw_spec, low=2 * raw_spec.low) if raw_spec.unit == "dB" else raw_spec
+            low, high = (raw_spec.low, 0.0) if raw_spec.unit == "dB" else (-4.0, 4.0)
+            self.out_spec = replace(raw_spec, low=low, high=high, normalization=normalize)
         elif normalize == "dataset":
-            self.out_spec = replace(plain, unit="standardized", low=-4.0, high=4.0, normalization=normalize)
-            self.register_buffer("mean", torch.zeros(plain.channels, plain.bins, 1))
-            self.register_buffer("std", torch.ones(plain.channels, plain.bins, 1))
+            self.out_spec = replace(raw_spec, unit="standardized", low=-4.0, high=4.0, normalization=normalize)
+            self.register_buffer("mean", torch.zeros(raw_spec.channels, raw_spec.bins, 1))
+            self.register_buffer("std", torch.ones(raw_spec.channels, raw_spec.bins, 1))
 
     def forward(self, audio: Tensor | NDArray[Any]) -> Tensor:
         """Features `(B, C, F, T)` float32 of audio `(B, 1, N)`, N >= 1, as `out_spec` says.
@@ -92,9 +93,9 @@ class FrontEnd(nn.Module):
             TypeError: the audio is neither floating point in -1..1 nor int16.
             ValueError: it has another shape.
         """
-        return self.normalized(self.plain_features(audio))  # (B, C, F, T)
+        return self.normalize(self.raw_features(audio))  # (B, C, F, T)
 
-    def plain_features(self, audio: Tensor | NDArray[Any]) -> Tensor:
+    def raw_features(self, audio: Tensor | NDArray[Any]) -> Tensor:
         """Features `(B, C, F, T)` float32 of audio `(B, 1, N)` before normalisation, computed outside any autocast."""
         audio = scaled(audio)
         if audio.dim() != 3 or audio.shape[1] != 1:
@@ -103,7 +104,7 @@ class FrontEnd(nn.Module):
                 "one recording is audio.reshape(1, 1, -1)"
             )
         with _without_autocast(audio.device), _without_tf32(audio.device):
-            return self.features(audio.squeeze(1))  # (B, C, F, T)
+            return self.compute(audio.squeeze(1))  # (B, C, F, T)
 
     def inverse(self, features: Tensor, samples: int) -> Tensor:
         """Audio `(B, 1, samples)` float32 that has about these features; equal features give equal audio.
@@ -124,7 +125,7 @@ class FrontEnd(nn.Module):
             )
         if not self.invertible:
             raise Incompatible(
-                f"{name} has no inverse, so its features can't be heard; "
+                f"{name} has no inverse, so its features can't be made sound; "
                 "use a front-end that has one, such as frontend=log_frequency or frontend=mel"
             )
         frames = self.out_spec.frames(samples, self.in_spec.sample_rate)
@@ -132,17 +133,17 @@ class FrontEnd(nn.Module):
             raise ValueError(f"{samples} samples have {frames} frames; the features have {features.shape[-1]}")
         with _without_autocast(features.device), _without_tf32(features.device):
             features = features.float()
-            if self.normalize == "dataset":
+            if self.out_spec.normalization == "dataset":
                 features = features * self.std + self.mean
             return self.waveform(features, samples).unsqueeze(1)  # (B, 1, N)
 
-    def normalized(self, features: Tensor) -> Tensor:
-        """Features `(B, C, F, T)` as `out_spec` says, of those that `plain_features` gives."""
-        if self.normalize == "dataset":
+    def normalize(self, features: Tensor) -> Tensor:
+        """Bring raw features `(B, C, F, T)` to what `out_spec` says."""
+        if self.out_spec.normalization == "dataset":
             return (features - self.mean) / self.std
-        if self.normalize == "none":
+        if self.out_spec.normalization == "none":
             return features
-        if self.plain.unit != "dB":
+        if self.raw_spec.unit != "dB":
             return features / (features.square().mean((1, 2), keepdim=True) + 1e-10).sqrt()
         low, peak = self.out_spec.low, features.amax((1, 2), keepdim=True)  # (B, 1, 1, T)
         return (features - peak).clamp_min(low).where(peak > low, low)
@@ -158,12 +159,12 @@ class FrontEnd(nn.Module):
         Raises:
             ValueError: the front-end is not normalised by dataset, or there is no audio.
         """
-        if self.normalize != "dataset":
-            raise ValueError(f"normalize is {self.normalize!r}; only a front-end with 'dataset' is measured")
+        if self.out_spec.normalization != "dataset":
+            raise ValueError(f"normalize is {self.out_spec.normalization}; only a front-end with dataset is measured")
         shape = self.mean.shape
         count, mean, squares = 0, torch.zeros(shape).double(), torch.zeros(shape).double()  # (C, F, 1)
         for audio in batches:
-            values = self.plain_features(audio).cpu().double()  # (B, C, F, T); not every device has float64
+            values = self.raw_features(audio).cpu().double()  # (B, C, F, T); not every device has float64
             more = values.shape[0] * values.shape[3]
             average = values.mean((0, 3)).unsqueeze(-1)  # (C, F, 1)
             step, total = average - mean, count + more
@@ -173,14 +174,14 @@ class FrontEnd(nn.Module):
         if not count:
             raise ValueError("there is no audio to measure")
         self.mean.copy_(mean)
-        self.std.copy_((squares / count).sqrt().clamp_min(LEAST * (self.plain.high - self.plain.low)))
+        self.std.copy_((squares / count).sqrt().clamp_min(LEAST * (self.raw_spec.high - self.raw_spec.low)))
 
-    def features(self, audio: Tensor) -> Tensor:
-        """Features `(B, C, F, T)` of audio `(B, N)` float32, as `plain` says."""
+    def compute(self, audio: Tensor) -> Tensor:
+        """Raw features `(B, C, F, T)` of audio `(B, N)` float32, as `raw_spec` says."""
         raise NotImplementedError
 
     def waveform(self, features: Tensor, samples: int) -> Tensor:
-        """Audio `(B, samples)` of features `(B, C, F, T)` float32, as `plain` says."""
+        """Audio `(B, samples)` of raw features `(B, C, F, T)` float32, as `raw_spec` says."""
         raise NotImplementedError
 
 

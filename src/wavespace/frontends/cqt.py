@@ -5,7 +5,7 @@ ceil(l / 2) on the frame's time, and reads |4 / l * sum(window * audio * exp(-2i
 Puckette (1992), 0 dB for a full-scale sine at f. Audio counts as zero before its start and after its end.
 
 The filters are not run at the full rate. Bins of about an octave share a signal with a whole number of samples to a
-frame, which holds all frequencies that they hear: an inverse FFT of the first bins of one FFT of the audio is exact
+frame, which holds all frequencies that they pass: an inverse FFT of the first bins of one FFT of the audio is exact
 decimation for any hop. At that rate the filters are short, and their levels are one matrix product.
 """
 
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wavespace.frontends.base import FrontEnd
-from wavespace.frontends.stft import CPU_GROUP, GPU_GROUP, Array, decibel_spec, decibels
+from wavespace.frontends.stft import CPU_GROUP, GPU_GROUP, Array, check_bins, decibel_spec, decibels
 from wavespace.spec import AudioSpec, Normalization, check_table
 
 LOBES = 16
-"""Bandwidths above its frequency that a bin hears; further out a Hann window lets through less than -82 dB."""
+"""Bandwidths above its frequency that a bin takes in; further out a Hann window lets through less than -82 dB."""
 TAIL = 2
 """Samples by which a decimated filter is longer than its window, as no band ends at once."""
 
@@ -36,15 +36,12 @@ class CQT(FrontEnd):
     it low bins have shorter windows (the VQT of Schoerkhuber, Klapuri, Holighaus and Doerfler, AES 2014).
 
     Args:
-        in_spec: the audio that comes in.
         bins_per_octave: bins to an octave.
         bins: bins in all, at least 2.
         fmin: the lowest bin in Hz.
         hop: samples from frame to frame.
         gamma: added to every bandwidth, in Hz; `228.7 * (2^(1 / bins_per_octave) - 1)` makes bandwidths proportional
             to those of hearing (ERB).
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -63,7 +60,6 @@ class CQT(FrontEnd):
         normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
-        check(hop, floor_db)
         bandwidths = (2 ** (1 / bins_per_octave) - 1) * frequencies + gamma
         if not 0 <= gamma <= bandwidths[-1] <= in_spec.sample_rate / 2:
             raise ValueError(
@@ -74,9 +70,9 @@ class CQT(FrontEnd):
         self.filters = Filters(frequencies, bandwidths, in_spec.sample_rate, hop)
         self.context = self.filters.context
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
-        return decibels(self.filters(audio), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(self.filters(audio), self.raw_spec.low).unsqueeze(1)  # (B, 1, F, T)
 
 
 class HarmonicCQT(FrontEnd):
@@ -86,14 +82,11 @@ class HarmonicCQT(FrontEnd):
     transform: where a harmonic is a whole number of bins away, as octaves are, it shares its rows with others.
 
     Args:
-        in_spec: the audio that comes in.
         harmonics: multiples of each bin's frequency, above 0; those above the Nyquist frequency read as the floor.
         bins_per_octave: bins to an octave.
         bins: bins of a channel, at least 2.
         fmin: the lowest bin of harmonic 1 in Hz.
         hop: samples from frame to frame.
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -114,7 +107,6 @@ class HarmonicCQT(FrontEnd):
         normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
-        check(hop, floor_db)
         if not harmonics or min(harmonics) <= 0:
             raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
         super().__init__(in_spec, decibel_spec(in_spec, len(harmonics), frequencies, hop, floor_db), normalize)
@@ -122,10 +114,10 @@ class HarmonicCQT(FrontEnd):
         check_table(4 * len(harmonics) * bins)
         # Rounded, so that steps which are equal but for the error of log2 are one row.
         steps = np.round(bins_per_octave * np.log2(harmonics)[:, None] + np.arange(bins), 6)  # (H, F)
-        heard = fmin * 2 ** (steps / bins_per_octave) <= in_spec.sample_rate / 2
-        unique = np.unique(steps[heard])
+        below = fmin * 2 ** (steps / bins_per_octave) <= in_spec.sample_rate / 2
+        unique = np.unique(steps[below])
         # Row len(unique) is the floor.
-        rows = np.where(heard, np.searchsorted(unique, steps), len(unique))
+        rows = np.where(below, np.searchsorted(unique, steps), len(unique))
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
         all_frequencies = fmin * 2 ** (unique / bins_per_octave)
         bandwidths = (2 ** (1 / bins_per_octave) - 1) * all_frequencies
@@ -133,10 +125,10 @@ class HarmonicCQT(FrontEnd):
         self.shown = int(np.abs(np.log(harmonics)).argmin())
         self.context = self.filters.context
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         """Levels `(B, H, F, T)` in dB of audio `(B, N)`."""
-        levels = decibels(self.filters(audio), self.plain.low)  # (B, rows, T)
-        return F.pad(levels, (0, 0, 0, 1), value=self.plain.low)[:, self.rows]  # (B, H, F, T)
+        levels = decibels(self.filters(audio), self.raw_spec.low)  # (B, rows, T)
+        return F.pad(levels, (0, 0, 0, 1), value=self.raw_spec.low)[:, self.rows]  # (B, H, F, T)
 
 
 class Filters(nn.Module):
@@ -170,12 +162,12 @@ class Filters(nn.Module):
             end = start
         self.rates = rates
         self.sides = [len(table) // 2 for table in tables]  # samples before and after a frame's own
-        # Frames of audio that a frame hears on either side.
+        # Frames of audio on either side that change a frame.
         self.context = max(side // rate + 1 for side, rate in zip(self.sides, rates))
         taps = max(len(table) for table in tables)
         self.block = max(256, min(8 * self.context, CPU_GROUP // taps))  # most frames at once
         self.step = step(self.block + 2 * self.context)
-        self.size = max(hop, taps)  # what a frame takes of memory, as audio or as what its filters hear
+        self.size = max(hop, taps)  # what a frame takes of memory, as audio or as what its filters take in
         for i, table in enumerate(tables):
             self.register_buffer(f"table{i}", torch.tensor(table, dtype=torch.float32), persistent=False)
 
@@ -209,8 +201,8 @@ class Filters(nn.Module):
         parts = []
         for rate, side, table in zip(self.rates, self.sides, self.tables):
             signal = audio if rate == self.hop else torch.fft.irfft(spectrum, n=span * rate)  # (B, span * rate)
-            heard = signal[:, self.context * rate - side :].unfold(1, len(table), rate)  # (B, >= frames, samples)
-            real, imaginary = (heard[:, :frames] @ table).chunk(2, dim=-1)  # (B, frames, rows of this rate)
+            spans = signal[:, self.context * rate - side :].unfold(1, len(table), rate)  # (B, >= frames, samples)
+            real, imaginary = (spans[:, :frames] @ table).chunk(2, dim=-1)  # (B, frames, rows of this rate)
             parts.append(real.square() + imaginary.square())
         return torch.cat(parts, dim=-1)  # (B, frames, rows)
 
@@ -255,9 +247,7 @@ def octaves(in_spec: AudioSpec, bins_per_octave: int, bins: int, fmin: float) ->
     """The bins' frequencies in Hz; ValueError where they don't fit the audio."""
     if bins_per_octave < 1:
         raise ValueError(f"bins_per_octave is {bins_per_octave}; it must be at least 1")
-    if bins < 2:
-        raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
-    check_table(0, bins)
+    check_bins(bins)
     frequencies = fmin * 2 ** (np.arange(bins) / bins_per_octave)
     nyquist = in_spec.sample_rate / 2
     if not 0 < fmin < frequencies[-1] <= nyquist:
@@ -266,11 +256,3 @@ def octaves(in_spec: AudioSpec, bins_per_octave: int, bins: int, fmin: float) ->
             f"{in_spec.sample_rate} Hz audio has frequencies above 0 and up to {nyquist:g} Hz"
         )
     return frequencies
-
-
-def check(hop: int, floor_db: float) -> None:
-    """ValueError where a setting is out of range."""
-    if hop < 1:
-        raise ValueError(f"hop is {hop}; it must be at least 1")
-    if not -200 <= floor_db < 0:
-        raise ValueError(f"floor_db is {floor_db:g}; it must be below 0, and -200 or more")

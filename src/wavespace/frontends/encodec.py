@@ -26,9 +26,9 @@ URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{ENCODEC}"
 CHUNK = 750
 """Frames to encode at once, more than `TAIL`."""
 BEHIND = 2
-"""Hops before a chunk that its convolutions hear: they reach back 478 samples."""
+"""Hops before a chunk that change it through the convolutions, which reach back 478 samples."""
 TAIL = 6
-"""Frames before a chunk that the last convolution hears."""
+"""Frames before a chunk that change it through the last convolution."""
 
 
 class EnCodec(FrontEnd):
@@ -43,7 +43,6 @@ class EnCodec(FrontEnd):
         in_spec: the audio that comes in, at 24 kHz.
         weights: the official `encodec_24khz-d7cc33bc.th`, or the folder it lies in; None is `data/encodec`. Any
             `state_dict` of `encodec.EncodecModel` will do. Where a name ends in a hash, the file must have it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         Incompatible: the audio has another sample rate.
@@ -59,8 +58,8 @@ class EnCodec(FrontEnd):
                 f"data.sample_rate={RATE}, or use a front-end for any rate, such as frontend=log_frequency or cqt"
             )
         # One bin, from 0 to the Nyquist frequency.
-        plain = FeatureSpec(CHANNELS, (RATE / 4,), RATE / HOP, unit="latent", low=-10.0, high=10.0)
-        super().__init__(in_spec, plain, normalize)
+        raw = FeatureSpec(CHANNELS, (RATE / 4,), RATE / HOP, unit="latent", low=-10.0, high=10.0)
+        super().__init__(in_spec, raw, normalize)
         on_meta = torch.empty(0).is_meta
         from encodec.modules import SEANetEncoder
 
@@ -77,7 +76,7 @@ class EnCodec(FrontEnd):
         self.lstm: nn.LSTM = recurrent.lstm
         self.last = nn.Sequential(activation, last)
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         """Latents `(B, 128, 1, T)` of audio `(B, N)`."""
         frames = 1 + audio.shape[1] // HOP
         if audio.is_meta:  # where an LSTM is slow
@@ -88,8 +87,8 @@ class EnCodec(FrontEnd):
         before = audio.new_empty(len(audio), self.lstm.hidden_size, 0)
         for start in range(0, frames, CHUNK):
             behind = min(BEHIND, start)
-            heard = audio[..., (start - behind) * HOP : (start + CHUNK) * HOP]  # (B, 1, n)
-            x = self.convolutions(heard)[..., behind:]  # (B, 512, t)
+            chunk = audio[..., (start - behind) * HOP : (start + CHUNK) * HOP]  # (B, 1, n)
+            x = self.convolutions(chunk)[..., behind:]  # (B, 512, t)
             y, state = self.lstm(x.permute(2, 0, 1), state)  # (t, B, 512)
             x = torch.cat([before, x + y.permute(1, 2, 0)], dim=-1)  # (B, 512, TAIL + t)
             latents.append(self.last(x)[..., before.shape[-1] :])  # (B, 128, t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wavespace.frontends.stft import Array, BandSpectrogram, check_range, check_stft, triangles
+from wavespace.frontends.stft import Array, BandSpectrogram, check_bins, check_range, check_window, triangles
 from wavespace.spec import AudioSpec, Normalization
 
 
@@ -16,14 +16,11 @@ class Mel(BandSpectrogram):
     mean what they do in `LogFrequency`.
 
     Args:
-        in_spec: the audio that comes in.
         bins: bands, at least 2.
         fmin: lower edge of the lowest band in Hz.
         fmax: upper edge of the highest band in Hz; None is the Nyquist frequency.
         n_fft: length of the Hann window and the FFT in samples, even.
         hop: samples from frame to frame, at most half of `n_fft`.
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range, or a band is so narrow that no FFT bin lies in it.
@@ -42,9 +39,8 @@ class Mel(BandSpectrogram):
         normalize: Normalization = "none",
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=False)
-        check_stft(n_fft, hop, floor_db)
-        if bins < 2:
-            raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
+        check_window(n_fft, hop)
+        check_bins(bins)
         edges = mel_to_hz(np.linspace(hz_to_mel(fmin), hz_to_mel(top), bins + 2))
         left, centre, right = edges[:-2], edges[1:-1], edges[2:]
         weights = triangles(left, centre, right, n_fft, in_spec.sample_rate)

@@ -6,14 +6,13 @@ of each kernel, so where kernels are not to learn, `CQT` and `LogFrequency` give
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from wavespace.frontends.base import FrontEnd
-from wavespace.frontends.cqt import check, octaves
-from wavespace.frontends.stft import check_range, check_stft, decibel_spec, decibels
+from wavespace.frontends.cqt import octaves
+from wavespace.frontends.stft import check_window, decibel_spec, decibels, log_axis
 from wavespace.spec import AudioSpec, Normalization, check_table
 
 
@@ -21,14 +20,11 @@ class NnAudioCQT(FrontEnd):
     """nnAudio's `CQT1992v2`, `(B, 1, bins, T)` in dB; the same filters as `CQT`, 0 dB for a full-scale sine.
 
     Args:
-        in_spec: the audio that comes in.
         bins: bins in all, at least 2.
         bins_per_octave: bins to an octave.
         fmin: the lowest bin in Hz.
         hop: samples from frame to frame.
         trainable: kernels are parameters (and part of a checkpoint), and learn within the length they start with.
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -47,7 +43,6 @@ class NnAudioCQT(FrontEnd):
         normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
-        check(hop, floor_db)
         check_table(4 * bins * in_spec.sample_rate / (fmin * (2 ** (1 / bins_per_octave) - 1)))
         super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         from nnAudio.features.cqt import CQT1992v2  # costs as much time as torch
@@ -68,10 +63,10 @@ class NnAudioCQT(FrontEnd):
             for part in ("cqt_kernels_real", "cqt_kernels_imag"):
                 register_parametrization(self.layer, part, Windowed(self.layer.lenghts, self.layer.kernel_width))
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
         parts = self.layer(audio, normalization_type="wrap")  # (B, F, T, 2)
-        return decibels(parts.square().sum(-1), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(parts.square().sum(-1), self.raw_spec.low).unsqueeze(1)  # (B, 1, F, T)
 
 
 class NnAudioSTFT(FrontEnd):
@@ -82,15 +77,12 @@ class NnAudioSTFT(FrontEnd):
     `LogFrequency` averages over such gaps.
 
     Args:
-        in_spec: the audio that comes in.
         bins: frequencies, at least 2.
         fmin: the lowest in Hz.
         fmax: the highest in Hz; None is the Nyquist frequency.
         n_fft: length of the Hann window in samples, even.
         hop: samples from frame to frame, at most half of `n_fft`.
         trainable: kernels are parameters (and part of a checkpoint), and learn.
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -109,12 +101,10 @@ class NnAudioSTFT(FrontEnd):
         floor_db: float = -80.0,
         normalize: Normalization = "none",
     ) -> None:
-        top = check_range(in_spec, fmin, fmax, above_zero=True)
-        check_stft(n_fft, hop, floor_db)
-        if bins < 2:
-            raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
-        check_table(4 * bins * n_fft, bins)
-        super().__init__(in_spec, decibel_spec(in_spec, 1, np.geomspace(fmin, top, bins), hop, floor_db), normalize)
+        check_window(n_fft, hop)
+        frequencies = log_axis(in_spec, bins, fmin, fmax)
+        check_table(4 * bins * n_fft)
+        super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         from nnAudio.features.stft import STFT  # costs as much time as torch
 
         self.layer = STFT(
@@ -124,7 +114,7 @@ class NnAudioSTFT(FrontEnd):
             freq_scale="log",
             pad_mode="constant",
             fmin=fmin,
-            fmax=fmin * (top / fmin) ** (bins / (bins - 1)),  # nnAudio's last bin is one step below its fmax
+            fmax=fmin * float(frequencies[-1] / fmin) ** (bins / (bins - 1)),  # one step above nnAudio's last bin
             sr=in_spec.sample_rate,
             trainable=trainable,
             output_format="Complex",
@@ -133,10 +123,10 @@ class NnAudioSTFT(FrontEnd):
         _keep_out_of_checkpoints(self.layer)
         self.gain = 4 / n_fft  # a periodic Hann window sums to n_fft / 2
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
         parts = self.gain * self.layer(audio)  # (B, F, T, 2)
-        return decibels(parts.square().sum(-1), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(parts.square().sum(-1), self.raw_spec.low).unsqueeze(1)  # (B, 1, F, T)
 
 
 class Windowed(nn.Module):

@@ -34,12 +34,9 @@ class BandSpectrogram(FrontEnd):
     """Levels in the bands of one STFT, `(B, 1, bins, T)` in dB; `LogFrequency` and `Mel` choose the bands.
 
     Args:
-        in_spec: the audio that comes in.
         frequencies: centre of each band in Hz, ascending.
         weights: `(bins, n_fft / 2 + 1)`, what each FFT bin gives to each band.
         hop: samples from frame to frame.
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
     """
 
     invertible = True
@@ -56,9 +53,9 @@ class BandSpectrogram(FrontEnd):
         super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         self.bands = Bands(weights, hop)
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         """Levels `(B, 1, F, T)` in dB of audio `(B, N)`."""
-        return decibels(self.bands(audio), self.plain.low).unsqueeze(1)  # (B, 1, F, T)
+        return decibels(self.bands(audio), self.raw_spec.low).unsqueeze(1)  # (B, 1, F, T)
 
     def waveform(self, features: Tensor, samples: int) -> Tensor:
         """Audio `(B, samples)` of levels `(B, 1, F, T)`: bands to FFT bins, then phases by Griffin-Lim.
@@ -66,7 +63,7 @@ class BandSpectrogram(FrontEnd):
         What a net says beyond `LOUDEST` counts as that: in the first steps it may say hundreds of dB.
         """
         levels = features.squeeze(1).clamp(max=LOUDEST)  # (B, F, T)
-        levels = 10 ** (levels / 10) - 10 ** (self.plain.low / 10)  # the floor is silence
+        levels = 10 ** (levels / 10) - 10 ** (self.raw_spec.low / 10)  # the floor is silence
         power = self.bands.invert(levels.clamp_min(0))  # (B, n_fft / 2 + 1, T)
         return griffin_lim(power.sqrt(), self.bands.hop, samples)  # (B, N)
 
@@ -78,14 +75,11 @@ class LogFrequency(BandSpectrogram):
     narrower than the window's main lobe, and less by the bandwidth above that.
 
     Args:
-        in_spec: the audio that comes in.
         bins: bands, at least 2.
         fmin: centre of the lowest band in Hz.
         fmax: centre of the highest band in Hz; None is the Nyquist frequency.
         n_fft: length of the Hann window and the FFT in samples, even.
         hop: samples from frame to frame, at most half of `n_fft`.
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -103,12 +97,9 @@ class LogFrequency(BandSpectrogram):
         floor_db: float = -80.0,
         normalize: Normalization = "none",
     ) -> None:
-        top = check_range(in_spec, fmin, fmax, above_zero=True)
-        check_stft(n_fft, hop, floor_db)
-        if bins < 2:
-            raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
-        frequencies = np.geomspace(fmin, top, bins)
-        weights = log_bands(frequencies, (top / fmin) ** (1 / (bins - 1)), n_fft, in_spec.sample_rate)
+        check_window(n_fft, hop)
+        frequencies = log_axis(in_spec, bins, fmin, fmax)
+        weights = log_bands(frequencies, (frequencies[-1] / fmin) ** (1 / (bins - 1)), n_fft, in_spec.sample_rate)
         super().__init__(in_spec, frequencies, weights, hop, floor_db, normalize)
 
 
@@ -121,7 +112,6 @@ class MultiResolution(FrontEnd):
     440 * 2^(k / bins_per_octave) Hz, so that with 12, 24 or 36 to the octave each piano key has one at its pitch.
 
     Args:
-        in_spec: the audio that comes in.
         bins_per_octave: bins to an octave.
         fmin: the lowest bin is the first at or above this, in Hz; 25.9 gives MIDI pitch 20.
         fmax: the highest bin is the last at or below this, in Hz; None is the Nyquist frequency.
@@ -129,8 +119,6 @@ class MultiResolution(FrontEnd):
         crossovers: frequencies in Hz at which channel 0 goes to the next window; one fewer than `n_ffts`.
         attack_n_fft: length of the Hann window of channel 1 in samples, even.
         hop: samples from frame to frame, at most half of the shortest window.
-        floor_db: values below this are raised to it.
-        normalize: what values are relative to; see `FrontEnd`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -154,7 +142,7 @@ class MultiResolution(FrontEnd):
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=True)
         for n_fft in (*n_ffts, attack_n_fft):
-            check_stft(n_fft, hop, floor_db)
+            check_window(n_fft, hop)
         if len(crossovers) != len(n_ffts) - 1 or list(crossovers) != sorted(crossovers):
             raise ValueError(
                 f"crossovers is {list(crossovers)}; {len(n_ffts)} windows need {len(n_ffts) - 1}, ascending"
@@ -182,11 +170,11 @@ class MultiResolution(FrontEnd):
         )
         self.register_buffer("semitone_of_bin", torch.tensor(semitone_of_bin), persistent=False)
 
-    def features(self, audio: Tensor) -> Tensor:
+    def compute(self, audio: Tensor) -> Tensor:
         """Levels `(B, 2, F, T)` in dB of audio `(B, N)`."""
         tonal = torch.cat([bands(audio) for bands in self.tonal], dim=1)  # (B, F, T)
         attack = self.attack(audio)[:, self.semitone_of_bin]  # (B, F, T)
-        return decibels(torch.stack([tonal, attack], dim=1), self.plain.low)  # (B, 2, F, T)
+        return decibels(torch.stack([tonal, attack], dim=1), self.raw_spec.low)  # (B, 2, F, T)
 
 
 class Bands(nn.Module):
@@ -288,7 +276,11 @@ def decibels(power: Tensor, floor_db: float) -> Tensor:
 
 
 def decibel_spec(in_spec: AudioSpec, channels: int, frequencies: Array, hop: int, floor_db: float) -> FeatureSpec:
-    """What a front-end in decibels of full scale yields."""
+    """What a front-end in decibels of full scale yields; ValueError where `hop` or `floor_db` is out of range."""
+    if hop < 1:
+        raise ValueError(f"hop is {hop}; it must be at least 1")
+    if not -200 <= floor_db < 0:
+        raise ValueError(f"floor_db is {floor_db:g}; it must be below 0, and -200 or more")
     return FeatureSpec(
         channels, tuple(frequencies.tolist()), in_spec.sample_rate / hop, unit="dB", low=floor_db, high=0.0
     )
@@ -327,11 +319,22 @@ def check_range(in_spec: AudioSpec, fmin: float, fmax: float | None, above_zero:
     return top
 
 
-def check_stft(n_fft: int, hop: int, floor_db: float) -> None:
-    """ValueError where a setting of an STFT in decibels is out of range."""
+def log_axis(in_spec: AudioSpec, bins: int, fmin: float, fmax: float | None) -> Array:
+    """Frequencies in Hz evenly spaced in log frequency; ValueError where a setting is out of range."""
+    check_bins(bins)
+    return np.geomspace(fmin, check_range(in_spec, fmin, fmax, above_zero=True), bins)
+
+
+def check_bins(bins: int) -> None:
+    """ValueError where there are too few bins for a frequency axis, or too many for memory."""
+    if bins < 2:
+        raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
+    check_table(0, bins)
+
+
+def check_window(n_fft: int, hop: int) -> None:
+    """ValueError where frames of an STFT would not be, or not overlap."""
     if n_fft < 2 or n_fft % 2:
         raise ValueError(f"n_fft is {n_fft}; it must be even and at least 2")
     if not 1 <= hop <= n_fft // 2:
         raise ValueError(f"hop is {hop}; with n_fft {n_fft} it must be 1 to {n_fft // 2}, so that frames overlap")
-    if not -200 <= floor_db < 0:
-        raise ValueError(f"floor_db is {floor_db:g}; it must be below 0, and -200 or more")

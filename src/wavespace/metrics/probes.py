@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wavespace.data.base import Item
 from wavespace.data.synthesis.tones import PARTIALS, draw_timbre
+from wavespace.units import midi_to_hz
 
 Float = NDArray[np.float64]
 
@@ -27,7 +28,7 @@ FITTED = 6
 def balanced_accuracy(
     codes: Float, classes: NDArray[np.int64], test_codes: Float, test_classes: NDArray[np.int64]
 ) -> float:
-    """Mean recall, over the classes that occur in test, of a ridge classifier of codes `(K, numbers)`.
+    """Mean recall, over the classes that occur in test, of a ridge classifier of codes `(K, dims)`.
 
     Every class weighs as much in the fit, however many codes it has.
     """
@@ -42,7 +43,7 @@ def balanced_accuracy(
 
 
 def pitch_probe(codes: Float, pitches: NDArray[np.int64], timbres: NDArray[np.int64]) -> float:
-    """Accuracy within half a semitone of a linear map of codes `(K, numbers)`, on timbres that it was not fitted to."""
+    """Accuracy within half a semitone of a linear map of codes `(K, dims)`, on timbres that it was not fitted to."""
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -56,7 +57,7 @@ def pitch_probe(codes: Float, pitches: NDArray[np.int64], timbres: NDArray[np.in
 
 
 def concentration(codes: Float) -> float:
-    """Entropy of the share of each number in the variance of codes `(K, numbers)`, over the log of their number."""
+    """Entropy of the share of each dim in the variance of codes `(K, dims)`, over the log of their number."""
     from scipy.stats import entropy
 
     variance = codes.var(axis=0)
@@ -77,7 +78,7 @@ def tones(sample_rate: int) -> list[Item]:
         drawn = draw_timbre(rng)
         phases = rng.uniform(0, 2 * np.pi, PARTIALS)
         for pitch in range(LOWEST + timbre % 2, HIGHEST, 2):
-            hertz = 440 * 2 ** ((pitch - 69) / 12) * n * np.sqrt((1 + drawn.stiffness * n**2) / (1 + drawn.stiffness))
+            hertz = midi_to_hz(pitch) * n * np.sqrt((1 + drawn.stiffness * n**2) / (1 + drawn.stiffness))
             kept = hertz < min(0.45 * sample_rate, 12_000)
             amplitude = (10 ** (drawn.level / 20) / np.sqrt(1 + (hertz / drawn.lowpass) ** 4))[kept]
             wave = amplitude @ np.sin(2 * np.pi * hertz[kept, None] * time + phases[kept, None])  # (N,)

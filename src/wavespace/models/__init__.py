@@ -1,4 +1,7 @@
 """Models: features `(B, C, F, T)` to `(B, C', F', T)`. They know nothing of Lightning, Hydra or W&B.
 
-Each has `context`, the frames on each side that can change an output frame: what inference on long audio must give it.
+All take `in_spec`, of the features, and `out_spec`, of what the task needs.
+
+Each has `receptive_field`, the frames on each side that can change an output frame: what inference on long audio must
+give it. What one with a code offers is `blocks.Autoencoder`.
 """

@@ -1,4 +1,4 @@
-"""What the convolutional autoencoders share: down, a bottleneck, and up, without skips around it."""
+"""A convolutional autoencoder, and the linear path that a net may have beside its own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from wavespace.models.blocks import (
     Scale,
     as_frames,
     bottleneck_of,
+    check_kernel,
+    check_least,
     from_frames,
     pad_to,
-    pooled_context,
-    precise,
+    pooled_field,
+    upcast,
     widths_of,
+    zero_init,
 )
 from wavespace.models.pca import PCA
 from wavespace.spec import FeatureSpec
 
 
 class LinearPath(nn.Module):
-    """Frames to numbers and back by one matrix each way, in float32: what a net adds its own to.
+    """Map frames to codes and back by one matrix each way, in float32: what a net adds its own to.
 
     `(B, C, F, T)` to codes `(B, latent * step, 1, T / step)`, as `step` frames share a code, to `(B, C', F', T)`. Where
     that is to be what came in, `fit` makes it the principal component analysis of `latent` components.
@@ -35,9 +38,9 @@ class LinearPath(nn.Module):
     def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, latent: int, step: int = 1) -> None:
         super().__init__()
         self.in_spec, self.out_spec, self.latent, self.step = in_spec, out_spec, latent, step
-        numbers, window = latent * step, (1, step)
-        self.narrow = nn.Conv2d(in_spec.channels * in_spec.bins, numbers, window, window)
-        self.widen = nn.ConvTranspose2d(numbers, out_spec.channels * out_spec.bins, window, window)
+        window = (1, step)
+        self.narrow = nn.Conv2d(in_spec.channels * in_spec.bins, latent * step, window, window)
+        self.widen = nn.ConvTranspose2d(latent * step, out_spec.channels * out_spec.bins, window, window)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -56,36 +59,43 @@ class LinearPath(nn.Module):
             assert layer.bias is not None
             layer.bias.copy_(bias)
 
-    def into(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)`, whose rows beyond the spec's are padding, to codes."""
         with _full_precision(x):
-            return self.narrow(as_frames(precise(x[:, :, : self.in_spec.bins])))
+            return self.narrow(as_frames(upcast(x[:, :, : self.in_spec.bins])))
 
-    def out(self, code: Tensor) -> Tensor:
+    def decode(self, code: Tensor) -> Tensor:
         """Codes to `(B, C', F', T)`."""
         with _full_precision(code):
-            return from_frames(self.widen(precise(code)), self.out_spec.channels, self.out_spec.bins)
+            return from_frames(self.widen(upcast(code)), self.out_spec.channels, self.out_spec.bins)
 
 
 class ConvAutoencoder(nn.Module):
-    """Shrink by `stride` at each of `depth` levels while channels grow by its first number, then back.
+    """Shrink frequency (and, with `pool_time`, halve time) `depth` times, then grow back, without skips.
+
+    With a `latent` of k dims and a kernel that sees each frame alone it is the non-linear counterpart of a principal
+    component analysis with k components.
 
     Args:
         in_spec: features; a single bin is not shrunk, and kernels then see it alone.
         out_spec: what the task needs.
-        width: channels at full resolution.
+        width: channels at full resolution; they grow by `stride` at each level up to `max_width`.
         max_width: channels at most.
         depth: levels.
-        kernel: (frequency, time) size of the convolutions, odd.
-        stride: (frequency, time) by which each level shrinks.
-        latent: numbers a frame at the narrowest point; None leaves the middle as it is.
-        norm: kind of normalisation.
+        stride: by how much each level shrinks frequency.
+        kernel: size of the convolutions along frequency and time, odd; one number: along frequency, each frame alone.
+        pool_time: also halve time.
+        latent: dims a frame at the narrowest point, a linear map there and back; null leaves the middle as it is.
+            With `pool_time` one code serves `2**depth` frames and has as many times `latent` dims, so that equal
+            settings stay comparable. Each frame is rebuilt from its own code and from its neighbours'.
+        norm: kind of normalisation. Group norm, over all frames of a window, mixes frames whatever the kernel.
         linear: the code is a linear map of the frame plus what the net adds to it, and so is what comes out. The net's
             part begins at nothing, and `fit` sets the linear one: training starts at the PCA of the same `latent`.
 
     Attributes:
+        dims: size of a code.
         step: frames that share a code.
-        context: frames on each side that can change an output frame; with group norm, all of the window a little.
+        receptive_field: frames on each side that can change an output frame; with group norm, all a little.
 
     Raises:
         ValueError: a setting is out of range.
@@ -96,44 +106,48 @@ class ConvAutoencoder(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int,
-        max_width: int,
-        depth: int,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        latent: int | None,
-        norm: Norm,
-        linear: bool,
+        width: int = 16,
+        max_width: int = 64,
+        depth: int = 4,
+        stride: int = 2,
+        kernel: int | tuple[int, int] = (3, 3),
+        pool_time: bool = False,
+        latent: int | None = None,
+        norm: Norm = "batch",
+        linear: bool = False,
     ) -> None:
         super().__init__()
-        if min(width, max_width, depth) < 1:
-            raise ValueError(f"width is {width}, max_width {max_width} and depth {depth}; each must be at least 1")
+        check_least(1, width=width, max_width=max_width, depth=depth)
+        check_least(2, stride=stride)
+        check_kernel(kernel)
         if linear and latent is None:
             raise ValueError("linear is true and latent null; the linear path passes a latent, so set latent")
-        growth = stride[0]
+        rows, frames = (kernel, 1) if isinstance(kernel, int) else kernel
+        size, shrink = (rows, frames), (stride, 2 if pool_time else 1)
         if in_spec.bins == 1:
-            kernel, stride = (1, kernel[1]), (1, stride[1])
+            size, shrink = (1, frames), (1, shrink[1])
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.bins = in_spec.bins
-        self.multiple = (stride[0] ** depth, stride[1] ** depth)
+        self.multiple = (shrink[0] ** depth, shrink[1] ** depth)
         self.step = self.multiple[1]
-        self.context = pooled_context(kernel[1] // 2, 2 * (kernel[1] // 2), stride[1], depth)
-        widths = widths_of(width, max_width, depth, growth)
-        self.stem = nn.Conv2d(in_spec.channels, widths[0], kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+        self.receptive_field = pooled_field(frames // 2, 2 * (frames // 2), shrink[1], depth)
+        widths = widths_of(width, max_width, depth, stride)
+        self.stem = nn.Conv2d(in_spec.channels, widths[0], size, padding=(size[0] // 2, size[1] // 2))
         self.down = nn.Sequential(
             *(
                 layer
                 for narrow, wide in zip(widths, widths[1:])
-                for layer in (nn.Conv2d(narrow, wide, stride, stride), ConvBlock(wide, wide, kernel, norm))
+                for layer in (nn.Conv2d(narrow, wide, shrink, shrink), ConvBlock(wide, wide, size, norm))
             )
         )
         # Batch norm would take the level of a batch out of codes that hold it as it is.
-        self.bottleneck = bottleneck_of(in_spec, widths, stride, latent, "group" if linear else norm)
+        self.bottleneck = bottleneck_of(in_spec, widths, shrink, latent, "group" if linear else norm)
+        self.dims = self.bottleneck.dims
         self.up = nn.Sequential(
             *(
                 layer
                 for wide, narrow in zip(widths[:0:-1], widths[-2::-1])
-                for layer in (nn.ConvTranspose2d(wide, narrow, stride, stride), ConvBlock(narrow, narrow, kernel, norm))
+                for layer in (nn.ConvTranspose2d(wide, narrow, shrink, shrink), ConvBlock(narrow, narrow, size, norm))
             )
         )
         self.rebin = Rebin(in_spec.frequencies, out_spec.frequencies, widths[0])
@@ -141,29 +155,28 @@ class ConvAutoencoder(nn.Module):
         self.linear: LinearPath | None = None
         if linear and latent:
             self.linear = LinearPath(in_spec, out_spec, latent, self.step)
-            for parameter in (*self.bottleneck.narrow.parameters(), *self.head.parameters()):
-                nn.init.zeros_(parameter)
+            zero_init(self.bottleneck.narrow, self.head)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Set the linear path, if there is one, to the principal components of features `(B, C, F, T)`."""
         if self.linear is not None:
-            self.linear.fit(self.scale.into(features) for features in batches)
+            self.linear.fit(self.scale.normalize(features) for features in batches)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
         return self.decode(self.encode(x))[..., : x.shape[-1]]
 
     def encode(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` to codes `(B, numbers, 1, ceil(T / step))`; numbers is `latent * step`, if that is set."""
-        x = pad_to(self.scale.into(x), self.multiple)
-        code = self.bottleneck.into(self.down(self.stem(x)))
-        return code if self.linear is None else precise(code) + self.linear.into(x)
+        """`(B, C, F, T)` to codes `(B, dims, 1, ceil(T / step))`."""
+        x = pad_to(self.scale.normalize(x), self.multiple)
+        code = self.bottleneck.encode(self.down(self.stem(x)))
+        return code if self.linear is None else upcast(code) + self.linear.encode(x)
 
     def decode(self, code: Tensor) -> Tensor:
-        """Codes `(B, numbers, 1, t)` to `(B, C', F', t * step)`."""
-        x = self.up(self.bottleneck.out(code))[:, :, : self.bins]  # (B, width, F, t * step)
-        x = precise(self.head(self.rebin(x)))
-        return self.target.out(x if self.linear is None else x + self.linear.out(code))
+        """Codes `(B, dims, 1, t)` to `(B, C', F', t * step)`."""
+        x = self.up(self.bottleneck.decode(code))[:, :, : self.bins]  # (B, width, F, t * step)
+        x = self.head(self.rebin(x))
+        return self.target.denormalize(x if self.linear is None else x + self.linear.decode(code))
 
 
 def _full_precision(x: Tensor) -> torch.autocast | nullcontext[None]:

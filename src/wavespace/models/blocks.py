@@ -1,9 +1,9 @@
-"""What models share: scaling by the spec, a change of frequency axis, convolutions, a bottleneck, how far they hear."""
+"""What models share: what has a code, scaling by the spec, a change of frequency axis, convolutions, a bottleneck."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,33 +14,63 @@ from wavespace.spec import FeatureSpec
 
 Norm = Literal["batch", "group"]
 
-UNBOUNDED_CONTEXT = 64
-"""Frames on each side that count as heard by a layer that nothing bounds: a recurrent one, attention to all."""
+UNBOUNDED = 64
+"""Frames on each side that count as the receptive field of a layer that has no bound: recurrence, attention to all."""
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """A model whose output is a function of a code alone, `decode(encode(x))[..., :T]`, unless `dims` is 0."""
+
+    dims: int
+    """Size of a code; 0 where there is none, as skips carry features around it."""
+    step: int
+    """Consecutive frames that share a code."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` to codes `(B, dims, 1, ceil(T / step))`."""
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Codes `(B, dims, 1, t)` to `(B, C', F', t * step)`."""
+
+
+def autoencoder(model: nn.Module) -> Autoencoder | None:
+    """The model, if it has a code."""
+    return model if isinstance(model, Autoencoder) and model.dims else None
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A model that states its receptive field."""
+
+    receptive_field: int
+    """Frames on each side that can change an output frame."""
 
 
 class Scale(nn.Module):
-    """Values of a spec's range to about -1..1 (`into`), and back (`out`); linear, nothing is cut off. Logits stay."""
+    """Map a spec's range to about -1..1 and back, whatever the shape; linear, nothing is cut off. Logits stay."""
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
         logit = spec.unit == "logit"
         self.middle = 0.0 if logit else (spec.high + spec.low) / 2
-        self.reach = 1.0 if logit else (spec.high - spec.low) / 2
+        self.halfwidth = 1.0 if logit else (spec.high - spec.low) / 2
 
-    def into(self, x: Tensor) -> Tensor:
-        """To about -1..1."""
-        return (x - self.middle) / self.reach
+    def normalize(self, x: Tensor) -> Tensor:
+        """Features `(B, C, F, T)` in the spec's unit to about -1..1."""
+        return (x - self.middle) / self.halfwidth
 
-    def out(self, x: Tensor) -> Tensor:
-        """Back to the spec's unit."""
-        return x * self.reach + self.middle
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Features `(B, C, F, T)` of about -1..1 to the spec's unit, in float32 at least, which dB need."""
+        return upcast(x) * self.halfwidth + self.middle
 
 
 class Rebin(nn.Module):
-    """A learned linear map along frequency `(B, C, F, T) -> (B, C, F', T)`; the identity where the axes are equal.
+    """Map `(B, C, F, T)` to another frequency axis, `(B, C, F', T)`, by a learned matrix; equal axes are left alone.
 
-    It starts as linear interpolation between the two axes' centre frequencies on a log scale. Where the input has one
-    bin, as a codec's latents have, there is nothing to interpolate: each output bin weighs each channel, from random.
+    The matrix starts as linear interpolation between the axes' centre frequencies on a log scale (`np.interp`); that
+    it learns is this project's own and no paper's. Where the input has one bin, as a codec's latents have, there is
+    nothing to interpolate: each output bin weighs each channel, from random.
     """
 
     def __init__(self, bins_in: Sequence[float], bins_out: Sequence[float], channels: int = 1) -> None:
@@ -120,43 +150,30 @@ class ConvBlock(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """The middle of an autoencoder `(B, W, rows, T)` to codes `(B, numbers, 1, T)` and back, each frame alone.
+    """Map the middle of an autoencoder `(B, W, rows, T)` to codes `(B, dims, 1, T)` and back, each frame alone.
 
-    Both ways are linear and learned; without `numbers` the middle itself is the code, and nothing is learned. With
-    batch norm each number of a code has about mean 0 and variance 1: such nets learn in a fraction of the steps.
+    Both ways are linear and learned; without `dims` the middle itself is the code, and nothing is learned. With
+    batch norm each dimension of a code has about mean 0 and variance 1: such nets learn in a fraction of the steps.
     """
 
-    def __init__(self, channels: int, rows: int, numbers: int | None, norm: Norm) -> None:
+    def __init__(self, channels: int, rows: int, dims: int | None, norm: Norm) -> None:
         super().__init__()
-        self.channels, self.rows = channels, rows
+        self.channels, self.rows, self.dims = channels, rows, dims or channels * rows
         self.narrow: nn.Module = nn.Identity()
         self.widen: nn.Module = nn.Identity()
-        if numbers:
-            self.narrow = nn.Conv2d(channels * rows, numbers, 1)
+        if dims:
+            self.narrow = nn.Conv2d(channels * rows, dims, 1)
             if norm == "batch":  # group norm would take the level of a whole window out of its codes
-                self.narrow = nn.Sequential(self.narrow, nn.BatchNorm2d(numbers, affine=False))
-            self.widen = nn.Conv2d(numbers, channels * rows, 1)
+                self.narrow = nn.Sequential(self.narrow, nn.BatchNorm2d(dims, affine=False))
+            self.widen = nn.Conv2d(dims, channels * rows, 1)
 
-    def into(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """`(B, W, rows, T)` to codes."""
         return self.narrow(as_frames(x))
 
-    def out(self, code: Tensor) -> Tensor:
+    def decode(self, code: Tensor) -> Tensor:
         """Codes to `(B, W, rows, T)`."""
         return from_frames(self.widen(code), self.channels, self.rows)
-
-
-class Autoencoder(Protocol):
-    """A model whose output depends on its input through a code alone; `decode(encode(x))[..., :T]` is its output."""
-
-    step: int
-    """Frames that share a code: 1 unless time is pooled."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` to codes `(B, numbers, 1, ceil(T / step))`."""
-
-    def decode(self, code: Tensor) -> Tensor:
-        """Codes `(B, numbers, 1, t)` to `(B, C', F', t * step)`."""
 
 
 def widths_of(width: int, max_width: int, depth: int, growth: int) -> list[int]:
@@ -167,30 +184,57 @@ def widths_of(width: int, max_width: int, depth: int, growth: int) -> list[int]:
 def bottleneck_of(
     in_spec: FeatureSpec, widths: list[int], stride: tuple[int, int], latent: int | None, norm: Norm
 ) -> Bottleneck:
-    """The bottleneck of `latent` numbers a frame for a net that shrinks frequency and time by `stride` at each level.
+    """The bottleneck of `latent` dims a frame for a net that shrinks frequency and time by `stride` at each level.
 
     Raises:
-        ValueError: the features or a level hold fewer numbers a frame, so that it would be none.
+        ValueError: the features or a level have fewer dims a frame, so that it would be none.
     """
     depth = len(widths) - 1
     top = in_spec.bins + -in_spec.bins % stride[0] ** depth  # rows after padding
     held = [wide * (top // stride[0] ** level) // stride[1] ** level for level, wide in enumerate(widths)]
     most = min(in_spec.channels * in_spec.bins, *held)
     if latent is not None and not 1 <= latent <= most:
-        raise ValueError(f"latent is {latent}; it takes 1 to {most} numbers a frame: no more pass the rest of the net")
+        raise ValueError(f"latent is {latent}; it takes 1 to {most} dims a frame: no more pass the rest of the net")
     return Bottleneck(widths[-1], top // stride[0] ** depth, latent and latent * stride[1] ** depth, norm)
 
 
-def precise(x: Tensor) -> Tensor:
-    """At least float32: a value in dB needs more digits than half precision has."""
+def upcast(x: Tensor) -> Tensor:
+    """Convert half precision to float32: a value in dB needs more digits than it has."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def pooled_context(stem: int, block: int, stride: int, depth: int) -> int:
-    """Frames on each side that can change a frame of a net that shrinks time by `stride` at each of `depth` levels.
+def zero_init(*modules: nn.Module) -> None:
+    """Set all parameters of modules to zero, so that they give nothing until they learn."""
+    for module in modules:
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
 
-    `stem` and `block` are the frames that the stem and each further block see on each side at their own resolution;
-    a frame also sees all frames that it was pooled with.
+
+def pooled_field(stem: int, block: int, stride: int, depth: int) -> int:
+    """Receptive field on each side of a net that shrinks time by `stride` at each of `depth` levels.
+
+    `stem` and `block` are those of the stem and of each further block at their own resolution; a frame also depends
+    on all frames that it was pooled with.
     """
     steps = [stride**level for level in range(depth + 1)]
     return stem + block * (sum(steps[1:]) + sum(steps[:-1])) + steps[-1] - 1
+
+
+def check_least(least: int, **settings: int) -> None:
+    """ValueError where a setting is below the least that makes a net."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+def check_kernel(kernel: int | Sequence[int]) -> None:
+    """ValueError where a size of a kernel is even or below 1."""
+    sizes = [kernel] if isinstance(kernel, int) else kernel
+    if any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ValueError(f"kernel is {kernel}; each size must be odd, so that input and output align")
+
+
+def check_dropout(dropout: float) -> None:
+    """ValueError where a share of activations is out of range."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it must be from 0 to below 1")

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavespace.models.blocks import (
-    UNBOUNDED_CONTEXT,
+    UNBOUNDED,
     ConvBlock,
     Norm,
     Scale,
     as_frames,
+    check_dropout,
+    check_least,
     norm_layer,
     pad_to,
-    precise,
     widths_of,
 )
 from wavespace.spec import FeatureSpec
@@ -27,8 +28,9 @@ from wavespace.spec import FeatureSpec
 class CRNN(nn.Module):
     """Local spectral shapes by convolution, their course in time by recurrence.
 
-    Nothing bounds what the recurrent layers hear. They are given whole windows in training; at inference on long audio
-    they start at rest at each window's ends, `context` frames before the first frame that is kept and after the last.
+    The receptive field of the recurrent layers has no bound. They are given whole windows in training; at inference on
+    long audio they start at rest at each window's ends, `receptive_field` frames before the first frame that is kept
+    and after the last.
     torch.compile leaves them as they are.
 
     Args:
@@ -37,13 +39,13 @@ class CRNN(nn.Module):
         width: channels of the convolutions at full resolution; they double at each level up to `max_width`.
         max_width: channels at most.
         depth: times that frequency is halved.
-        hidden: numbers a frame that the recurrent layers keep in each direction.
+        hidden: size of the recurrent layers' state in each direction.
         layers: recurrent layers.
         dropout: share of activations that are dropped in training, before and between the recurrent layers.
         norm: kind of normalisation.
 
     Attributes:
-        context: frames on each side that the convolutions see, and 64 that count as what the recurrent layers hear.
+        receptive_field: frames on each side that change the convolutions' output, and 64 for the recurrent layers.
 
     Raises:
         ValueError: a setting is out of range.
@@ -63,18 +65,13 @@ class CRNN(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if min(width, max_width, depth, hidden, layers) < 1:
-            raise ValueError(
-                f"width is {width}, max_width {max_width}, depth {depth}, hidden {hidden} and layers {layers}; "
-                "each must be at least 1"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; it must be from 0 to below 1")
+        check_least(1, width=width, max_width=max_width, depth=depth, hidden=hidden, layers=layers)
+        check_dropout(dropout)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
         kernel, pool = ((3, 3), (2, 1)) if in_spec.bins > 1 else ((1, 3), (1, 1))
         self.multiple = (pool[0] ** depth, 1)
-        self.context = 2 * (depth + 1) + UNBOUNDED_CONTEXT
+        self.receptive_field = 2 * (depth + 1) + UNBOUNDED
         widths = widths_of(width, max_width, depth, 2)
         self.convolutions = nn.Sequential(
             ConvBlock(in_spec.channels, widths[0], kernel, norm),
@@ -98,10 +95,10 @@ class CRNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        x = self.convolutions(pad_to(self.scale.into(x), self.multiple))  # (B, W, F / 2**depth, T)
+        x = self.convolutions(pad_to(self.scale.normalize(x), self.multiple))  # (B, W, F / 2**depth, T)
         x = self.project(as_frames(x)).squeeze(2).transpose(1, 2)  # (B, T, 2 * hidden)
         x = self._recur(x)
-        return self.target.out(precise(self.head(x)).transpose(1, 2).unflatten(1, self.shape))  # (B, C', F', T)
+        return self.target.denormalize(self.head(x).transpose(1, 2).unflatten(1, self.shape))  # (B, C', F', T)
 
     def _recur(self, x: Tensor) -> Tensor:
         """`(B, T, 2 * hidden)` to the same."""

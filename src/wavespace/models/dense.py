@@ -7,7 +7,18 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from wavespace.models.autoencoder import LinearPath
-from wavespace.models.blocks import Norm, Scale, as_frames, block_of, from_frames, in_blocks, norm_layer, precise
+from wavespace.models.blocks import (
+    Norm,
+    Scale,
+    as_frames,
+    block_of,
+    check_least,
+    from_frames,
+    in_blocks,
+    norm_layer,
+    upcast,
+    zero_init,
+)
 from wavespace.spec import FeatureSpec
 
 
@@ -18,18 +29,17 @@ class Dense(nn.Module):
     `latent`. Dense products over whole frames do more in a second of a CPU than convolutions along frequency.
 
     Args:
-        in_spec: features.
-        out_spec: what the task needs.
-        latent: numbers a frame of the code.
-        frames: consecutive ones that share a code of `latent * frames` numbers.
+        latent: dims a frame of the code.
+        frames: consecutive ones that share a code of `latent * frames` dims.
         hidden: units on each way.
-        reach: frames on each side that a code hears beside its own, and codes on each side from which frames are
+        reach: frames on each side that change a code beside its own, and codes on each side from which frames are
             rebuilt; with 0 each code stands for itself.
         norm: kind of normalisation. Group norm, over all frames of a window, mixes frames after all.
 
     Attributes:
+        dims: size of a code.
         step: frames that share a code.
-        context: frames on each side that can change an output frame; with group norm, all of the window a little.
+        receptive_field: frames on each side that can change an output frame; with group norm, all a little.
 
     Raises:
         ValueError: a setting is out of range.
@@ -49,48 +59,42 @@ class Dense(nn.Module):
         super().__init__()
         size = in_spec.channels * in_spec.bins
         if not 1 <= latent <= size:
-            raise ValueError(f"latent is {latent}; a frame has {size} numbers")
-        if hidden < 1 or reach < 0:
-            raise ValueError(f"hidden is {hidden} and reach {reach}; they must be at least 1 and 0")
+            raise ValueError(f"latent is {latent}; a frame has {size} dims")
+        check_least(1, hidden=hidden)
+        check_least(0, reach=reach)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.channels, self.bins = out_spec.channels, out_spec.bins
-        self.step, self.context = block_of(frames), frames - 1 + reach + reach * frames
+        self.dims, self.step = latent * frames, block_of(frames)
+        self.receptive_field = frames - 1 + reach + reach * frames
         self.linear = LinearPath(in_spec, out_spec, latent, frames)
-        # The hidden layers add nothing, at first.
         self.into = nn.Sequential(
             nn.Conv2d(size, hidden, (1, frames + 2 * reach), (1, frames), (0, reach), bias=False),
             norm_layer(norm, hidden),
             nn.GELU(),
-            silent(nn.Conv2d(hidden, latent * frames, 1)),
-        )  # (B, C * F, 1, T) to (B, latent * frames, 1, T / frames)
+            nn.Conv2d(hidden, self.dims, 1),
+        )  # (B, C * F, 1, T) to (B, dims, 1, T / frames)
         self.out = nn.Sequential(
-            nn.Conv2d(latent * frames, hidden, (1, 2 * reach + 1), padding=(0, reach), bias=False),
+            nn.Conv2d(self.dims, hidden, (1, 2 * reach + 1), padding=(0, reach), bias=False),
             norm_layer(norm, hidden),
             nn.GELU(),
-            silent(nn.ConvTranspose2d(hidden, self.channels * self.bins, (1, frames), (1, frames))),
+            nn.ConvTranspose2d(hidden, self.channels * self.bins, (1, frames), (1, frames)),
         )  # back to (B, C' * F', 1, T)
+        zero_init(self.into[-1], self.out[-1])
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Set the linear part to the principal components of features `(B, C, F, T)`."""
-        self.linear.fit(self.scale.into(features) for features in batches)
+        self.linear.fit(self.scale.normalize(features) for features in batches)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
         return self.decode(self.encode(x))[..., : x.shape[-1]]
 
     def encode(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` to codes `(B, latent * frames, 1, ceil(T / frames))`."""
-        x = in_blocks(self.scale.into(x), self.step)
-        return self.linear.into(x) + precise(self.into(as_frames(x)))
+        """`(B, C, F, T)` to codes `(B, dims, 1, ceil(T / step))`."""
+        x = in_blocks(self.scale.normalize(x), self.step)
+        return self.linear.encode(x) + upcast(self.into(as_frames(x)))
 
     def decode(self, code: Tensor) -> Tensor:
-        """Codes `(B, latent * frames, 1, t)` to `(B, C', F', t * frames)`."""
-        added = from_frames(precise(self.out(code)), self.channels, self.bins)
-        return self.target.out(self.linear.out(code) + added)
-
-
-def silent(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
-    """A layer that gives nothing until it learns."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+        """Codes `(B, dims, 1, t)` to `(B, C', F', t * step)`."""
+        added = from_frames(self.out(code), self.channels, self.bins)
+        return self.target.denormalize(self.linear.decode(code) + added)

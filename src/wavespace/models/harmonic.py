@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
-from wavespace.models.blocks import Scale, precise
+from wavespace.models.blocks import Scale, check_least
 from wavespace.spec import FeatureSpec, check_table
 
 
@@ -105,7 +105,7 @@ class Harmonic(nn.Module):
             the fifth (with the octave: the twelfth), and the double octave.
 
     Attributes:
-        context: frames on each side that can change an output frame.
+        receptive_field: frames on each side that can change an output frame.
 
     Raises:
         Incompatible: the features have no frequency axis of levels, in dB or normalised.
@@ -130,14 +130,12 @@ class Harmonic(nn.Module):
                 "use a front-end that has, such as frontend=multi_resolution or frontend=cqt, "
                 "or a model for any features, such as model=unet or model=conv2d"
             )
-        if width < 1:
-            raise ValueError(f"width is {width}; it must be at least 1")
+        check_least(1, width=width)
+        check_least(0, sums=sums)
         if not harmonics or min(harmonics) <= 0:
             raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
         if spread < 1 or spread % 2 == 0:
             raise ValueError(f"spread is {spread}; it must be odd, as it is centred on each harmonic")
-        if sums < 0:
-            raise ValueError(f"sums is {sums}; it must be at least 0")
         if any(min(dilation) < 1 for dilation in dilations):
             raise ValueError(f"dilations is {[list(d) for d in dilations]}; each number must be at least 1")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
@@ -150,7 +148,7 @@ class Harmonic(nn.Module):
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
-        self.context = 1 + sum(time for _, time in dilations) + 1  # of stem, trunk and head
+        self.receptive_field = 1 + sum(time for _, time in dilations) + 1  # of stem, trunk and head
         self.trunk = nn.Sequential(*(Residual(width, dilation) for dilation in dilations))
         self.head = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False),
@@ -161,9 +159,9 @@ class Harmonic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        x = self.scale.into(x)
+        x = self.scale.normalize(x)
         stacked = self.stack(x)  # (B, S, F', T)
         if self.sums is not None:
             stacked = torch.cat([stacked, self.sums(x)], 1)
         x = self.stem(stacked)  # (B, width, F', T)
-        return self.target.out(precise(self.head(self.trunk(x))))  # (B, C', F', T)
+        return self.target.denormalize(self.head(self.trunk(x)))  # (B, C', F', T)

@@ -39,7 +39,7 @@ class HarmonicSum(nn.Module):
     """
 
     weights: Tensor
-    context = 0
+    receptive_field = 0
     """No frame sees another."""
 
     def __init__(

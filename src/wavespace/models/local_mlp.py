@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wavespace.models.blocks import Norm, Scale, as_frames, from_frames, norm_layer, precise
+from wavespace.models.blocks import Norm, Scale, as_frames, check_dropout, check_least, from_frames, norm_layer
 from wavespace.spec import FeatureSpec
 
 
@@ -12,11 +12,10 @@ class LocalMLP(nn.Module):
     """Each output frame from `2 * context + 1` frames of features, all of them as one vector.
 
     Args:
-        in_spec: features.
-        out_spec: what the task needs.
-        width: numbers a frame within.
+        width: channels of the hidden layers.
         layers: hidden layers, of which the first sees the neighbours.
-        context: frames on each side that can change an output frame; with group norm, all of the window a little.
+        context: frames on each side that the first hidden layer sees: the `receptive_field`. With group norm all frames
+            of the window change an output frame a little.
         dropout: share of activations that are dropped in training.
         norm: kind of normalisation.
 
@@ -36,15 +35,12 @@ class LocalMLP(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if min(width, layers) < 1 or context < 0:
-            raise ValueError(
-                f"width is {width}, layers {layers} and context {context}; they must be at least 1, 1 and 0"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; it must be from 0 to below 1")
+        check_least(1, width=width, layers=layers)
+        check_least(0, context=context)
+        check_dropout(dropout)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
-        self.context = context
+        self.receptive_field = context
         hidden: list[nn.Module] = []
         for layer in range(layers):
             inputs, reach = (width, 0) if layer else (in_spec.channels * in_spec.bins, context)
@@ -59,5 +55,5 @@ class LocalMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        x = self.hidden(as_frames(self.scale.into(x)))  # (B, width, 1, T)
-        return self.target.out(from_frames(precise(self.head(x)), *self.shape))  # (B, C', F', T)
+        x = self.hidden(as_frames(self.scale.normalize(x)))  # (B, width, 1, T)
+        return self.target.denormalize(from_frames(self.head(x), *self.shape))  # (B, C', F', T)

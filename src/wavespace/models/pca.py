@@ -14,22 +14,22 @@ from wavespace.spec import FeatureSpec
 
 
 class PCA(nn.Module):
-    """The best linear map of frames to `latent` numbers each and back, by squared error; a baseline that `fit` sets.
+    """The best linear map of frames to `latent` dims each and back, by squared error; a baseline that `fit` sets.
 
     Args:
         in_spec: features.
         out_spec: the same, as it gives back what came in.
-        latent: numbers a frame.
-        frames: consecutive ones that share a code of `latent * frames` numbers. Windows of neighbouring frames overlap,
-            so a block of them takes far fewer numbers than its frames do one by one.
+        latent: dims a frame.
+        frames: consecutive ones that share a code of `latent * frames` dims. Windows of neighbouring frames overlap,
+            so a block of them takes far fewer dims than its frames do one by one.
 
     Raises:
         Incompatible: the task asks for something other than its input.
-        ValueError: there are fewer numbers in a frame, or no frames.
+        ValueError: a frame has fewer dims, or there are no frames.
     """
 
     mean: Tensor  # (1, C * F, 1, 1), of all frames
-    basis: Tensor  # (latent * frames, C * F, 1, frames), orthonormal rows, the strongest first
+    basis: Tensor  # (dims, C * F, 1, frames), orthonormal rows, the strongest first
 
     def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, *, latent: int = 16, frames: int = 1) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class PCA(nn.Module):
                 "use task=reconstruction with it, or model=conv1d"
             )
         if not 1 <= latent <= size:
-            raise ValueError(f"latent is {latent}; a frame has {size} numbers")
+            raise ValueError(f"latent is {latent}; a frame has {size} dims")
         self.channels, self.bins = in_spec.channels, in_spec.bins
-        self.step, self.context = block_of(frames), frames - 1
+        self.dims, self.step, self.receptive_field = latent * frames, block_of(frames), frames - 1
         self.register_buffer("mean", torch.zeros(1, size, 1, 1))
-        self.register_buffer("basis", torch.eye(latent * frames, size * frames).view(latent * frames, size, 1, frames))
+        self.register_buffer("basis", torch.eye(self.dims, size * frames).view(self.dims, size, 1, frames))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -69,13 +69,13 @@ class PCA(nn.Module):
         self.basis.copy_(vectors.T[-len(self.basis) :].flip(0).view_as(self.basis))
 
     def encode(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` to codes `(B, latent * frames, 1, ceil(T / frames))`, the strongest component first."""
+        """`(B, C, F, T)` to codes `(B, dims, 1, ceil(T / step))`, the strongest component first."""
         x = as_frames(x) - self.mean  # (B, C * F, 1, T)
         return F.conv2d(in_blocks(x, self.step), self.basis, stride=(1, self.step))
 
     def decode(self, code: Tensor) -> Tensor:
-        """Codes `(B, latent * frames, 1, t)` to `(B, C, F, t * frames)`."""
-        x = F.conv_transpose2d(code, self.basis, stride=(1, self.step)) + self.mean  # (B, C * F, 1, t * frames)
+        """Codes `(B, dims, 1, t)` to `(B, C, F, t * step)`."""
+        x = F.conv_transpose2d(code, self.basis, stride=(1, self.step)) + self.mean  # (B, C * F, 1, t * step)
         return from_frames(x, self.channels, self.bins)
 
     def forward(self, x: Tensor) -> Tensor:

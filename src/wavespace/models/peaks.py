@@ -24,7 +24,7 @@ class Peaks(nn.Module):
 
     rows: Tensor
     weights: Tensor
-    context = 2
+    receptive_field = 2
     """Frames before a frame that a rise is measured from."""
 
     def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec) -> None:

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wavespace.models.blocks import Norm, Scale, as_frames, from_frames, norm_layer, precise
+from wavespace.models.blocks import (
+    Norm,
+    Scale,
+    as_frames,
+    check_dropout,
+    check_kernel,
+    check_least,
+    from_frames,
+    norm_layer,
+)
 from wavespace.spec import FeatureSpec
 
 
@@ -34,17 +43,15 @@ class TCN(nn.Module):
     """Residual convolutions along time whose dilation doubles at each layer: 1, 2, 4, …
 
     Args:
-        in_spec: features.
-        out_spec: what the task needs.
-        width: numbers a frame within.
+        width: channels of the residual layers.
         layers: residual layers.
         kernel: frames that a convolution sees, odd.
         dropout: share of activations that are dropped in training.
         norm: kind of normalisation.
 
     Attributes:
-        context: frames on each side that can change an output frame, `kernel // 2 * (2**layers - 1)`; with group norm,
-            all of the window a little.
+        receptive_field: frames on each side that can change an output frame, `kernel // 2 * (2**layers - 1)`; with
+            group norm, all a little.
 
     Raises:
         ValueError: a setting is out of range.
@@ -62,15 +69,12 @@ class TCN(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if min(width, layers) < 1:
-            raise ValueError(f"width is {width} and layers {layers}; each must be at least 1")
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel is {kernel}; it must be odd, so that input and output align")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; it must be from 0 to below 1")
+        check_least(1, width=width, layers=layers)
+        check_kernel(kernel)
+        check_dropout(dropout)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
-        self.context = kernel // 2 * (2**layers - 1)
+        self.receptive_field = kernel // 2 * (2**layers - 1)
         self.stem = nn.Conv2d(in_spec.channels * in_spec.bins, width, 1)
         self.trunk = nn.Sequential(*(Dilated(width, kernel, 2**layer, dropout, norm) for layer in range(layers)))
         self.head = nn.Sequential(
@@ -79,5 +83,5 @@ class TCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        x = self.trunk(self.stem(as_frames(self.scale.into(x))))  # (B, width, 1, T)
-        return self.target.out(from_frames(precise(self.head(x)), *self.shape))  # (B, C', F', T)
+        x = self.trunk(self.stem(as_frames(self.scale.normalize(x))))  # (B, width, 1, T)
+        return self.target.denormalize(from_frames(self.head(x), *self.shape))  # (B, C', F', T)

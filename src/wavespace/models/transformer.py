@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavespace.models.blocks import UNBOUNDED_CONTEXT, Scale, as_frames, precise
+from wavespace.models.blocks import UNBOUNDED, Scale, as_frames, check_dropout, check_least
 from wavespace.spec import FeatureSpec
 
 Positions = Literal["rotary", "learned"]
@@ -24,7 +24,7 @@ FURTHEST = 64
 class Stem(nn.Module):
     """Features and their differences, each normalised, then two convolutions along time: a token for each frame."""
 
-    context = 3
+    receptive_field = 3
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Stem(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Turns pairs of numbers by angles that grow with position: products depend on distance (Su et al., 2021)."""
+    """Turn pairs of dims by angles that grow with position: products depend on distance (Su et al., 2021)."""
 
     rates: Tensor
 
@@ -124,25 +124,23 @@ class Layer(nn.Module):
         self, width: int, heads: int, hidden: int, window: int | None, positions: Positions, dropout: float
     ) -> None:
         super().__init__()
-        self.attend = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, window, positions, dropout))
-        self.think = nn.Sequential(
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, window, positions, dropout))
+        self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width)
         )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, T, width)` to the same."""
-        x = x + self.dropout(self.attend(x))
-        return x + self.dropout(self.think(x))
+        x = x + self.dropout(self.attention(x))
+        return x + self.dropout(self.mlp(x))
 
 
 class Transformer(nn.Module):
     """Attention over frames of any number; equal wherever in a recording they lie.
 
     Args:
-        in_spec: features.
-        out_spec: what the task needs.
-        width: numbers a frame within.
+        width: size of a token.
         layers: of attention and perceptron.
         heads: of attention; they share `width`.
         hidden: width of the perceptrons.
@@ -155,7 +153,7 @@ class Transformer(nn.Module):
         dropout: share of activations and attention weights that are dropped in training.
 
     Attributes:
-        context: frames on each side that can change an output frame; without a window all can, and it is 64.
+        receptive_field: frames on each side that can change an output frame; without a window all can, and it is 64.
 
     Raises:
         ValueError: a setting is out of range.
@@ -176,26 +174,22 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(width, layers, heads, hidden) < 1:
-            raise ValueError(
-                f"width is {width}, layers {layers}, heads {heads} and hidden {hidden}; each must be at least 1"
-            )
+        check_least(1, width=width, layers=layers, heads=heads, hidden=hidden)
+        check_dropout(dropout)
         if width % (2 * heads):
             raise ValueError(f"width is {width}; it must be an even number for each of the {heads} heads")
         if window is not None and window < 1:
             raise ValueError(f"window is {window}; it must be at least 1 frame, or null for all")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; it must be from 0 to below 1")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
         features = in_spec.channels * in_spec.bins
         self.stem = Stem(features, width) if stem else nn.Conv2d(features, width, 1)
-        self.context = UNBOUNDED_CONTEXT if window is None else layers * window + (Stem.context if stem else 0)
+        self.receptive_field = UNBOUNDED if window is None else layers * window + (Stem.receptive_field if stem else 0)
         self.trunk = nn.Sequential(*(Layer(width, heads, hidden, window, positions, dropout) for _ in range(layers)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_spec.channels * out_spec.bins))
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, F, T)` to `(B, C', F', T)`."""
-        x = self.stem(as_frames(self.scale.into(x)))  # (B, width, 1, T)
-        x = precise(self.head(self.trunk(x.squeeze(2).transpose(1, 2))))  # (B, T, C' * F')
-        return self.target.out(x.transpose(1, 2).unflatten(1, self.shape))  # (B, C', F', T)
+        x = self.stem(as_frames(self.scale.normalize(x)))  # (B, width, 1, T)
+        x = self.head(self.trunk(x.squeeze(2).transpose(1, 2)))  # (B, T, C' * F')
+        return self.target.denormalize(x.transpose(1, 2).unflatten(1, self.shape))  # (B, C', F', T)

@@ -17,10 +17,11 @@ from wavespace.models.blocks import (
     Rebin,
     Scale,
     bottleneck_of,
+    check_kernel,
+    check_least,
     norm_layer,
     pad_to,
-    pooled_context,
-    precise,
+    pooled_field,
     widths_of,
 )
 from wavespace.spec import FeatureSpec
@@ -30,23 +31,22 @@ class UNet(nn.Module):
     """Down `depth` levels and back up, each level joined to its counterpart.
 
     Args:
-        in_spec: features.
-        out_spec: what the task needs.
         width: channels at full resolution; they grow by `stride` at each level up to `max_width`.
         max_width: channels at most.
         depth: levels.
         skips: how a level joins its counterpart: concatenated, added through a learned sigmoid gate a channel
             (closed to 0.12 at first, so that the deep path learns too), or not at all.
-        latent: numbers a frame at the narrowest point, a linear map there and back, without skips only; null leaves
-            the middle as it is. A code that serves several frames holds as many times `latent` numbers.
+        latent: dims a frame at the narrowest point, a linear map there and back, without skips only; null leaves the
+            middle as it is. A code that serves several frames has as many times `latent` dims.
         pool: what is shrunk at each level; an axis of one bin is not.
         stride: by how much.
         kernel: size of the convolutions along frequency and time; `[5, 1]` sees each frame alone.
         norm: kind of normalisation.
 
     Attributes:
-        step: frames that share a code, without skips.
-        context: frames on each side that can change an output frame; with group norm, all of the window a little.
+        dims: size of a code; 0 with skips.
+        step: frames that share a code.
+        receptive_field: frames on each side that can change an output frame; with group norm, all a little.
 
     Raises:
         ValueError: a setting is out of range.
@@ -68,12 +68,9 @@ class UNet(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if min(width, max_width, depth) < 1:
-            raise ValueError(f"width is {width}, max_width {max_width} and depth {depth}; each must be at least 1")
-        if any(size < 1 or size % 2 == 0 for size in kernel):
-            raise ValueError(f"kernel is {list(kernel)}; both sizes must be odd, so that input and output align")
-        if stride < 2:
-            raise ValueError(f"stride is {stride}; it must be at least 2")
+        check_least(1, width=width, max_width=max_width, depth=depth)
+        check_least(2, stride=stride)
+        check_kernel(kernel)
         if latent is not None and skips != "none":
             raise ValueError(f"latent is {latent}, but skips={skips} carries features around it; set skips=none")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
@@ -82,7 +79,7 @@ class UNet(nn.Module):
         shrink = (stride if in_spec.bins > 1 else 1, stride if pool == "both" else 1)
         self.multiple = (shrink[0] ** depth, shrink[1] ** depth)
         self.step = self.multiple[1]
-        self.context = pooled_context(2 * (kernel[1] // 2), 2 * (kernel[1] // 2), shrink[1], depth)
+        self.receptive_field = pooled_field(2 * (kernel[1] // 2), 2 * (kernel[1] // 2), shrink[1], depth)
         widths = widths_of(width, max_width, depth, stride)
         self.stem = ConvBlock(in_spec.channels, widths[0], kernel, norm)
         self.down = nn.ModuleList(
@@ -95,6 +92,7 @@ class UNet(nn.Module):
             for narrow, wide in zip(widths, widths[1:])
         )
         self.bottleneck = bottleneck_of(in_spec, widths, shrink, latent, norm)
+        self.dims = self.bottleneck.dims if skips == "none" else 0
         up = list(zip(widths[:0:-1], widths[-2::-1]))  # deepest first
         self.up = nn.ModuleList(nn.ConvTranspose2d(wide, narrow, shrink, shrink) for wide, narrow in up)
         self.join = nn.ModuleList(
@@ -110,26 +108,26 @@ class UNet(nn.Module):
         levels = self._down(x)
         deepest = levels.pop()
         if self.skips == "none":
-            deepest = self.bottleneck.out(self.bottleneck.into(deepest))
+            deepest = self.bottleneck.decode(self.bottleneck.encode(deepest))
         return self._up(deepest, levels)[..., : x.shape[-1]]
 
     def encode(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` to codes `(B, numbers, 1, ceil(T / step))`; numbers is `latent * step`, if that is set.
+        """`(B, C, F, T)` to codes `(B, dims, 1, ceil(T / step))`.
 
         Raises:
             Incompatible: there are skips, so that what comes out depends on more than a code.
         """
         self._need_no_skips()
-        return self.bottleneck.into(self._down(x)[-1])
+        return self.bottleneck.encode(self._down(x)[-1])
 
     def decode(self, code: Tensor) -> Tensor:
-        """Codes `(B, numbers, 1, t)` to `(B, C', F', t * step)`.
+        """Codes `(B, dims, 1, t)` to `(B, C', F', t * step)`.
 
         Raises:
             Incompatible: there are skips.
         """
         self._need_no_skips()
-        return self._up(self.bottleneck.out(code), [])
+        return self._up(self.bottleneck.decode(code), [])
 
     def _need_no_skips(self) -> None:
         if self.skips != "none":
@@ -140,7 +138,7 @@ class UNet(nn.Module):
 
     def _down(self, x: Tensor) -> list[Tensor]:
         """Each level `(B, W, F / stride**level, …)`, the deepest last."""
-        levels = [self.stem(pad_to(self.scale.into(x), self.multiple))]
+        levels = [self.stem(pad_to(self.scale.normalize(x), self.multiple))]
         for down in self.down:
             levels.append(down(levels[-1]))
         return levels
@@ -153,4 +151,4 @@ class UNet(nn.Module):
             elif self.skips == "gated":
                 x = x + self.gates[level].sigmoid() * levels.pop()
             x = join(x)
-        return self.target.out(precise(self.head(self.rebin(x[:, :, : self.bins]))))  # (B, C', F', T)
+        return self.target.denormalize(self.head(self.rebin(x[:, :, : self.bins])))  # (B, C', F', T)

@@ -15,15 +15,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from wavespace.analysis.note_errors import shares
 from wavespace.analysis.probes import Response
 from wavespace.data.base import Notes
 from wavespace.errors import BadInput
 from wavespace.reports.theme import CLASSES, DARK, DARKEST, EXTRA, FAINT, FOUND, MARKERS, MISSED, REFERENCE, panels
-from wavespace.spec import midi_to_hz
 from wavespace.tasks.base import Picture, Sample
+from wavespace.units import hz_to_midi, midi_to_hz
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,20 +97,20 @@ def _draw_picture(picture: Picture, axes: Axes, bar: Axes) -> None:
     start, end = -0.5 / picture.frame_rate, (picture.values.shape[1] - 0.5) / picture.frame_rate
     image = axes.imshow(
         rows, cmap="magma", vmin=picture.low, vmax=picture.high, aspect="auto", origin="lower",
-        extent=(start, end, *_pitch([low, high])),
+        extent=(start, end, *hz_to_midi([low, high])),
     )  # fmt: skip
     axes.set_title(picture.title)
     bar.set_title(picture.unit, loc="right", size=7.5, color=FAINT, x=4.5)
     assert axes.figure is not None
     axes.figure.colorbar(image, cax=bar, ticks=np.linspace(picture.low, picture.high, 3), format="%.3g")
 
-    pitches = _pitch(centres[centres > 0])
+    pitches = hz_to_midi(centres[centres > 0])
     if np.allclose(pitches, np.rint(pitches), atol=1e-3):  # keys
         _name_keys(axes)
     else:
         hertz = np.array([digit * 10**power for power in range(1, 5) for digit in (1, 2, 5)])
         hertz = hertz[(hertz > low * 1.05) & (hertz < high * 0.95)]
-        axes.set_yticks(_pitch(hertz), [f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in hertz])
+        axes.set_yticks(hz_to_midi(hertz), [f"{hz} Hz" if hz < 1000 else f"{hz // 1000} kHz" for hz in hertz])
 
 
 def _draw_notes(sample: Sample, axes: Axes) -> str:
@@ -151,11 +151,6 @@ def _name_keys(axes: Axes) -> None:
     low, high = axes.get_ylim()
     pitches = [c for c in range(12, 121, 12) if low < c < high]
     axes.set_yticks(pitches, [f"C{c // 12 - 1}" for c in pitches])
-
-
-def _pitch(hertz: ArrayLike) -> NDArray[np.float64]:
-    """MIDI pitch of frequencies, the unit of every vertical axis."""
-    return 69 + 12 * np.log2(np.asarray(hertz) / 440)
 
 
 @rc_context(DARK)
@@ -267,12 +262,12 @@ def draw_codes(codes: NDArray[np.float64], classes: NDArray[np.int64], names: di
     """Items by the first two principal components of their codes, each averaged over time.
 
     Args:
-        codes: `(I, numbers)`.
+        codes: `(I, dims)`.
         classes: `(I,)`.
         names: of classes; without any, all items are drawn alike.
     """
     around = codes - codes.mean(axis=0)
-    left, sizes, right = np.linalg.svd(around, full_matrices=False)  # (I, K), (K,), (K, numbers)
+    left, sizes, right = np.linalg.svd(around, full_matrices=False)  # (I, K), (K,), (K, dims)
     signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])  # else the library's version decides
     places = np.pad(left * sizes * signs, ((0, 0), (0, 2)))[:, :2]  # (I, 2): one number has no second component
     shares = np.pad(sizes**2 / max(float((sizes**2).sum()), np.finfo(float).tiny), (0, 2))[:2]

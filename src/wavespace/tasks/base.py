@@ -155,7 +155,7 @@ class Task(LightningModule):
             return self.frontend(batch.audio)
         spec = self.frontend.out_spec
         kept = batch.features.transpose(1, 2).unflatten(1, (spec.channels, spec.bins))  # (B, C, F, T)
-        return self.frontend.normalized(kept.float())
+        return self.frontend.normalize(kept.float())
 
     def example(self, batch: Batch) -> Example:
         """Return a batch with its features and targets, as it is evaluated."""

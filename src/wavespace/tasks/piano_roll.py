@@ -25,8 +25,9 @@ from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, mean
 from wavespace.metrics.notes import frame_scores, note_scores
 from wavespace.settings import validate_settings
-from wavespace.spec import PIANO_PITCHES, FeatureSpec, midi_to_hz
+from wavespace.spec import PIANO_PITCHES, FeatureSpec
 from wavespace.tasks.base import Example, Sample, Task
+from wavespace.units import midi_to_hz
 
 HEADS = ("onset", "frame", "velocity", "offset")
 """Order of the output's channels, which is that of `Decoder.push`."""

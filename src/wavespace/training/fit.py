@@ -117,7 +117,8 @@ def _trainer(
             Divergence(),
             checkpoints,
         ]
-        + [LambdaCallback(on_fit_start=_measure_frontend)] * (task.frontend.normalize == "dataset" and is_new)
+        + [LambdaCallback(on_fit_start=_measure_frontend)]
+        * (task.frontend.out_spec.normalization == "dataset" and is_new)
         + [LambdaCallback(on_fit_start=_fit_model)] * (isinstance(task.model, Fittable) and is_new)
         + [TrainingProgress(task.monitor)] * (rank() == 0),
         logger=loggers,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from wavespace.data.files.containers import Pieces, Stream, streams
 from wavespace.errors import BadInput
+from wavespace.units import FULL_SCALE
 
 Audio = NDArray[np.float32]
 
@@ -121,10 +122,11 @@ class Levels:
 
     def remarks(self) -> list[str]:
         """Describe silence, clipping and an offset, each in a few words."""
+        level = 20 * math.log10(max(1, self.peak) / FULL_SCALE)
         if self.is_silent:
-            return [f"is silent (no sample is louder than {20 * math.log10(max(1, self.peak) / 32768):.0f} dB)"]
-        offset, full = abs(self.total / self.samples) / 32768, self.full / self.samples
-        said = [f"is soft (no sample is louder than {20 * math.log10(self.peak / 32768):.0f} dB)"] * (self.peak < 328)
+            return [f"is silent (no sample is louder than {level:.0f} dB)"]
+        offset, full = abs(self.total / self.samples) / FULL_SCALE, self.full / self.samples
+        said = [f"is soft (no sample is louder than {level:.0f} dB)"] * (self.peak < 328)
         said += [f"is clipped ({full:.2%} of its samples are at full scale)"] * (full > 1e-3)
         return said + [f"has an offset of {offset:.1%} of full scale"] * (offset > 0.02)
 
@@ -249,7 +251,7 @@ class _ChannelLevels(NamedTuple):
 def _part(file: _File, path: Path, stream: Stream) -> Part:
     """Decide how a stream is averaged and scaled, from a few places; from all of it if these are odd."""
     frames = stream.frames or (None if file.frames >= UNKNOWN else file.frames)
-    part = Part(stream, frames, tuple(range(file.channels)), 32768.0 if file.subtype == "PCM_16" else 1.0, "")
+    part = Part(stream, frames, tuple(range(file.channels)), float(FULL_SCALE) if file.subtype == "PCM_16" else 1.0, "")
     floating = file.subtype in ("FLOAT", "DOUBLE")
     if file.channels == 1 and not floating:
         return part

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from wavespace.data.base import Batch, DataModule, Item, Stream, Workers, rng_for
 from wavespace.errors import BadInput
 from wavespace.settings import validate_settings
+from wavespace.units import to_int16
 
 
 @validate_settings
@@ -133,5 +134,5 @@ class Mixed:
         item = stream[position]
         audio = item.audio  # of one type in a batch
         if audio.dtype != np.int16:
-            audio = np.rint(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+            audio = to_int16(audio)[0]
         return Item(audio, item.name, item.notes)

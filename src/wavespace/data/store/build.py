@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.files.audio import Audio, Levels, read_blocks, seconds_of
+from wavespace.data.files.audio import Levels, read_blocks, seconds_of
 from wavespace.data.files.audio import remarks as channel_remarks
 from wavespace.data.files.discovery import Recording
 from wavespace.data.store.format import PCM, Rows, Store
@@ -35,6 +35,7 @@ from wavespace.digests import digest, file_digest
 from wavespace.errors import BadInput, UserError
 from wavespace.files import byte_progress, check_space, explained, lock, sync_folder, written_whole
 from wavespace.signals import set_stop_handler
+from wavespace.units import to_int16
 
 WORK = ".building"
 """Folder in an unfinished store, with the lock and a record of each finished shard."""
@@ -382,13 +383,6 @@ def _label_remarks(notes: Notes, seconds: float, silent: bool) -> list[tuple[str
     if len(notes) and seconds > max(2 * end, end + 30):
         return [("labels", f"its notes end at {end:.1f} s, and its audio at {seconds:.1f} s")]
     return []
-
-
-def to_int16(audio: Audio) -> tuple[NDArray[np.int16], int]:
-    """Round float samples `(N,)` to 16 bits, exact for 16-bit files; return also how many were clipped."""
-    scaled = np.rint(audio * np.float32(32768))
-    kept = np.clip(scaled, -32768, 32767)
-    return kept.astype(PCM), int(np.count_nonzero(kept != scaled))
 
 
 def _finish(partial: Path, shards: list[Shard], source: Source, facts: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from wavespace.data.base import DataModule, Item, Notes, SampleRate, Seconds, Wo
 from wavespace.data.synthesis.augment import LOUDEST, Audio
 from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec
+from wavespace.units import hz_to_midi
 
 FULL_LEVEL = 0.1
 """RMS amplitude of the partials of a voice at 0 dB: ten such voices seldom reach full scale."""
@@ -122,7 +123,7 @@ class Synthesizer:
             (
                 tone.onset / rate,
                 (tone.onset + tone.length) / rate,
-                69 + 12 * np.log2(tone.frequencies[0] / 440),
+                hz_to_midi(tone.frequencies[0]),
                 # General MIDI: a level of 40 log10(velocity / 127) dB.
                 max(1.0, 127 * np.sqrt(10 ** (tone.level / 20) * gain)),
             )

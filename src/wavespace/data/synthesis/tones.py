@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from wavespace.data.base import Item
 from wavespace.data.synthesis.augment import equalise, gain, noise
 from wavespace.data.synthesis.synthetic import FULL_LEVEL, Tone, render, room
+from wavespace.units import midi_to_hz
 
 LEAD = 1.0
 """Seconds before a window in which its notes may begin."""
@@ -136,7 +137,7 @@ class Tones:
     ) -> tuple[Tone, float, float]:
         """A tone of at most so many seconds until its release, those that it has, and its exact pitch."""
         pitch += rng.normal(0, 0.06)
-        f0 = 440 * 2 ** ((pitch - 69) / 12)
+        f0 = midi_to_hz(pitch)
         n = np.arange(1, PARTIALS + 1)
         frequencies = f0 * n * np.sqrt((1 + timbre.stiffness * n**2) / (1 + timbre.stiffness))
         kept = frequencies < 0.49 * self.sample_rate

@@ -15,6 +15,7 @@ from wavespace.analysis.note_errors import errors
 from wavespace.analysis.probes import Labels, averages, encode, response
 from wavespace.data.base import Batch, DataModule, collate
 from wavespace.errors import Incompatible
+from wavespace.models.blocks import autoencoder
 from wavespace.reports.figures import (
     UNLABELLED,
     Audit,
@@ -66,7 +67,7 @@ def audits(task: Task, data: DataModule) -> Iterator[Audit]:
         task: is left in evaluation mode.
         data: after `setup`.
     """
-    with suppress(Incompatible):  # no code
+    if autoencoder(task.model) is not None:
         codes, labels = averages(task, _items(data), partial(encode, task))
         if len(codes) > 1 and np.isfinite(codes).all():
             yield draw_codes(codes, *_classes(data, labels, len(codes)))

@@ -22,6 +22,7 @@ from wavespace.files import write_atomic
 from wavespace.reports.figures import Audit, draw, png
 from wavespace.tasks.base import Sample, Task
 from wavespace.training.callbacks.audits import audits
+from wavespace.units import to_int16
 
 SECONDS = 10.0
 """How much of each item is kept, from its start: enough to judge by, and readable on a phone."""
@@ -117,9 +118,7 @@ def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any
     files = {title: f"{index}-{_safe(title)}.flac" for title in sounds}
     for title, sound in sounds.items():
         # Scaled as a 16-bit input was, so that it comes back bit by bit.
-        pcm = np.clip(np.rint(np.nan_to_num(sound, posinf=1, neginf=-1) * 32768.0), -32768, 32767).astype(
-            np.int16
-        )  # (N,)
+        pcm, _ = to_int16(np.nan_to_num(sound, posinf=1, neginf=-1))  # (N,)
         packed = io.BytesIO()  # soundfile makes another error of what a disk refuses
         write(packed, pcm, rate, subtype="PCM_16", format="FLAC")
         write_atomic(folder / files[title], packed.getvalue())
