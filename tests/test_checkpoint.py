@@ -160,5 +160,5 @@ def test_parts_that_are_not_there_any_more_are_a_sentence(tmp_path: Path) -> Non
         edited(tmp_path / "net.ckpt", "wavespace.models.autoencoder.ConvAutoencoder", "theirs.Net")
     )
     assert "widest" in refusal(edited(tmp_path / "key.ckpt", "max_width:", "widest:"))
-    with pytest.raises(ConfigError, match=r"model=conv2d refuses its settings: depth is 0"):
+    with pytest.raises(ConfigError, match=r"model=conv2d refuses its settings: depth = 0"):
         wavespace.load(edited(tmp_path / "value.ckpt", "depth: 2", "depth: 0"))

@@ -64,7 +64,7 @@ def test_a_tone_with_a_weak_fundamental_is_found_there_and_its_peak_is_not() -> 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"harmonics": 0}, "harmonics is 0"), ({"values": "power"}, "values is"), ({"reference": "item"}, "reference is")],
+    [({"harmonics": 0}, "harmonics = 0"), ({"values": "power"}, "values = "), ({"reference": "item"}, "reference = ")],
 )
 def test_settings_that_can_not_be_are_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):

@@ -69,7 +69,7 @@ def test_what_it_can_t_be_is_refused() -> None:
         PCA(SPEC, other)
     with pytest.raises(ValueError, match="latent is 7; a frame has 6 dims"):
         PCA(SPEC, SPEC, latent=7)
-    with pytest.raises(ValueError, match="frames is 0; a code is shared by 1, 2, 4"):
+    with pytest.raises(ValueError, match="frames = 0: input should be 1, 2, 4"):
         PCA(SPEC, SPEC, latent=1, frames=0)
 
 

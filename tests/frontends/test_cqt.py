@@ -325,16 +325,16 @@ def test_compiles_without_a_break_in_the_graph_and_once_for_all_lengths() -> Non
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"bins": 1}, "bins is 1"),
-        ({"bins_per_octave": 0}, "bins_per_octave is 0"),
+        ({"bins": 1}, "bins = 1"),
+        ({"bins_per_octave": 0}, "bins_per_octave = 0"),
         ({"fmin": 0.0}, "go from fmin 0 Hz"),
         ({"bins": 240}, "to 27358.3 Hz; 22050 Hz audio has frequencies above 0 and up to 11025 Hz"),
-        ({"hop": 0}, "hop is 0"),
+        ({"hop": 0}, "hop = 0"),
         ({"gamma": -1.0}, "gamma is -1 Hz"),
         ({"gamma": float("nan")}, "gamma is nan Hz"),
         ({"gamma": 11_000.0}, "the widest band 11126.3 Hz; .* no band wider than 11025 Hz"),
-        ({"floor_db": 0.0}, "floor_db is 0"),
-        ({"floor_db": float("nan")}, "floor_db is nan"),
+        ({"floor_db": 0.0}, "floor_db = 0"),
+        ({"floor_db": float("nan")}, "floor_db = nan"),
     ],
 )
 def test_cqt_refuses_settings_out_of_range(chosen: dict[str, Any], message: str) -> None:
@@ -345,11 +345,11 @@ def test_cqt_refuses_settings_out_of_range(chosen: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"harmonics": ()}, "harmonics is \\[\\]"),
-        ({"harmonics": (0.0, 1)}, "harmonics is \\[0.0, 1\\]"),
+        ({"harmonics": ()}, r"harmonics = \(\)"),
+        ({"harmonics": (0.0, 1)}, r"harmonics = \(0.0, 1\)"),
         ({"bins": 600}, "22050 Hz audio has frequencies above 0 and up to 11025 Hz"),
-        ({"hop": -1}, "hop is -1"),
-        ({"floor_db": 3.0}, "floor_db is 3"),
+        ({"hop": -1}, "hop = -1"),
+        ({"floor_db": 3.0}, "floor_db = 3"),
     ],
 )
 def test_harmonic_cqt_refuses_settings_out_of_range(chosen: dict[str, Any], message: str) -> None:

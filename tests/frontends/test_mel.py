@@ -58,7 +58,7 @@ def test_mel_scale_equals_librosa() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bins": 1}, "bins is 1"),
+        ({"bins": 1}, "bins = 1"),
         ({"fmin": -1.0}, "0 <= fmin < fmax <= 22050"),
         ({"fmax": 30_000.0}, "fmax 30000 Hz"),
         ({"n_fft": 1024}, "of 256 mel bands, the first at .* Hz, are too narrow to hold a bin of n_fft 1024"),

@@ -330,16 +330,16 @@ def test_inverse_refuses_what_it_cannot_do() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bins": 1}, "bins is 1"),
+        ({"bins": 1}, "bins = 1"),
         ({"fmin": 0.0}, "fmin is 0 Hz .* 0 < fmin < fmax <= 22050"),
         ({"fmin": 500.0, "fmax": 500.0}, "fmin is 500 Hz and fmax 500 Hz"),
         ({"fmax": 23_000.0}, "fmax 23000 Hz"),
-        ({"n_fft": 1023}, "n_fft is 1023"),
-        ({"n_fft": 0}, "n_fft is 0"),
-        ({"hop": 0}, "hop is 0"),
+        ({"n_fft": 1023}, "n_fft = 1023"),
+        ({"n_fft": 0}, "n_fft = 0"),
+        ({"hop": 0}, "hop = 0"),
         ({"n_fft": 512}, "hop is 512; with n_fft 512 it must be 1 to 256"),
-        ({"floor_db": 0.0}, "floor_db is 0"),
-        ({"floor_db": float("nan")}, "floor_db is nan"),
+        ({"floor_db": 0.0}, "floor_db = 0"),
+        ({"floor_db": float("nan")}, "floor_db = nan"),
     ],
 )
 def test_log_frequency_refuses_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
@@ -350,13 +350,13 @@ def test_log_frequency_refuses_settings_out_of_range(settings: dict[str, Any], m
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bins_per_octave": 0}, "bins_per_octave is 0"),
+        ({"bins_per_octave": 0}, "bins_per_octave = 0"),
         ({"fmin": -1.0}, "fmin is -1 Hz"),
         ({"fmin": 430.0, "fmax": 445.0, "bins_per_octave": 12}, "there are 1 bins from 430 to 445 Hz"),
         ({"crossovers": (300.0,)}, "3 windows need 2, ascending"),
         ({"crossovers": (1200.0, 300.0)}, "3 windows need 2, ascending"),
         ({"attack_n_fft": 512}, "hop is 512; with n_fft 512"),
-        ({"n_ffts": (8192, 4096, 2047)}, "n_fft is 2047"),
+        ({"n_ffts": (8192, 4096, 2047)}, "n_ffts = .*2047"),
     ],
 )
 def test_multi_resolution_refuses_settings_out_of_range(settings: dict[str, Any], message: str) -> None:

@@ -12,15 +12,18 @@ decimation for any hop. At that rate the filters are short, and their levels are
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from wavespace.frontends.base import FrontEnd
-from wavespace.frontends.stft import CPU_GROUP, GPU_GROUP, Array, check_bins, decibel_spec, decibels
+from wavespace.frontends.base import Bins, Floor, FrontEnd
+from wavespace.frontends.stft import CPU_GROUP, GPU_GROUP, Array, decibel_spec, decibels
+from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec, Normalization, check_table
 
 LOBES = 16
@@ -29,6 +32,7 @@ TAIL = 2
 """Samples by which a decimated filter is longer than its window, as no band ends at once."""
 
 
+@validate_settings
 class CQT(FrontEnd):
     """Levels at a constant number of bins to an octave, `(B, 1, bins, T)` in dB.
 
@@ -51,12 +55,12 @@ class CQT(FrontEnd):
         self,
         in_spec: AudioSpec,
         *,
-        bins_per_octave: int = 24,
-        bins: int = 176,
+        bins_per_octave: PositiveInt = 24,
+        bins: Bins = 176,
         fmin: float = 27.5,
-        hop: int = 512,
+        hop: PositiveInt = 512,
         gamma: float = 0.0,
-        floor_db: float = -80.0,
+        floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
@@ -75,6 +79,7 @@ class CQT(FrontEnd):
         return decibels(self.filters(audio), self.raw_spec.low).unsqueeze(1)  # (B, 1, F, T)
 
 
+@validate_settings
 class HarmonicCQT(FrontEnd):
     """Constant-Q levels at harmonics of each bin as channels, `(B, harmonics, bins, T)` in dB.
 
@@ -98,17 +103,15 @@ class HarmonicCQT(FrontEnd):
         self,
         in_spec: AudioSpec,
         *,
-        harmonics: tuple[float, ...] = (0.5, 1, 2, 3, 4, 5),
-        bins_per_octave: int = 60,
-        bins: int = 360,
+        harmonics: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1, 2, 3, 4, 5),
+        bins_per_octave: PositiveInt = 60,
+        bins: Bins = 360,
         fmin: float = 32.7,
-        hop: int = 256,
-        floor_db: float = -80.0,
+        hop: PositiveInt = 256,
+        floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
-        if not harmonics or min(harmonics) <= 0:
-            raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
         super().__init__(in_spec, decibel_spec(in_spec, len(harmonics), frequencies, hop, floor_db), normalize)
 
         check_table(4 * len(harmonics) * bins)
@@ -245,9 +248,7 @@ def step(most: int) -> int:
 
 def octaves(in_spec: AudioSpec, bins_per_octave: int, bins: int, fmin: float) -> Array:
     """The bins' frequencies in Hz; ValueError where they don't fit the audio."""
-    if bins_per_octave < 1:
-        raise ValueError(f"bins_per_octave is {bins_per_octave}; it must be at least 1")
-    check_bins(bins)
+    check_table(0, bins)
     frequencies = fmin * 2 ** (np.arange(bins) / bins_per_octave)
     nyquist = in_spec.sample_rate / 2
     if not 0 < fmin < frequencies[-1] <= nyquist:

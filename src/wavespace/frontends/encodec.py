@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wavespace.errors import BadInput, Incompatible
 from wavespace.frontends.base import FrontEnd
 from wavespace.frontends.weights import ENCODEC, encodec_weights
+from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 
 RATE, HOP, CHANNELS = 24_000, 320, 128
@@ -31,6 +32,7 @@ TAIL = 6
 """Frames before a chunk that change it through the last convolution."""
 
 
+@validate_settings
 class EnCodec(FrontEnd):
     """Latents `(B, 128, 1, T)` at 75 frames a second of 24 kHz audio, before quantisation.
 

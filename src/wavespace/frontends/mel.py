@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from pydantic import PositiveInt
 
-from wavespace.frontends.stft import Array, BandSpectrogram, check_bins, check_range, check_window, triangles
+from wavespace.frontends.base import Bins, Floor, WindowLength
+from wavespace.frontends.stft import Array, BandSpectrogram, check_overlap, check_range, triangles
+from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec, Normalization
 
 
+@validate_settings
 class Mel(BandSpectrogram):
     """Levels in mel bands (Slaney's scale and norm), `(B, 1, bins, T)` in dB.
 
@@ -30,17 +34,16 @@ class Mel(BandSpectrogram):
         self,
         in_spec: AudioSpec,
         *,
-        bins: int = 256,
+        bins: Bins = 256,
         fmin: float = 0.0,
         fmax: float | None = None,
-        n_fft: int = 4096,
-        hop: int = 512,
-        floor_db: float = -80.0,
+        n_fft: WindowLength = 4096,
+        hop: PositiveInt = 512,
+        floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=False)
-        check_window(n_fft, hop)
-        check_bins(bins)
+        check_overlap(n_fft, hop)
         edges = mel_to_hz(np.linspace(hz_to_mel(fmin), hz_to_mel(top), bins + 2))
         left, centre, right = edges[:-2], edges[1:-1], edges[2:]
         weights = triangles(left, centre, right, n_fft, in_spec.sample_rate)

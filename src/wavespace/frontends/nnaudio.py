@@ -7,15 +7,18 @@ of each kernel, so where kernels are not to learn, `CQT` and `LogFrequency` give
 from __future__ import annotations
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from wavespace.frontends.base import FrontEnd
+from wavespace.frontends.base import Bins, Floor, FrontEnd, WindowLength
 from wavespace.frontends.cqt import octaves
-from wavespace.frontends.stft import check_window, decibel_spec, decibels, log_axis
+from wavespace.frontends.stft import check_overlap, decibel_spec, decibels, log_axis
+from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec, Normalization, check_table
 
 
+@validate_settings
 class NnAudioCQT(FrontEnd):
     """nnAudio's `CQT1992v2`, `(B, 1, bins, T)` in dB; the same filters as `CQT`, 0 dB for a full-scale sine.
 
@@ -34,12 +37,12 @@ class NnAudioCQT(FrontEnd):
         self,
         in_spec: AudioSpec,
         *,
-        bins: int = 176,
-        bins_per_octave: int = 24,
+        bins: Bins = 176,
+        bins_per_octave: PositiveInt = 24,
         fmin: float = 27.5,
-        hop: int = 512,
+        hop: PositiveInt = 512,
         trainable: bool = False,
-        floor_db: float = -80.0,
+        floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
         frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
@@ -69,6 +72,7 @@ class NnAudioCQT(FrontEnd):
         return decibels(parts.square().sum(-1), self.raw_spec.low).unsqueeze(1)  # (B, 1, F, T)
 
 
+@validate_settings
 class NnAudioSTFT(FrontEnd):
     """nnAudio's `STFT` at frequencies evenly spaced in log frequency, `(B, 1, bins, T)` in dB.
 
@@ -92,16 +96,16 @@ class NnAudioSTFT(FrontEnd):
         self,
         in_spec: AudioSpec,
         *,
-        bins: int = 256,
+        bins: Bins = 256,
         fmin: float = 50.0,
         fmax: float | None = None,
-        n_fft: int = 2048,
-        hop: int = 512,
+        n_fft: WindowLength = 2048,
+        hop: PositiveInt = 512,
         trainable: bool = False,
-        floor_db: float = -80.0,
+        floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
-        check_window(n_fft, hop)
+        check_overlap(n_fft, hop)
         frequencies = log_axis(in_spec, bins, fmin, fmax)
         check_table(4 * bins * n_fft)
         super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)

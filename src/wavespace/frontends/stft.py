@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from wavespace.frontends.base import FrontEnd
+from wavespace.frontends.base import Bins, Floor, FrontEnd, WindowLength
+from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization, check_table
 
 Array = NDArray[np.float64]
@@ -68,6 +70,7 @@ class BandSpectrogram(FrontEnd):
         return griffin_lim(power.sqrt(), self.bands.hop, samples)  # (B, N)
 
 
+@validate_settings
 class LogFrequency(BandSpectrogram):
     """Levels in triangular bands evenly spaced in log frequency, `(B, 1, bins, T)` in dB.
 
@@ -89,20 +92,21 @@ class LogFrequency(BandSpectrogram):
         self,
         in_spec: AudioSpec,
         *,
-        bins: int = 256,
+        bins: Bins = 256,
         fmin: float = 50.0,
         fmax: float | None = None,
-        n_fft: int = 4096,
-        hop: int = 512,
-        floor_db: float = -80.0,
+        n_fft: WindowLength = 4096,
+        hop: PositiveInt = 512,
+        floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
-        check_window(n_fft, hop)
+        check_overlap(n_fft, hop)
         frequencies = log_axis(in_spec, bins, fmin, fmax)
         weights = log_bands(frequencies, (frequencies[-1] / fmin) ** (1 / (bins - 1)), n_fft, in_spec.sample_rate)
         super().__init__(in_spec, frequencies, weights, hop, floor_db, normalize)
 
 
+@validate_settings
 class MultiResolution(FrontEnd):
     """Levels from windows of several lengths on one axis, and attacks, `(B, 2, F, T)` in dB.
 
@@ -130,25 +134,23 @@ class MultiResolution(FrontEnd):
         self,
         in_spec: AudioSpec,
         *,
-        bins_per_octave: int = 36,
+        bins_per_octave: PositiveInt = 36,
         fmin: float = 25.9,
         fmax: float | None = None,
-        n_ffts: tuple[int, ...] = (8192, 4096, 2048),
+        n_ffts: tuple[WindowLength, ...] = (8192, 4096, 2048),
         crossovers: tuple[float, ...] = (300.0, 1200.0),
-        attack_n_fft: int = 1024,
-        hop: int = 512,
-        floor_db: float = -80.0,
+        attack_n_fft: WindowLength = 1024,
+        hop: PositiveInt = 512,
+        floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
         top = check_range(in_spec, fmin, fmax, above_zero=True)
         for n_fft in (*n_ffts, attack_n_fft):
-            check_window(n_fft, hop)
+            check_overlap(n_fft, hop)
         if len(crossovers) != len(n_ffts) - 1 or list(crossovers) != sorted(crossovers):
             raise ValueError(
                 f"crossovers is {list(crossovers)}; {len(n_ffts)} windows need {len(n_ffts) - 1}, ascending"
             )
-        if bins_per_octave < 1:
-            raise ValueError(f"bins_per_octave is {bins_per_octave}; it must be at least 1")
         first = math.ceil(bins_per_octave * math.log2(fmin / 440))
         end = math.floor(bins_per_octave * math.log2(top / 440)) + 1
         check_table((end - first) * max(n_ffts) + 4 * sum(n_ffts), end - first)
@@ -276,11 +278,7 @@ def decibels(power: Tensor, floor_db: float) -> Tensor:
 
 
 def decibel_spec(in_spec: AudioSpec, channels: int, frequencies: Array, hop: int, floor_db: float) -> FeatureSpec:
-    """What a front-end in decibels of full scale yields; ValueError where `hop` or `floor_db` is out of range."""
-    if hop < 1:
-        raise ValueError(f"hop is {hop}; it must be at least 1")
-    if not -200 <= floor_db < 0:
-        raise ValueError(f"floor_db is {floor_db:g}; it must be below 0, and -200 or more")
+    """What a front-end in decibels of full scale yields."""
     return FeatureSpec(
         channels, tuple(frequencies.tolist()), in_spec.sample_rate / hop, unit="dB", low=floor_db, high=0.0
     )
@@ -321,20 +319,11 @@ def check_range(in_spec: AudioSpec, fmin: float, fmax: float | None, above_zero:
 
 def log_axis(in_spec: AudioSpec, bins: int, fmin: float, fmax: float | None) -> Array:
     """Frequencies in Hz evenly spaced in log frequency; ValueError where a setting is out of range."""
-    check_bins(bins)
+    check_table(0, bins)
     return np.geomspace(fmin, check_range(in_spec, fmin, fmax, above_zero=True), bins)
 
 
-def check_bins(bins: int) -> None:
-    """ValueError where there are too few bins for a frequency axis, or too many for memory."""
-    if bins < 2:
-        raise ValueError(f"bins is {bins}; a frequency axis needs at least 2")
-    check_table(0, bins)
-
-
-def check_window(n_fft: int, hop: int) -> None:
-    """ValueError where frames of an STFT would not be, or not overlap."""
-    if n_fft < 2 or n_fft % 2:
-        raise ValueError(f"n_fft is {n_fft}; it must be even and at least 2")
-    if not 1 <= hop <= n_fft // 2:
+def check_overlap(n_fft: int, hop: int) -> None:
+    """ValueError where frames of an STFT would not overlap."""
+    if hop > n_fft // 2:
         raise ValueError(f"hop is {hop}; with n_fft {n_fft} it must be 1 to {n_fft // 2}, so that frames overlap")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wavespace.models.blocks import (
@@ -13,10 +14,10 @@ from wavespace.models.blocks import (
     Norm,
     Rebin,
     Scale,
+    Stride,
     as_frames,
     bottleneck_of,
     check_kernel,
-    check_least,
     from_frames,
     pad_to,
     pooled_field,
@@ -25,6 +26,7 @@ from wavespace.models.blocks import (
     zero_init,
 )
 from wavespace.models.pca import PCA
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 
@@ -50,7 +52,7 @@ class LinearPath(nn.Module):
         """
         if self.in_spec != self.out_spec:
             return
-        pca = PCA(self.in_spec, self.out_spec, latent=self.latent, frames=self.step)
+        pca = PCA(self.in_spec, self.out_spec, latent=self.latent, frames=self.step)  # type: ignore[arg-type]
         pca.fit(batches)
         basis, mean = pca.basis.to(self.narrow.weight), pca.mean.flatten().to(self.narrow.weight)
         self.narrow.weight.copy_(basis)
@@ -70,6 +72,7 @@ class LinearPath(nn.Module):
             return from_frames(self.widen(upcast(code)), self.out_spec.channels, self.out_spec.bins)
 
 
+@validate_settings
 class ConvAutoencoder(nn.Module):
     """Shrink frequency (and, with `pool_time`, halve time) `depth` times, then grow back, without skips.
 
@@ -106,10 +109,10 @@ class ConvAutoencoder(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int = 16,
-        max_width: int = 64,
-        depth: int = 4,
-        stride: int = 2,
+        width: PositiveInt = 16,
+        max_width: PositiveInt = 64,
+        depth: PositiveInt = 4,
+        stride: Stride = 2,
         kernel: int | tuple[int, int] = (3, 3),
         pool_time: bool = False,
         latent: int | None = None,
@@ -117,8 +120,6 @@ class ConvAutoencoder(nn.Module):
         linear: bool = False,
     ) -> None:
         super().__init__()
-        check_least(1, width=width, max_width=max_width, depth=depth)
-        check_least(2, stride=stride)
         check_kernel(kernel)
         if linear and latent is None:
             raise ValueError("linear is true and latent null; the linear path passes a latent, so set latent")

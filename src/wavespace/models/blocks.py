@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from wavespace.spec import FeatureSpec
 
 Norm = Literal["batch", "group"]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Stride = Annotated[int, Field(ge=2)]
+BlockSize = Literal[1, 2, 4, 8, 16, 32, 64]
+"""Frames that share a code: long audio is cut into windows that begin at multiples of each of these."""
 
 UNBOUNDED = 64
 """Frames on each side that count as the receptive field of a layer that has no bound: recurrence, attention to all."""
@@ -123,17 +128,6 @@ def norm_layer(kind: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(max(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
 
 
-def block_of(frames: int) -> int:
-    """Frames that share a code.
-
-    Raises:
-        ValueError: it is no power of two up to 64: long audio is cut into windows that begin at multiples of these.
-    """
-    if frames not in (1, 2, 4, 8, 16, 32, 64):
-        raise ValueError(f"frames is {frames}; a code is shared by 1, 2, 4, 8, 16, 32 or 64 of them")
-    return frames
-
-
 class ConvBlock(nn.Sequential):
     """Convolution, norm, GELU, twice."""
 
@@ -220,21 +214,8 @@ def pooled_field(stem: int, block: int, stride: int, depth: int) -> int:
     return stem + block * (sum(steps[1:]) + sum(steps[:-1])) + steps[-1] - 1
 
 
-def check_least(least: int, **settings: int) -> None:
-    """ValueError where a setting is below the least that makes a net."""
-    for name, value in settings.items():
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
-
-
 def check_kernel(kernel: int | Sequence[int]) -> None:
     """ValueError where a size of a kernel is even or below 1."""
     sizes = [kernel] if isinstance(kernel, int) else kernel
     if any(size < 1 or size % 2 == 0 for size in sizes):
         raise ValueError(f"kernel is {kernel}; each size must be odd, so that input and output align")
-
-
-def check_dropout(dropout: float) -> None:
-    """ValueError where a share of activations is out of range."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it must be from 0 to below 1")

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wavespace.models.blocks import (
     UNBOUNDED,
     ConvBlock,
+    Dropout,
     Norm,
     Scale,
     as_frames,
-    check_dropout,
-    check_least,
     norm_layer,
     pad_to,
     widths_of,
 )
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 
+@validate_settings
 class CRNN(nn.Module):
     """Local spectral shapes by convolution, their course in time by recurrence.
 
@@ -56,17 +58,15 @@ class CRNN(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int = 16,
-        max_width: int = 64,
-        depth: int = 4,
-        hidden: int = 128,
-        layers: int = 2,
-        dropout: float = 0.0,
+        width: PositiveInt = 16,
+        max_width: PositiveInt = 64,
+        depth: PositiveInt = 4,
+        hidden: PositiveInt = 128,
+        layers: PositiveInt = 2,
+        dropout: Dropout = 0.0,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        check_least(1, width=width, max_width=max_width, depth=depth, hidden=hidden, layers=layers)
-        check_dropout(dropout)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
         kernel, pool = ((3, 3), (2, 1)) if in_spec.bins > 1 else ((1, 3), (1, 1))

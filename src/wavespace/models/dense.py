@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from wavespace.models.autoencoder import LinearPath
 from wavespace.models.blocks import (
+    BlockSize,
     Norm,
     Scale,
     as_frames,
-    block_of,
-    check_least,
     from_frames,
     in_blocks,
     norm_layer,
     upcast,
     zero_init,
 )
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 
+@validate_settings
 class Dense(nn.Module):
     """A linear map to the code and back, and beside each way a hidden layer that adds what no linear map can give.
 
@@ -50,21 +52,19 @@ class Dense(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        latent: int = 16,
-        frames: int = 1,
-        hidden: int = 256,
-        reach: int = 1,
+        latent: PositiveInt = 16,
+        frames: BlockSize = 1,
+        hidden: PositiveInt = 256,
+        reach: NonNegativeInt = 1,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
         size = in_spec.channels * in_spec.bins
-        if not 1 <= latent <= size:
+        if latent > size:
             raise ValueError(f"latent is {latent}; a frame has {size} dims")
-        check_least(1, hidden=hidden)
-        check_least(0, reach=reach)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.channels, self.bins = out_spec.channels, out_spec.bins
-        self.dims, self.step = latent * frames, block_of(frames)
+        self.dims, self.step = latent * frames, frames
         self.receptive_field = frames - 1 + reach + reach * frames
         self.linear = LinearPath(in_spec, out_spec, latent, frames)
         self.into = nn.Sequential(

@@ -6,14 +6,20 @@ at once; dilations along pitch of an octave, a twelfth and a fifth let it explai
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
-from wavespace.models.blocks import Scale, check_least
+from wavespace.models.blocks import Scale
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec, check_table
+
+Dilation = tuple[PositiveInt, PositiveInt]
 
 
 class HarmonicStack(nn.Module):
@@ -90,6 +96,7 @@ class Residual(nn.Module):
         return x + torch.relu(normed(self.conv, self.norm, x))
 
 
+@validate_settings
 class Harmonic(nn.Module):
     """Harmonic stack, a residual trunk, and one head a channel of the output.
 
@@ -117,11 +124,11 @@ class Harmonic(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int = 32,
-        harmonics: tuple[float, ...] = (0.5, 1, 2, 3, 4, 5, 6, 7, 8),
-        spread: int = 3,
-        sums: int = 0,
-        dilations: tuple[tuple[int, int], ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
+        width: PositiveInt = 32,
+        harmonics: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1, 2, 3, 4, 5, 6, 7, 8),
+        spread: PositiveInt = 3,
+        sums: NonNegativeInt = 0,
+        dilations: tuple[Dilation, ...] = ((1, 1), (12, 1), (1, 2), (7, 1), (1, 4), (12, 1), (1, 1)),
     ) -> None:
         super().__init__()
         if in_spec.unit not in ("dB", "standardized") or in_spec.bins < 2:
@@ -130,14 +137,8 @@ class Harmonic(nn.Module):
                 "use a front-end that has, such as frontend=multi_resolution or frontend=cqt, "
                 "or a model for any features, such as model=unet or model=conv2d"
             )
-        check_least(1, width=width)
-        check_least(0, sums=sums)
-        if not harmonics or min(harmonics) <= 0:
-            raise ValueError(f"harmonics is {list(harmonics)}; it takes one or more numbers above 0")
-        if spread < 1 or spread % 2 == 0:
+        if spread % 2 == 0:
             raise ValueError(f"spread is {spread}; it must be odd, as it is centred on each harmonic")
-        if any(min(dilation) < 1 for dilation in dilations):
-            raise ValueError(f"dilations is {[list(d) for d in dilations]}; each number must be at least 1")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.stack = HarmonicStack(in_spec, out_spec, harmonics, spread)
         self.sums = HarmonicSums(in_spec, out_spec, sums) if sums else None

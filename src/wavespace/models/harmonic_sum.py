@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
 from wavespace.models.harmonic import HarmonicStack
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 Values = Literal["amplitude", "root", "dB"]
@@ -18,6 +20,7 @@ Reference = Literal["frame", "scale"]
 """What counts as 1: the largest sum of a frame, or every partial at the top of the range."""
 
 
+@validate_settings
 class HarmonicSum(nn.Module):
     """`sum(value(h f) / h) / sum(1 / h)` over harmonics h, as the logit of what it is of the reference.
 
@@ -47,7 +50,7 @@ class HarmonicSum(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        harmonics: int = 8,
+        harmonics: PositiveInt = 8,
         values: Values = "dB",
         reference: Reference = "frame",
     ) -> None:
@@ -57,11 +60,6 @@ class HarmonicSum(nn.Module):
                 f"model=harmonic_sum reads rows in dB and gives one map of logits, not {in_spec} to {out_spec}; "
                 "use task=salience and frontend=cqt with it, or model=unet or model=conv2d, which take any"
             )
-        if harmonics < 1:
-            raise ValueError(f"harmonics is {harmonics}; it must be at least 1")
-        for name, value, known in (("values", values, Values), ("reference", reference, Reference)):
-            if value not in get_args(known):
-                raise ValueError(f"{name} is {value!r}; it must be {' or '.join(get_args(known))}")
         self.floor, self.top = in_spec.low, in_spec.high
         self.values, self.reference = values, reference
         h = np.arange(1, harmonics + 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from wavespace.models.blocks import Norm, Scale, as_frames, check_dropout, check_least, from_frames, norm_layer
+from wavespace.models.blocks import Dropout, Norm, Scale, as_frames, from_frames, norm_layer
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 
+@validate_settings
 class LocalMLP(nn.Module):
     """Each output frame from `2 * context + 1` frames of features, all of them as one vector.
 
@@ -28,16 +31,13 @@ class LocalMLP(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int = 256,
-        layers: int = 2,
-        context: int = 7,
-        dropout: float = 0.0,
+        width: PositiveInt = 256,
+        layers: PositiveInt = 2,
+        context: NonNegativeInt = 7,
+        dropout: Dropout = 0.0,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        check_least(1, width=width, layers=layers)
-        check_least(0, context=context)
-        check_dropout(dropout)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
         self.receptive_field = context

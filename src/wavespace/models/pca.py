@@ -6,13 +6,16 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
-from wavespace.models.blocks import as_frames, block_of, from_frames, in_blocks
+from wavespace.models.blocks import BlockSize, as_frames, from_frames, in_blocks
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 
+@validate_settings
 class PCA(nn.Module):
     """The best linear map of frames to `latent` dims each and back, by squared error; a baseline that `fit` sets.
 
@@ -31,7 +34,9 @@ class PCA(nn.Module):
     mean: Tensor  # (1, C * F, 1, 1), of all frames
     basis: Tensor  # (dims, C * F, 1, frames), orthonormal rows, the strongest first
 
-    def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, *, latent: int = 16, frames: int = 1) -> None:
+    def __init__(
+        self, in_spec: FeatureSpec, out_spec: FeatureSpec, *, latent: PositiveInt = 16, frames: BlockSize = 1
+    ) -> None:
         super().__init__()
         size = in_spec.channels * in_spec.bins
         if in_spec != out_spec:
@@ -39,10 +44,10 @@ class PCA(nn.Module):
                 f"model=pca gives back what came in, {in_spec}, and the task asks for {out_spec}; "
                 "use task=reconstruction with it, or model=conv1d"
             )
-        if not 1 <= latent <= size:
+        if latent > size:
             raise ValueError(f"latent is {latent}; a frame has {size} dims")
         self.channels, self.bins = in_spec.channels, in_spec.bins
-        self.dims, self.step, self.receptive_field = latent * frames, block_of(frames), frames - 1
+        self.dims, self.step, self.receptive_field = latent * frames, frames, frames - 1
         self.register_buffer("mean", torch.zeros(1, size, 1, 1))
         self.register_buffer("basis", torch.eye(self.dims, size * frames).view(self.dims, size, 1, frames))
 

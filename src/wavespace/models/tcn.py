@@ -5,18 +5,19 @@ Each frame's features become one vector, and what follows runs along time alone.
 
 from __future__ import annotations
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wavespace.models.blocks import (
+    Dropout,
     Norm,
     Scale,
     as_frames,
-    check_dropout,
     check_kernel,
-    check_least,
     from_frames,
     norm_layer,
 )
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 
@@ -39,6 +40,7 @@ class Dilated(nn.Module):
         return x + self.layers(x)
 
 
+@validate_settings
 class TCN(nn.Module):
     """Residual convolutions along time whose dilation doubles at each layer: 1, 2, 4, …
 
@@ -62,16 +64,14 @@ class TCN(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int = 128,
-        layers: int = 4,
+        width: PositiveInt = 128,
+        layers: PositiveInt = 4,
         kernel: int = 5,
-        dropout: float = 0.0,
+        dropout: Dropout = 0.0,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        check_least(1, width=width, layers=layers)
         check_kernel(kernel)
-        check_dropout(dropout)
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
         self.receptive_field = kernel // 2 * (2**layers - 1)

@@ -11,9 +11,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from wavespace.models.blocks import UNBOUNDED, Scale, as_frames, check_dropout, check_least
+from wavespace.models.blocks import UNBOUNDED, Dropout, Scale, as_frames
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 Positions = Literal["rotary", "learned"]
@@ -136,6 +138,7 @@ class Layer(nn.Module):
         return x + self.dropout(self.mlp(x))
 
 
+@validate_settings
 class Transformer(nn.Module):
     """Attention over frames of any number; equal wherever in a recording they lie.
 
@@ -164,22 +167,18 @@ class Transformer(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int = 128,
-        layers: int = 4,
-        heads: int = 4,
-        hidden: int = 512,
-        window: int | None = 32,
+        width: PositiveInt = 128,
+        layers: PositiveInt = 4,
+        heads: PositiveInt = 4,
+        hidden: PositiveInt = 512,
+        window: PositiveInt | None = 32,
         positions: Positions = "rotary",
         stem: bool = True,
-        dropout: float = 0.0,
+        dropout: Dropout = 0.0,
     ) -> None:
         super().__init__()
-        check_least(1, width=width, layers=layers, heads=heads, hidden=hidden)
-        check_dropout(dropout)
         if width % (2 * heads):
             raise ValueError(f"width is {width}; it must be an even number for each of the {heads} heads")
-        if window is not None and window < 1:
-            raise ValueError(f"window is {window}; it must be at least 1 frame, or null for all")
         self.scale, self.target = Scale(in_spec), Scale(out_spec)
         self.shape = (out_spec.channels, out_spec.bins)
         features = in_spec.channels * in_spec.bins

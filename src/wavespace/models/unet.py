@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
@@ -16,17 +17,19 @@ from wavespace.models.blocks import (
     Norm,
     Rebin,
     Scale,
+    Stride,
     bottleneck_of,
     check_kernel,
-    check_least,
     norm_layer,
     pad_to,
     pooled_field,
     widths_of,
 )
+from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
 
+@validate_settings
 class UNet(nn.Module):
     """Down `depth` levels and back up, each level joined to its counterpart.
 
@@ -57,19 +60,17 @@ class UNet(nn.Module):
         in_spec: FeatureSpec,
         out_spec: FeatureSpec,
         *,
-        width: int = 16,
-        max_width: int = 1024,
-        depth: int = 4,
+        width: PositiveInt = 16,
+        max_width: PositiveInt = 1024,
+        depth: PositiveInt = 4,
         skips: Literal["concat", "gated", "none"] = "concat",
         latent: int | None = None,
         pool: Literal["frequency", "both"] = "frequency",
-        stride: int = 2,
+        stride: Stride = 2,
         kernel: tuple[int, int] = (3, 3),
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        check_least(1, width=width, max_width=max_width, depth=depth)
-        check_least(2, stride=stride)
         check_kernel(kernel)
         if latent is not None and skips != "none":
             raise ValueError(f"latent is {latent}, but skips={skips} carries features around it; set skips=none")
