@@ -177,7 +177,9 @@ def test_steps_that_16_bit_scaling_leaves_out_are_normal_and_an_end_of_them_is_n
 
 
 def test_a_figure_that_is_no_number_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PianoRoll, "summarize", lambda *_, **__: {PianoRoll.monitor.removeprefix("val/"): math.nan})
+    monkeypatch.setattr(
+        PianoRoll, "compute_metrics", lambda *_, **__: {PianoRoll.monitor.removeprefix("val/"): math.nan}
+    )
     cfg = compose([*RENDERED, *TRAINER, f"runs={tmp_path}"])
     with pytest.raises(
         Diverged, match=f"{PianoRoll.monitor} is nan at step 4; its last checkpoint, of step 3, is good"

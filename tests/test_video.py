@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from wavespace.commands.video import HEIGHT, WIDTH, Still, folded, frames, main, write_video
+from wavespace.commands.video import main, write_video
 from wavespace.errors import BadInput, UserError
+from wavespace.reports.figures import HEIGHT, WIDTH, Still, folded, frames
 
 RATE = 22050
 
