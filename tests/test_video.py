@@ -14,6 +14,7 @@ import soundfile
 from wavespace.commands.video import main, write_video
 from wavespace.errors import BadInput, UserError
 from wavespace.reports.figures import HEIGHT, WIDTH, Still, folded, frames
+from wavespace.tasks.base import Picture
 
 RATE = 22050
 
@@ -42,14 +43,16 @@ def test_octaves_are_folded_onto_their_pitch_class() -> None:
     values = np.full((72, 3), -80, np.float32)
     values[[int(p) - 24 for p in (45, 57, 69)], 1] = -10, -20, -5  # A in three octaves
     values[60 - 24, 2] = -3  # C
-    shown = folded(values, tuple(440 * 2 ** ((pitches - 69) / 12)))
+    picture = Picture("", values, tuple(440 * 2 ** ((pitches - 69) / 12)), 100.0, -80, 0, "dB")
+    shown = folded(picture).values
     assert shown.shape == (12, 3)
     assert (shown[9, 1], shown[0, 2]) == (-5, -3)
     assert shown[9, 0] == -80
-    fine = folded(np.arange(96, dtype=np.float32)[:, None], tuple(440 * 2 ** (np.arange(96) / 24 - 2)))
+    rising, quarters = np.arange(96, dtype=np.float32)[:, None], tuple(440 * 2 ** (np.arange(96) / 24 - 2))
+    fine = folded(picture._replace(values=rising, frequencies=quarters)).values
     np.testing.assert_array_equal(fine[:, 0], 72 + (np.arange(24) + 6) % 24)  # the highest octave, from its C
     with pytest.raises(BadInput, match="no axis of pitch"):
-        folded(values[:1], (0.0,))
+        folded(picture._replace(values=values[:1], frequencies=(0.0,)))
 
 
 def test_ffmpeg_is_given_every_frame_and_the_sound(
