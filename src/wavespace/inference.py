@@ -25,7 +25,7 @@ from wavespace.files import read_regular
 from wavespace.frontends.base import scaled
 from wavespace.locate import locate, newest_finished
 from wavespace.models.blocks import Bounded
-from wavespace.tasks.base import Task
+from wavespace.tasks.base import Task, computes_in_bfloat16
 from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.text import printable
 
@@ -33,13 +33,6 @@ WINDOW, CONTEXT = 896, 64
 """Frames kept of each window, and least frames of context on each side: multiples of every pooling factor up to 64."""
 RECEPTIVE_FIELD = 32
 """Of a model that states none, in frames on each side."""
-
-
-def computes_in_bfloat16(device: str) -> bool:
-    """Say whether a kind of device multiplies bfloat16 itself, which takes about half the time of float32."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @torch.inference_mode()

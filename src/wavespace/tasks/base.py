@@ -71,6 +71,13 @@ class Example(NamedTuple):
     targets: dict[str, Tensor]
 
 
+def computes_in_bfloat16(device: str) -> bool:
+    """Say whether a kind of device multiplies bfloat16 itself, which takes about half the time of float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class Task(LightningModule):
     """Front-end + model + loss + metrics.
 

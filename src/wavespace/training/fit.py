@@ -19,11 +19,10 @@ from wavespace.config.construction import make
 from wavespace.config.trainer import cluster_environment, quiet, rank
 from wavespace.errors import BadCheckpoint, BadInput
 from wavespace.files import write_atomic
-from wavespace.inference import computes_in_bfloat16
 from wavespace.inputs import CHANGED
 from wavespace.runfolder import RunFolder
 from wavespace.signals import SIGTERM_EXIT
-from wavespace.tasks.base import versions
+from wavespace.tasks.base import computes_in_bfloat16, versions
 from wavespace.training.baseline import WINDOWS, Fittable, baseline, fit_model, training_audio
 from wavespace.training.callbacks.checkpoints import Checkpoints, CsvLogger, WholeFiles
 from wavespace.training.callbacks.divergence import Divergence
