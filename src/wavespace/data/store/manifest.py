@@ -1,6 +1,6 @@
 """The manifest of a store, checked against its files before memory is allocated: it may come from somebody else.
 
-Imports no torch.
+Imports no torch, and NumPy only where an array is read, as a run's identity is found at every start.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from wavespace.errors import BadInput, UserError
 from wavespace.files import open_regular, read_regular
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FORMAT = 2
 """Increased when older stores can't be read any more; part of every store's name."""
@@ -82,6 +83,8 @@ def damaged(folder: Path, error: Exception) -> BadInput:
 
 
 def _check_kinds(manifest: Mapping[str, Any]) -> None:
+    import numpy as np
+
     for key, kind in KINDS.items():
         if not isinstance(manifest[key], kind):
             raise ValueError(f"{key} is {str(manifest[key])[:40]!r}")
@@ -106,6 +109,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         ValueError: it is another.
     """
+    import numpy as np
+
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -124,6 +129,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _check_header(member: Any, size: int, name: str) -> None:
+    import numpy as np
+
     version = np.lib.format.read_magic(member)
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in headers:
@@ -140,6 +147,8 @@ def check_index(manifest: Mapping[str, Any], index: dict[str, NDArray[Any]], not
         ValueError: they don't agree.
         KeyError: an array is missing.
     """
+    import numpy as np
+
     row = np.dtype(manifest["dtype"]).itemsize * manifest["width"]
     shards = {int(found[1]): file["bytes"] // row for name, file in manifest["files"].items()
               if (found := FILE.fullmatch(name)) and found[1]}  # fmt: skip
