@@ -295,7 +295,7 @@ def read_search(member: Member) -> dict[str, Any]:
     for values in itertools.zip_longest(
         *(_search_overrides(key, space) for key, space in search["parameters"].items())
     ):
-        compose([*member.job.overrides, *(probe for probe in values if probe is not None)])
+        compose([*member.job.overrides, *(value for value in values if value is not None)])
     return search
 
 
