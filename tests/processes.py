@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -22,8 +23,7 @@ def forked(
     """Call a function of a module in a process of its own, and tell how that ended and what it said."""
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_child, args=(said, cwd or Path.cwd(), environment, call, arguments))
-        process.start()
+        process = begun(said, cwd or Path.cwd(), environment, call, *arguments)
         process.join(LIMIT)
         if process.exitcode is None:
             process.kill()
@@ -34,9 +34,18 @@ def forked(
         return CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in said))
 
 
+def begun(
+    said: list[Path], cwd: Path, environment: dict[str, str], call: Callable[..., object], *arguments: object
+) -> BaseProcess:
+    """Call a function in a process of its own, whose output and errors are appended to two files, or to one."""
+    process = SERVER.Process(target=_child, args=(said, cwd, environment, call, arguments))
+    process.start()
+    return process
+
+
 def command(*arguments: str, cwd: Path | None = None, **environment: str) -> CompletedProcess[str]:
     """What `wavespace ARGUMENTS` does once Python has imported what it needs."""
-    return forked(_main, *arguments, cwd=cwd, **environment)
+    return forked(wavespace, *arguments, cwd=cwd, **environment)
 
 
 def as_started_by_hand() -> None:
@@ -44,7 +53,8 @@ def as_started_by_hand() -> None:
     multiprocessing.set_start_method(None, force=True)
 
 
-def _main(*arguments: str) -> None:
+def wavespace(*arguments: str) -> None:
+    """What the installed command does."""
     from wavespace.cli import main
 
     sys.argv = ["wavespace", *arguments]
@@ -55,7 +65,7 @@ def _child(
     said: list[Path], cwd: Path, environment: dict[str, str], call: Callable[..., object], arguments: tuple[object, ...]
 ) -> None:
     for number, path in enumerate(said, start=1):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     as_started_by_hand()

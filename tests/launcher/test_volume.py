@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from launcher.cloud import cloud
+from processes import forked, wavespace
 from standins.runpod_server import Volume
 from training import make_medley
 
@@ -15,13 +15,11 @@ def test_a_pod_prepares_a_dataset(tmp_path: Path) -> None:
     overrides = make_medley(tmp_path / "volume")
     with cloud(tmp_path / "cloud") as sky:
         sky.core.volumes["vol1"] = Volume("vol1", "data", 10, "EU-RO-1")
-        command = [sys.executable, "-m", "wavespace.cli", "prepare", *overrides, "hydra/launcher=runpod"]
         money = ["hydra.launcher.image=us/wavespace:1", "hydra.launcher.max_cost=1", "hydra.launcher.poll_seconds=1"]
 
-        def run(*words: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*command, *money, *words], env=sky.env, cwd=sky.folder, text=True, capture_output=True, timeout=180
-            )
+        def run(*words: str) -> CompletedProcess[str]:
+            command = ["prepare", *overrides, "hydra/launcher=runpod", *money, *words]
+            return forked(wavespace, *command, cwd=sky.folder, **sky.env)
 
         refused = run()
         assert refused.returncode == 2
