@@ -144,25 +144,20 @@ def _licence(text: str, trust: Sequence[str]) -> str:
 
 
 def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, Any], trust: Sequence[str]) -> str:
-    """What the run measured and what it was made of, in Markdown; nothing that was not measured.
+    """Write a model card in Markdown from what the run measured; what it did not measure is left out.
 
     Args:
         slim: as `export` writes it.
         task: that it loads.
         name: of the file.
-        status: of the run; its `table` and `monitor` pick the figures that come first.
+        status: of the run; its `table` says which metrics come first.
         trust: what loading the file takes, as of `wavespace.load`.
     """
     cfg = safe_yaml(slim["config"])
     parts = {group: str(cfg[group]["_target_"]).rpartition(".")[2] for group in ("data", "frontend", "model", "task")}
     features, audio = task.frontend.out_spec, task.frontend.in_spec
-    figures = slim["metrics"]
-    first = list(status.get("table") or [])
-    names = sorted(
-        {key.partition("/")[2] for key in figures if "/" in key},
-        key=lambda n: (first.index(n) if n in first else len(first), n),
-    )
-    splits = [split for split in ("val", "test", "baseline") if any(key.startswith(f"{split}/") for key in figures)]
+    spent = [counted(status["step"], "steps")] if "step" in status else []
+    spent += [f"{status['minutes']:.1f} minutes"] if isinstance(status.get("minutes"), int | float) else []
     lines = [
         f"# {cfg.get('name', 'model')}",
         "",
@@ -176,20 +171,9 @@ def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, An
         "",
         "## Measured",
         "",
-    ]
-    if splits:
-        lines += [f"| | {' | '.join(splits)} |", "|---|" + "--:|" * len(splits)]
-        for row in names:
-            cells = [f"{figures[f'{s}/{row}']:.4g}" if f"{s}/{row}" in figures else "–" for s in splits]
-            lines.append(f"| {row} | {' | '.join(cells)} |")
-        lines += ["", "`val` chose the checkpoint and its thresholds; `baseline` is a model that no gradient teaches."]
-    else:
-        lines.append("Nothing: the run has no figures.")
-    spent = [counted(status["step"], "steps")] if "step" in status else []
-    spent += [f"{status['minutes']:.1f} minutes"] if isinstance(status.get("minutes"), int | float) else []
-    lines += [
+        *_metrics_table(slim["metrics"], list(status.get("table") or [])),
         "",
-        "## Hears and gives",
+        "## Input and output",
         "",
         f"- Audio at {audio.sample_rate} Hz, one channel, trained on {audio.seconds:g} s at a time.",
         f"- Features: {features.channels} × {features.bins} bins, {features.frame_rate:.5g} frames a second.",
@@ -208,6 +192,22 @@ def model_card(slim: dict[str, Any], task: Task, name: str, status: dict[str, An
         "",
     ]
     return "\n".join(lines)
+
+
+def _metrics_table(metrics: dict[str, float], first: list[str]) -> list[str]:
+    """Return the lines of a table of metrics by split; those named in `first` lead."""
+    splits = [split for split in ("val", "test", "baseline") if any(key.startswith(f"{split}/") for key in metrics)]
+    if not splits:
+        return ["Nothing: the run has no metrics."]
+    names = sorted(
+        {key.partition("/")[2] for key in metrics if "/" in key},
+        key=lambda name: (first.index(name) if name in first else len(first), name),
+    )
+    lines = [f"| | {' | '.join(splits)} |", "|---|" + "--:|" * len(splits)]
+    for name in names:
+        cells = [f"{metrics[f'{s}/{name}']:.4g}" if f"{s}/{name}" in metrics else "–" for s in splits]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, "", "`val` chose the checkpoint and its thresholds; `baseline` is a reference without gradient training."]
 
 
 # --- ONNX ---------------------------------------------------------------------------------------------------
