@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from wavespace.build import build_task
 from wavespace.config import choices, compose, conf_dir
 from wavespace.data.base import Notes
-from wavespace.decode import Decoder
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
+from wavespace.tasks.decode import Decoder
 from wavespace.units import midi_to_hz
 
 AUDIO = AudioSpec(22_050, 1.0, ("notes", "instrument"))

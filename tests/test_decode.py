@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from parts import decode
 from wavespace.data.base import Notes
 from wavespace.data.labels import Roll, piano_roll
-from wavespace.decode import Decoder
 from wavespace.spec import PIANO_PITCHES
+from wavespace.tasks.decode import Decoder
 
 RATE = 22050 / 512
 

@@ -21,9 +21,9 @@ import yaml
 
 import wavespace
 from parts import save, small_task
-from wavespace.analysis.notebook import open_run
 from wavespace.commands import evaluate, export, video
 from wavespace.errors import UserError
+from wavespace.notebook import open_run
 
 
 @pytest.fixture(scope="module")

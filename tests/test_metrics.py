@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavespace.data.base import NO_NOTES, Notes
+from wavespace.data.base import NO_NOTES, Notes, Pitches
 from wavespace.data.files.midi import on_keyboard
-from wavespace.decode import Pitches
 from wavespace.metrics import average
 from wavespace.metrics.notes import FRAME_HOP, frame_scores, note_scores, pitches_at
 from wavespace.metrics.pitch import PITCH_HOP, melody_scores, multipitch_f1, multipitch_scores

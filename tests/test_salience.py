@@ -17,8 +17,8 @@ from wavespace.config import compose
 from wavespace.config.construction import make
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
 from wavespace.data.labels import pitch_salience
-from wavespace.decode import peak_pitches, strongest_pitches
 from wavespace.models.blocks import Rebin
+from wavespace.tasks.decode import peak_pitches, strongest_pitches
 from wavespace.tasks.salience import Salience, balanced, focal, log_bins
 from wavespace.units import midi_to_hz
 

@@ -20,11 +20,11 @@ import yaml
 import wavespace
 from made_runs import config_of, write_run
 from parts import save, small_task
-from wavespace.analysis.notebook import open_run
 from wavespace.analysis.runs import read_run
 from wavespace.commands import evaluate, export, report, video
 from wavespace.config.trust import configuration, safe_yaml
 from wavespace.errors import BadCheckpoint, ConfigError, UserError
+from wavespace.notebook import open_run
 
 MARK = "{mark}"
 """Stands for a file that a node would make."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-import wavespace
 from wavespace.archive import fault
 from wavespace.build import build_task
 from wavespace.config.trust import BUILT, configuration, nodes
@@ -118,7 +118,7 @@ def built(path: str | Path, checkpoint: Mapping[str, Any], trust: Sequence[str] 
         written, reason = checkpoint["versions"].get("wavespace"), " ".join(str(error).split())[:300]
         raise BadCheckpoint(
             f"{path}: written by wavespace {written[:40] if isinstance(written, str) else '?'}, doesn't fit "
-            f"{wavespace.__version__}: {reason}{place_of(error)}"
+            f"{version('wavespace')}: {reason}{place_of(error)}"
         ) from error
     task.config_text = checkpoint["config"]
     return task.eval()

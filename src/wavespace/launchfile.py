@@ -95,10 +95,15 @@ class JobList:
             BadInput: it is another text.
         """
         try:
-            return TypeAdapter(cls).validate_json(text)
+            found = json.loads(text)
+            if isinstance(found, dict) and "stay" in found:  # as plans before 0.1 say it
+                found["keep_pods"] = found.pop("stay")
+            return TypeAdapter(cls).validate_json(json.dumps(found))
         except ValidationError as error:
             fault = error.errors()[0]
             raise BadInput(f"{'.'.join(map(str, fault['loc'])) or 'plan'}: {fault['msg'][:200]}") from None
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"plan: {str(error)[:200]}") from None
 
 
 ENDED = ("finished", "failed", "diverged")
@@ -155,7 +160,11 @@ def read_results(folder: Path) -> list[JobResult]:
     """
     path = folder / "results.json"
     try:
-        return TypeAdapter(list[JobResult]).validate_python(json.loads(read_regular(path, MOST_BYTES))["jobs"])
+        jobs = json.loads(read_regular(path, MOST_BYTES))["jobs"]
+        for job in jobs:
+            if "figures" in job:  # as results before 0.1 say it
+                job["metrics"] = job.pop("figures")
+        return TypeAdapter(list[JobResult]).validate_python(jobs)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

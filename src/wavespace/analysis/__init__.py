@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from wavespace.analysis.fidelity import CONTROL, pareto, tradeoff
     from wavespace.analysis.fits import CantFit, effects, parabola, power_law
     from wavespace.analysis.note_errors import errors, shares
-    from wavespace.analysis.notebook import facts, features, listen, open_data, open_run, sample
     from wavespace.analysis.probes import control, response
     from wavespace.analysis.tables import objective, read_runs, spread, swept, table
+    from wavespace.notebook import facts, features, listen, open_data, open_run, sample
     from wavespace.reports.figures import draw_errors, draw_response, look, show
     from wavespace.reports.study_figures import against, curves, draw_effects, draw_tradeoff
     from wavespace.reports.study_page import write_study
 
 _HOMES = {
     "analysis.fits": ("CantFit", "effects", "parabola", "power_law"),
-    "analysis.notebook": ("facts", "features", "listen", "open_data", "open_run", "sample"),
+    "notebook": ("facts", "features", "listen", "open_data", "open_run", "sample"),
     "reports.figures": ("draw_errors", "draw_response", "look", "show"),
     "reports.study_figures": ("against", "curves", "draw_effects", "draw_tradeoff"),
     "reports.study_page": ("write_study",),

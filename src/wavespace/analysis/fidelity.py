@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.analysis.fits import CantFit
-from wavespace.metrics import LESS_IS_BETTER
+from wavespace.analysis.runs import higher_is_better
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,14 +39,16 @@ def tradeoff(runs: pd.DataFrame, control: str, distortion: str | None = None) ->
         distortion: a column of which less is better; the first of `DISTORTION` that occurs with the control.
 
     Raises:
-        CantFit: no run has both.
+        CantFit: no run has both, or nothing says which way the control is better.
     """
     names = [distortion] if distortion else [name for name in DISTORTION if name in runs]
     for name in names:
         if control in runs and name in runs:
             both = runs[runs[name].notna() & runs[control].notna()].copy()
             if len(both):
-                higher = control.partition("/")[2] not in LESS_IS_BETTER
+                higher = higher_is_better(control, {})
+                if higher is None:
+                    raise CantFit(f"{control}: nothing says whether more of it is better")
                 values = both[control].to_numpy(float)
                 both["front"] = pareto(both[name].to_numpy(float), -values if higher else values)
                 both.attrs = {"distortion": name, "control": control, "higher": higher}

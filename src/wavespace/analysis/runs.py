@@ -10,11 +10,12 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,6 @@ from wavespace.config.trust import is_shipped, safe_yaml
 from wavespace.errors import BadInput, UserError
 from wavespace.files import named_file, read_regular
 from wavespace.metrics import LESS_IS_BETTER, MORE_IS_BETTER
-
-if TYPE_CHECKING:
-    pass
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values of one metric, `(K,)` each."""
@@ -85,7 +83,7 @@ def higher_is_better(metric: str, status: Mapping[str, Any]) -> bool | None:
         metric: with its split, as `val/l1_db`; losses of training are better the less they are.
         status: what status.json, or a run's facts, say of `monitor` and `mode`.
     """
-    split, _, name = metric.partition("/")
+    split, _, name = re.sub(r"_\d+$", "", metric).partition("/")  # rpa_3 is rpa of one instrument
     if name and name == str(status.get("monitor")).partition("/")[2] and status.get("mode") in ("min", "max"):
         return status["mode"] == "max"
     if name in MORE_IS_BETTER:

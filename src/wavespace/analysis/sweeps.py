@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wavespace.analysis.runs import MOST_CSV_BYTES, Run, Series, as_float, flat, read_run
+from wavespace.config.schema import NAME
 from wavespace.errors import BadInput, UserError
 from wavespace.files import cache_folder, read_regular, write_atomic
 from wavespace.launchfile import Job, JobList, JobResult, read_results
@@ -178,8 +179,8 @@ def read_launch(folder: Path) -> list[Run]:
 def _job(folder: Path, study: str, job: Job, result: JobResult | None) -> Run:
     """A job with what results.json says of it on top of its run folder."""
     beside = folder.absolute().parents[1] / study
-    # A stranger's plan may name folders outside of its runs.
-    named = all(Path(name).name == name and name not in ("", ".", "..") for name in (study, job.signature))
+    # A stranger's plan may name folders outside of its runs, or none that can be.
+    named = NAME.fullmatch(study) and NAME.fullmatch(job.signature)
     there = beside.iterdir() if named and beside.is_dir() else ()
     runs = [path for path in there if path.name.partition("-")[0] == job.signature]
     own = max(runs, key=os.path.getmtime, default=None)  # there is one for each state of the data
@@ -190,8 +191,8 @@ def _job(folder: Path, study: str, job: Job, result: JobResult | None) -> Run:
         run.state = result.state
         run.metrics = {name: as_float(value) for name, value in (result.metrics or {}).items()} or run.metrics
         spent = {"minutes": result.minutes, "dollars": result.dollars}
-        run.facts |= {key: value for key, value in spent.items() if 0 < value < math.inf}
-        run.facts |= {"monitor": result.monitor, "mode": result.mode} if result.monitor else {}
+        run.facts |= {key: value for key, value in spent.items() if 0 <= value < math.inf}
+        run.facts |= {"monitor": result.monitor, "mode": result.mode} if result.monitor and result.mode else {}
         if not run.source and (result.url or "").startswith("https://"):
             run.source = str(result.url)
     if run.state != "finished":

@@ -171,7 +171,10 @@ def objective(runs: pd.DataFrame, metric: str | None = None) -> tuple[str, bool]
     if metric is None:
         counts = runs["monitor"].dropna().value_counts()
         metric = next((str(name) for name in counts.index if name in runs), None)
-        metric = metric or next((name for name in runs if str(name).startswith(("test/", "val/"))), None)
+        known = (str(name) for name in runs if higher_is_better(str(name), {}) is not None)
+        metric = metric or min(
+            (name for name in known if name.startswith(("val/", "test/"))), key=_test_last, default=None
+        )
         if metric is None:
             raise UserError("no run has a metric yet: they come with the end of a run")
     if metric not in runs:
@@ -182,6 +185,10 @@ def objective(runs: pd.DataFrame, metric: str | None = None) -> tuple[str, bool]
     if len(ways) != 1:
         raise UserError(f"{metric}: its runs do not say whether more of it is better; choose another metric")
     return metric, bool(ways.pop())
+
+
+def _test_last(name: str) -> tuple[bool, str]:
+    return name.startswith("test/"), name
 
 
 def files_read(runs: pd.DataFrame) -> pd.Series:

@@ -207,7 +207,11 @@ def _metrics_table(metrics: dict[str, float], first: list[str]) -> list[str]:
     for name in names:
         cells = [f"{metrics[f'{s}/{name}']:.4g}" if f"{s}/{name}" in metrics else "–" for s in splits]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, "", "`val` chose the checkpoint and its thresholds; `baseline` is a reference without gradient training."]
+    return [
+        *lines,
+        "",
+        "`val` chose the checkpoint and its thresholds; `baseline` is a reference without gradient training.",
+    ]
 
 
 # --- ONNX ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ Notes = NDArray[np.float64]
 
 NO_NOTES: Notes = np.zeros((0, 4))
 
+Pitches = NDArray[np.float64]
+"""`(N, 3)` rows of frame number, MIDI pitch, salience; sorted by frame, then pitch."""
+
 
 class Item(NamedTuple):
     """One window or recording.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from wavespace.data.base import Notes
+from wavespace.data.base import Notes, Pitches
 from wavespace.data.files.midi import on_keyboard
-from wavespace.decode import Pitches
 from wavespace.metrics import precision_recall_f1
 from wavespace.spec import PIANO_PITCHES
 

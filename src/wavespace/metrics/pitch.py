@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from wavespace.decode import Pitches
+from wavespace.data.base import Pitches
 from wavespace.metrics import precision_recall_f1
 
 PITCH_HOP = 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,14 @@ def _environment() -> Any:
 
 def render(template: str, **values: Any) -> str:
     """A page from `wavespace/templates`, everything escaped that is not said to be safe."""
-    import wavespace
-
-    return _environment().get_template(template).render(version=wavespace.__version__, **values)
+    return _environment().get_template(template).render(version=version("wavespace"), **values)
 
 
 @cache
 def edition() -> str:
     """Of the templates: pages that were made by others are made anew."""
-    import wavespace
-
     texts = [path.read_bytes() for path in sorted(TEMPLATES.iterdir())]
-    return hashlib.sha256(b"".join([wavespace.__version__.encode(), *texts])).hexdigest()
+    return hashlib.sha256(b"".join([version("wavespace").encode(), *texts])).hexdigest()
 
 
 def number(value: float | None) -> str:

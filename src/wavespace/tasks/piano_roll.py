@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from wavespace.data.base import Batch, Notes
 from wavespace.data.files.midi import on_keyboard
 from wavespace.data.labels import Roll, piano_roll
-from wavespace.decode import Decoder, Threshold
 from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, mean
 from wavespace.metrics.notes import frame_scores, note_scores
 from wavespace.settings import validate_settings
 from wavespace.spec import PIANO_PITCHES, FeatureSpec
 from wavespace.tasks.base import Example, Sample, Task
+from wavespace.tasks.decode import Decoder, Threshold
 from wavespace.units import midi_to_hz
 
 HEADS = ("onset", "frame", "velocity", "offset")

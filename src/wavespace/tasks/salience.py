@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from wavespace.data.base import Batch, Notes
+from wavespace.data.base import Batch, Notes, Pitches
 from wavespace.data.labels import Kind, pitch_salience
-from wavespace.decode import Pitches, Probabilities, peak_pitches, strongest_pitches
 from wavespace.frontends.base import FrontEnd
 from wavespace.metrics import average, mean
 from wavespace.metrics.notes import FRAME_HOP, frame_count, pitches_at
@@ -26,6 +25,7 @@ from wavespace.metrics.pitch import PITCH_HOP, melody_scores, multipitch_f1, mul
 from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec, check_table
 from wavespace.tasks.base import Example, Sample, Task
+from wavespace.tasks.decode import Probabilities, peak_pitches, strongest_pitches
 from wavespace.tasks.piano_roll import Thresholds, item_notes
 
 SPREAD = 25.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from wavespace.reports.figures import (
     draw_response,
 )
 from wavespace.tasks.base import Task
-
-if TYPE_CHECKING:
-    pass
 
 ITEMS, SECONDS = 128, 10.0
 """Most validation items that are measured, evenly spaced in the split, and how much of each, from its start."""

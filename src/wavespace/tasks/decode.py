@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from wavespace.data.base import NO_NOTES, Notes
+from wavespace.data.base import NO_NOTES, Notes, Pitches
 from wavespace.data.labels import HALF_WIDTH
 from wavespace.settings import validate_settings
 from wavespace.units import hz_to_midi
 
 Probabilities = NDArray[np.floating[Any]]
 """`(P, T)` probabilities in 0..1."""
-
-Pitches = NDArray[np.float64]
-"""`(N, 3)` rows of frame number, MIDI pitch, salience; sorted by frame, then pitch."""
 
 Threshold = Annotated[float, Field(gt=0, le=1)]
 """Least probability that counts."""
