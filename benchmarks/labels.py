@@ -1,4 +1,4 @@
-"""Labels of a window from its notes against the front-end that hears it; one thread."""
+"""Labels of a window from its notes against the front-end over it; one thread."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inputs": GROUND | {"config", "data", "frontends"},
     "runfolder": GROUND | {"config", "inputs"},
     "locate": GROUND | {"archive", "runfolder"},
-    "build": GROUND | {"config", "data", "tasks"},
+    "build": GROUND | {"models", "config", "data", "tasks"},
     "checkpoint": GROUND | {"archive", "config", "tasks", "locate", "build"},
     "inference": GROUND | {"models", "config", "data", "frontends", "tasks", "locate", "checkpoint"},
     "notebook": GROUND | {"config", "data", "frontends", "tasks", "checkpoint"},

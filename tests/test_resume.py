@@ -42,7 +42,7 @@ def state_of(folder: RunFolder) -> dict[str, torch.Tensor]:
     return torch.load(folder.last, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize(("data", "workers", "killed_at"), [("map", 2, 3), ("fly", 0, 7), ("fly", 2, 4)])
+@pytest.mark.parametrize(("data", "workers", "killed_at"), [("map", 0, 5), ("map", 2, 3), ("fly", 0, 7), ("fly", 2, 4)])
 def test_a_killed_run_goes_on_to_the_same_bits(data: str, workers: int, killed_at: int, tmp_path: Path) -> None:
     parts = make_medley(tmp_path / "medley") if data == "map" else RENDERED
     overrides = [*parts, *TRAINER, f"data.workers={workers}"]

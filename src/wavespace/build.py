@@ -22,6 +22,7 @@ from wavespace.config.own_code import code_of
 from wavespace.data.base import DataModule
 from wavespace.data.sources.recordings import Recordings
 from wavespace.errors import BadInput, ConfigError, Incompatible, UserError, place_of
+from wavespace.models.blocks import Bounded
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
 
@@ -123,6 +124,11 @@ def build_task(cfg: DictConfig, audio: AudioSpec) -> Task:
             f"{' and '.join(audio.labels) or 'none'}; {works}"
         )
     model = make(cfg.model, "model", in_spec=frontend.out_spec, out_spec=task.out_spec)
+    if isinstance(getattr(model, "context", None), int) and not isinstance(model, Bounded):  # so named before
+        raise Incompatible(
+            f"model={choice_of(cfg.model)} states how far it sees as context, which nothing reads; name it "
+            "receptive_field, or transcribing long audio would cut it short"
+        )
     task.model = model.to(memory_format=torch.channels_last)  # as `Task.apply_model` lays out its input
     task.optim = make(cfg.optim, "optim")
     return task

@@ -62,8 +62,15 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
+def _python_number(value: Any) -> Any:
+    """Convert a NumPy scalar for JSON; raise TypeError for what JSON can't write."""
+    if getattr(value, "shape", None) != ():
+        raise TypeError
+    return value.item()
+
+
 def type_fault(value: Any, annotation: Any) -> str | None:
-    """Why a value from YAML does not fit an annotation; None if it does.
+    """Say why a value does not fit an annotation; None if it does.
 
     The value goes through JSON, whose strict mode takes a list for a tuple and an int for a float, but no text for
     a number. What JSON can't write is not looked at.
@@ -71,7 +78,7 @@ def type_fault(value: Any, annotation: Any) -> str | None:
     from pydantic import PydanticSchemaGenerationError, ValidationError
 
     try:
-        written = json.dumps(value)
+        written = json.dumps(value, default=_python_number)
         adapter = (_adapter if isinstance(annotation, Hashable) else _adapter.__wrapped__)(annotation)
         adapter.validate_json(written, strict=True)
     except ValidationError as error:

@@ -32,7 +32,23 @@ from wavespace.reports.study_page import write_study
 from wavespace.runfolder import RunFolder
 
 HUGE = [1e308, -1e308, 10**400, float("nan"), float("inf"), 2**63, -(2**70), 5e-324]
-ODD = [*HUGE, None, True, -1, 0.5, "", "é", "\x1b]0;x\x07", [], [[]], [1, 2], {}, {"a": {"b": []}}, {"": None}]
+ODD = [
+    *HUGE,
+    None,
+    True,
+    -1,
+    0.5,
+    "",
+    "é",
+    "\x1b]0;x\x07",
+    "a" * 300,
+    [],
+    [[]],
+    [1, 2],
+    {},
+    {"a": {"b": []}},
+    {"": None},
+]
 
 
 @pytest.fixture

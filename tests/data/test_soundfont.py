@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
@@ -239,6 +241,7 @@ def test_without_pip_uv_fetches(index: Path, tmp_path: Path, monkeypatch: pytest
     [
         ("changed", "DO NOT MATCH THE HASHES"),
         ("absent", "Could not find a version"),
+        ("no cache", "Not a directory"),
         ("no installer", "no pip, and there is no uv.*-m ensurepip && "),
     ],
 )
@@ -255,6 +258,8 @@ def test_what_can_not_be_fetched_is_one_sentence_with_the_command_that_works(
             file.writestr("tinysoundfont/more.py", b"")
     elif fault == "absent":
         wheel.unlink()
+    elif fault == "no cache":
+        (tmp_path / "cache").write_bytes(b"")
     else:
         monkeypatch.setattr(soundfont, "find_spec", lambda name: None if name == "pip" else find_spec(name))
         monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -264,6 +269,18 @@ def test_what_can_not_be_fetched_is_one_sentence_with_the_command_that_works(
         Sampler(None, RATE)
     assert "\n" not in str(told.value)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_damaged_module_in_the_cache_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAVESPACE_CACHE", str(tmp_path))
+    for module in ("tinysoundfont", "tinysoundfont._tinysoundfont"):
+        monkeypatch.setitem(sys.modules, module, None)
+    soundfont._tinysoundfont.cache_clear()
+    (tmp_path / RELEASE).mkdir()
+    kept = tmp_path / RELEASE / f"_tinysoundfont{EXTENSION_SUFFIXES[0]}"
+    kept.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(kept))}: can't be imported .* delete it, and it is fetched"):
+        Sampler(None, RATE)
 
 
 def test_what_is_fetched_is_what_the_lock_pins() -> None:

@@ -458,6 +458,23 @@ def test_a_killed_worker_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     put(tmp_path / "store", recordings).verify()
 
 
+def test_one_killed_worker_of_several_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool ends the workers that wait, on Python 3.12 and newer by SIGTERM."""
+    recordings = recordings_in(tmp_path / "audio")
+    victim, read = recordings[0].audio, module.read_blocks
+
+    def fatal(path: Path, sample_rate: int) -> Iterator[Audio]:
+        if path == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from read(path, sample_rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_blocks", fatal)
+        with pytest.raises(UserError, match=r"was killed, often for want of memory.*repeat"):
+            put(tmp_path / "store", recordings)
+    put(tmp_path / "store", recordings).verify()
+
+
 def test_two_builders_at_once_are_one(stored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recordings, folder = recordings_in(tmp_path / "audio"), tmp_path / "store"
     begun, gate = tmp_path / "begun", tmp_path / "gate"

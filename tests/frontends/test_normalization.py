@@ -347,7 +347,7 @@ def test_a_run_is_measured_once_on_its_first_windows_whoever_loads_them(
     np.testing.assert_allclose(mean[:, :, 0], levels.mean((0, 3)), rtol=1e-6)
     np.testing.assert_allclose(std[:, :, 0], np.maximum(levels.std((0, 3)), 0.8), rtol=1e-6)
 
-    # The checkpoint alone hears the same.
+    # The checkpoint alone gives the same features.
     task = checkpoint.load(RunFolder.of(whole).path)
     assert torch.equal(task.frontend(audio), (plain(audio) - mean) / std)
     assert checkpoint.read(RunFolder.of(whole).path)["specs"]["features"]["normalization"] == "dataset"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,10 @@ def test_prepare_check_train_kill_train(number: int, tmp_path: Path) -> None:
         if list(tmp_path.glob("runs/killed/*/checkpoints/last.ckpt")):
             process.send_signal(number)
             break
+        time.sleep(0.02)
     process.communicate(timeout=120)
+    assert process.returncode in (-number, 128 + number)
+    assert json.loads(only(tmp_path, "runs/killed/*/status.json").read_text())["state"] != "finished"
     succeed("train", "name=killed", *words, cwd=tmp_path)
     succeed("train", "name=unbroken", *words, cwd=tmp_path)
     states = [json.loads(only(tmp_path, f"runs/{name}/*/status.json").read_text()) for name in ("killed", "unbroken")]
@@ -112,5 +116,6 @@ def test_recordings_of_ones_own(tmp_path: Path) -> None:
         midi.write(str(path))
     succeed("train", "name=mine", "data=audio_folder", "data.folder=mine", "data.seconds=1.0", "data.batch_size=2",
             "data.workers=0", *RENDERED[7:], *TRAINER, cwd=tmp_path)  # fmt: skip
-    found = succeed("evaluate", "runs/mine", "data.folder=mine", "--per-file", cwd=tmp_path)
-    assert all(f"{name}" in found for name in "abcd")
+    found = json.loads(succeed("evaluate", "runs/mine", "data.folder=mine", "--per-file", "--json", cwd=tmp_path))
+    assert sorted(Path(row["name"]).stem for row in found["files"]) == [*"abcd"]
+    assert [row["notes"] for row in found["files"]] == [4] * 4

@@ -11,7 +11,7 @@ not there is downloaded; an archive in its folder is unpacked; a folder that has
 and repeat the command: it goes on. `wavespace train` builds the store, too, but downloads nothing.
 
   wavespace prepare data=maestro data.root=/disk/maestro-v3.0.0 data.stores=/disk/stores
-  wavespace prepare data=maestro data.only=[test]                # a part of it: 13 GB instead of 108
+  wavespace prepare data=maestro data.splits=[test]              # a part of it: 13 GB instead of 108
   wavespace prepare data=medley_solos
   wavespace prepare data=audio_folder data.folder=recordings
   wavespace prepare data=medley_solos hydra/launcher=runpod hydra.launcher.volume=ID hydra.launcher.max_cost=1

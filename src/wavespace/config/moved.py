@@ -10,10 +10,16 @@ _NEW_HOMES = {
 }
 
 
+_MERGED = {
+    "wavespace.models.conv1d.Conv1D": "wavespace.models.autoencoder.ConvAutoencoder with kernel: 5 and max_width: 256",
+    "wavespace.models.conv2d.Conv2D": "wavespace.models.autoencoder.ConvAutoencoder",
+}
+
+
 def moved(target: str) -> str | None:
     """Return the sentence about a `_target_` that an earlier version had elsewhere; None for any other."""
-    if target in ("wavespace.models.conv1d.Conv1D", "wavespace.models.conv2d.Conv2D"):
-        return "is of an earlier version of Wavespace, and is wavespace.models.autoencoder.ConvAutoencoder now"
+    if target in _MERGED:
+        return f"is of an earlier version of Wavespace, and is {_MERGED[target]} now"
     for prefix, homes in _NEW_HOMES.items():
         for home, modules in homes.items():
             if target.startswith(prefix) and (rest := target.removeprefix(prefix)).partition(".")[0] in modules:
@@ -21,7 +27,10 @@ def moved(target: str) -> str | None:
     return None
 
 
-_NEW_KEYS = {"wavespace.data.sources.maestro.Maestro": {"only": "splits", "share": "fraction"}}
+_NEW_KEYS = {
+    "wavespace.data.sources.maestro.Maestro": {"only": "splits", "share": "fraction"},
+    "wavespace.tasks.reconstruction.Reconstruction": {"heard": "multi_scale_items"},
+}
 
 
 def renamed(target: str, key: str) -> str | None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wavespace.errors import Incompatible
+from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec, FeatureSpec, Normalization
 from wavespace.units import FULL_SCALE
 
@@ -41,6 +42,7 @@ def scaled(audio: Tensor | NDArray[Any]) -> Tensor:
     return audio.float()
 
 
+@validate_settings
 class FrontEnd(nn.Module):
     """Audio `(B, 1, N)` to features `(B, C, F, T)`, with `T = out_spec.frames(N, in_spec.sample_rate)`.
 
@@ -62,7 +64,6 @@ class FrontEnd(nn.Module):
 
     Attributes:
         out_spec: the features that go out.
-
     """
 
     invertible: bool = False

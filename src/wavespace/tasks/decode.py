@@ -147,7 +147,7 @@ def peak_pitches(salience: Probabilities, frequencies: Sequence[float], threshol
 
 
 def strongest_pitches(salience: Probabilities, frequencies: Sequence[float]) -> NDArray[np.float64]:
-    """Find the maximum of each frame, however small: MIDI pitch and salience `(T, 2)`; other arguments as above."""
+    """Find the maximum of each frame, however small: MIDI pitch and salience `(T, 2)`; see `peak_pitches`."""
     row, frame = salience.argmax(axis=0), np.arange(salience.shape[1])
     return np.column_stack([_refined_pitch(salience, row, frame, frequencies), salience[row, frame]])
 

@@ -54,6 +54,7 @@ class PitchMapOutput(NamedTuple):
     extra: dict[str, float] = {}  # noqa: RUF012 - nobody writes to it
 
 
+@validate_settings
 class PitchMap(Task):
     """A map of pitch salience in 0..1 over bins that are evenly spaced in log frequency.
 

@@ -415,7 +415,12 @@ def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path
     root, absent = Path(midi).expanduser(), 0
     found = midi_files(root)
     if tables := sorted(root.glob(TABLE)):
-        rows = [(find_file(root / row.midi), SPLITS[row.split]) for row in maestro_metadata(tables[-1])]
+        try:  # the two columns alone, as of a table that somebody cut to MIDI
+            rows = [
+                (find_file(named_file(root, row["midi_filename"])), SPLITS[row["split"]]) for row in _table(tables[-1])
+            ]
+        except (KeyError, TypeError) as fault:
+            raise BadInput(f"{tables[-1]}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
         by_split = {split: [path for path, its in rows if its == split and path.is_file()] for split in TRAIN_VAL_TEST}
         absent = len(rows) - sum(map(len, by_split.values()))
     else:

@@ -95,6 +95,9 @@ class Recordings(DataModule):
         """
         spec = AudioSpec(self.sample_rate, self.seconds, labels)
         super().__init__(spec, self.batch_size, self.workers, eval_batch_size=1)
+        kinds = ("time", "recording", *(label for label in labels if label != "notes"))
+        if self.balance not in kinds:
+            raise ValueError(f"balance is {self.balance!r}; it is one of {', '.join(kinds)}")
         self.place, self.archive = folder_and_archive(place)
         self.stores_folder = Path(self.stores).expanduser()
         self.digest_cache = DigestCache(self.stores_folder)

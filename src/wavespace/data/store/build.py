@@ -34,7 +34,7 @@ from wavespace.data.store.manifest import FORMAT, INDEX, MANIFEST, NOTES, read_a
 from wavespace.digests import digest, file_digest
 from wavespace.errors import BadInput, UserError
 from wavespace.files import byte_progress, check_space, explained, lock, sync_folder, written_whole
-from wavespace.signals import set_stop_handler
+from wavespace.signals import Stopped, set_stop_handler, stop_signal
 from wavespace.units import to_int16
 
 WORK = ".building"
@@ -255,11 +255,13 @@ def _build_in_processes(
         try:
             running = {pool.submit(_build_in_worker, partial, shard, source) for shard in shards}
             while running:
-                done, running = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
+                done, running = wait(running, timeout=1.0, return_when=FIRST_EXCEPTION)
                 refused += [said for future in done for said in future.result()]
                 before, written = written, _bytes_in(partial)
                 advance(written - before)
         except BrokenProcessPool:
+            if stop_signal() is not None:  # the signal went to the whole process group
+                raise Stopped(stop_signal() or 0) from None
             raise UserError(
                 f"{partial}: a process that prepares it was killed, often for want of memory; repeat the command to "
                 "go on"
@@ -287,6 +289,8 @@ def _start_worker(stop: Any) -> None:
     global _stop
     _stop = stop
     set_stop_handler(signal.SIG_IGN)  # the process that started us handles Ctrl-C, and ends us
+    # By which the pool itself, from Python 3.12 on, ends the others when one was killed, and then waits for them.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

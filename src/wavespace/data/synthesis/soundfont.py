@@ -26,6 +26,9 @@ from wavespace.files import cache_folder
 LOUDNESS = 0.06
 """RMS of a middle C of velocity 90 in its first half second: every program is brought to this level."""
 
+PATIENCE = 300
+"""Seconds that fetching tinysoundfont may take."""
+
 PINNED = Path(__file__).with_name("tinysoundfont.txt")
 """The release of tinysoundfont that is fetched, and hashes of its wheels: `make lock` copies them."""
 
@@ -68,8 +71,10 @@ def _tinysoundfont() -> Any:
     """
     try:
         return import_module("tinysoundfont._tinysoundfont")
-    except ImportError:
+    except ModuleNotFoundError:
         release = PINNED.read_text().split()[0]
+    except ImportError as error:
+        raise UserError(f"the installed tinysoundfont, which renders notes, can't be imported: {error}") from None
     folder = cache_folder() / release
     if (spec := PathFinder.find_spec("_tinysoundfont", [str(folder)])) is None:
         fault = _fetch(release, folder)
@@ -81,9 +86,12 @@ def _tinysoundfont() -> Any:
                 f"rendering needs tinysoundfont, which is not installed and can't be fetched ({fault or 'no module'}): "
                 f"{needed}{python} -m pip install --no-deps tinysoundfont"
             )
-    module = module_from_spec(spec)
     assert spec.loader is not None
-    spec.loader.exec_module(module)
+    try:
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:  # cut short, or of another machine that shares this home
+        raise UserError(f"{spec.origin}: can't be imported ({error}); delete it, and it is fetched anew") from None
     return module
 
 
@@ -100,21 +108,40 @@ def _fetch(release: str, folder: Path) -> str | None:
     else:
         return "this Python has no pip, and there is no uv"
     print(f"wavespace: fetching {release}, which renders notes, into {folder}", file=sys.stderr)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".coming-", dir=folder) as coming:
-        rules = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
-        done = subprocess.run(
-            [*installer, *rules, "--target", coming, "-r", str(PINNED)],
-            env=os.environ | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"},  # a --target goes with neither
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        )  # fmt: skip
-        if done.returncode:
-            lines = done.stderr.split("\n")
-            told = [line for line in lines if line.lower().startswith("error")] or lines
-            return " ".join(told[0].split())[:200] or f"its installer ended with {done.returncode}"
-        for module in Path(coming).glob("tinysoundfont/_tinysoundfont.*"):
-            os.replace(module, folder / module.name)
-    return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".coming-", dir=folder) as coming:
+            if fault := _install(installer, Path(coming)):
+                return fault
+            _keep(Path(coming), folder)
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"its installer took more than {PATIENCE} s"
+
+
+def _install(installer: list[str], target: Path) -> str | None:
+    """Install the pinned wheel into a folder; returns why it can't be."""
+    rules = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    done = subprocess.run(
+        [*installer, *rules, "--target", str(target), "-r", str(PINNED)],
+        env=os.environ | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"},  # a --target goes with neither
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE,
+    )  # fmt: skip
+    if not done.returncode:
+        return None
+    lines = done.stderr.split("\n")
+    told = [line for line in lines if line.lower().startswith("error")] or lines
+    return " ".join(told[0].split())[:200] or f"its installer ended with {done.returncode}"
+
+
+def _keep(installed: Path, folder: Path) -> None:
+    """Move the extension module to where it is imported from, once it is whole on the disk."""
+    for module in installed.glob("tinysoundfont/_tinysoundfont.*"):
+        with module.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(module, folder / module.name)
 
 
 class Sampler:
