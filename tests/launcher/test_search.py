@@ -84,7 +84,7 @@ def test_a_shipped_search_fits_its_experiment(name: str) -> None:
     [
         ({"optim.rate": {"min": 0.0, "max": 1.0}}, "optim.rate=0.0: there is no key 'optim.rate'"),
         ({"model.width": {"values": [16, "wide"]}}, "model.width = wide"),
-        ({"model.width": {"distribution": "uniform", "min": 0, "max": 1.5}}, "model.width = 1.5"),
+        ({"model.width": {"distribution": "uniform", "min": 1, "max": 1.5}}, "model.width = 1.5"),
         (
             {"optim.lr": {"distribution": "uniform"}},
             "search.parameters.optim.lr has neither value, values, min and max",
