@@ -117,5 +117,5 @@ def test_recordings_of_ones_own(tmp_path: Path) -> None:
     succeed("train", "name=mine", "data=audio_folder", "data.folder=mine", "data.seconds=1.0", "data.batch_size=2",
             "data.workers=0", *RENDERED[7:], *TRAINER, cwd=tmp_path)  # fmt: skip
     found = json.loads(succeed("evaluate", "runs/mine", "data.folder=mine", "--per-file", "--json", cwd=tmp_path))
-    assert sorted(Path(row["name"]).stem for row in found["files"]) == [*"abcd"]
+    assert sorted(Path(row["recording"]).stem for row in found["files"]) == [*"abcd"]
     assert [row["notes"] for row in found["files"]] == [4] * 4

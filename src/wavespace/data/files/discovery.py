@@ -420,7 +420,7 @@ def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path
                 (find_file(named_file(root, row["midi_filename"])), SPLITS[row["split"]]) for row in _table(tables[-1])
             ]
         except (KeyError, TypeError) as fault:
-            raise BadInput(f"{tables[-1]}: is not MAESTRO's metadata (midi_filename, split: {fault!r})") from None
+            raise BadInput(f"{tables[-1]}: is not MAESTRO's metadata ({fault} is missing or unknown)") from None
         by_split = {split: [path for path, its in rows if its == split and path.is_file()] for split in TRAIN_VAL_TEST}
         absent = len(rows) - sum(map(len, by_split.values()))
     else:
