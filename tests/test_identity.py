@@ -301,10 +301,13 @@ def test_changed_code_of_ones_own_is_another_run(file: str, package: Path, tmp_p
 def test_a_file_that_code_of_ones_own_is_given_is_part_of_the_run(package: Path, tmp_path: Path) -> None:
     cfg = composed(["data=synthetic", "frontend=cqt", "task=salience"], tmp_path)
     (tmp_path / "weights.pt").write_text("before")
-    cfg.model = {"_target_": "ownpackage.net.Net", "start": str(tmp_path / "weights.pt")}
+    texts = {"about": "a/" * 3000, "nul": "a.\0", "home": "~nobody/a"}  # which are no paths
+    cfg.model = {"_target_": "ownpackage.net.Net", "start": str(tmp_path / "weights.pt"), **texts}
     run = of(cfg)
     (tmp_path / "weights.pt").write_text("after!")
     assert of(cfg) != run
+    with pytest.raises(contents.Unread, match="1 file "):
+        RunFolder.of(cfg, most=3)
 
 
 # --- Through training ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,10 @@ def _read(node: Mapping[str, Any], digests: DigestCache, most: float, *, of_data
     if is_own(target):
         return READERS[target](node, digests, most) if target in READERS else {}
     found = {f"code {name}": value for name, value in code_of(target).items()}
-    files = {name: Path(value) for name, value in node.items() if isinstance(value, str) and name != "_target_"}
-    with suppress(OSError, ValueError):  # a text that is no path
-        files = {name: path.expanduser() for name, path in files.items() if "/" in str(path) or path.suffix}
-        files = {name: path for name, path in files.items() if path.is_file()}
-        found |= {name: seen.digest for name, seen in zip(files, digests.of(list(files.values()), most))}
+    texts = {name: os.path.expanduser(value) for name, value in node.items() if isinstance(value, str)}
+    files = {name: Path(text) for name, text in texts.items() if "/" in text or Path(text).suffix}
+    files = {name: path for name, path in files.items() if os.path.isfile(path)}  # False for a text that is no path
+    found |= {name: seen.digest for name, seen in zip(files, digests.of(list(files.values()), most))}
     return found | (_of_own_data(node) if of_data and code_of(target) else {})
 
 
