@@ -175,7 +175,7 @@ def test_what_is_composed_of_files_that_were_read_before_is_what_hydra_composes(
             given = [*chosen, f"seed={seed}"]
             assert OmegaConf.to_yaml(compose_unchecked(given)) == OmegaConf.to_yaml(compose_by_hydra(given))
         with pytest.raises(ConfigError, match="there is no key 'optim\\.nothing'"):
-            config.compose_read([*chosen, "optim.nothing=1"])
+            config.compose_rewritten([*chosen, "optim.nothing=1"])
     folder = shutil.copytree(config.conf_dir(), tmp_path / "conf")
     monkeypatch.setattr(composition, "conf_dir", lambda: folder)
     before = config.compose(["model=unet"]).model.width

@@ -50,7 +50,7 @@ def test_a_name_is_the_text_that_was_typed(name: str) -> None:
     cfg = config.compose([f"name={name}", f"runs={name}"])
     assert (cfg.name, cfg.runs) == (name, name)
     assert RunFolder.of(cfg).path.parts[:2] == (name, name)
-    assert config.read(config.read([f"name={name}"])) == config.read([f"name={name}"])
+    assert config.rewrite(config.rewrite([f"name={name}"])) == config.rewrite([f"name={name}"])
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_keys_that_hold_numbers_are_read_as_numbers() -> None:
 
 
 def test_names_of_a_sweep_and_of_the_launcher_are_text() -> None:
-    assert config.read(["name=2024_05_01,a,1e5"]) == ["name='2024_05_01',a,'1e5'"]
-    assert config.read(["name=choice(1_0,a)"]) == ["name=choice('1_0',a)"]
+    assert config.rewrite(["name=2024_05_01,a,1e5"]) == ["name='2024_05_01',a,'1e5'"]
+    assert config.rewrite(["name=choice(1_0,a)"]) == ["name=choice('1_0',a)"]
     launcher = ["hydra/launcher=runpod", "hydra.launcher.project=1e5", "hydra.launcher.env.X=1"]
-    assert config.read(launcher)[1:] == ["hydra.launcher.project='1e5'", "hydra.launcher.env.X='1'"]
-    assert config.read(["hydra/launcher=runpod", "hydra.launcher.max_pods=3"])[1] == "hydra.launcher.max_pods=3"
+    assert config.rewrite(launcher)[1:] == ["hydra.launcher.project='1e5'", "hydra.launcher.env.X='1'"]
+    assert config.rewrite(["hydra/launcher=runpod", "hydra.launcher.max_pods=3"])[1] == "hydra.launcher.max_pods=3"
 
 
 @pytest.mark.parametrize(("key", "said"), [("name", "2024_05_01"), ("name", "on"), ("runs", "1e3")])
@@ -146,6 +146,9 @@ def test_a_new_target_drops_what_was_chosen_before(others: list[str]) -> None:
     assert dict(cfg.model) == {"_target_": PEAKS}
     unet = config.compose([*others, "model._target_=wavespace.models.unet.UNet", "model.depth=2"])
     assert dict(unet.model) == {"_target_": "wavespace.models.unet.UNet", "depth": 2}
+    once = config.rewrite([*others, f"model._target_={PEAKS}"])
+    again = [f"{text}=null" if text.startswith("~") else text for text in once]  # as Hydra's sweeper gives a job
+    assert config.compose(again) == cfg
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_a_new_target_drops_what_was_chosen_before(others: list[str]) -> None:
 )
 def test_a_new_target_of_any_section_starts_from_its_constructors_defaults(section: str, target: str) -> None:
     other = "data=mixture" if section.startswith("data.parts") else "experiment=medley_dense"
-    cfg = compose_unchecked(config.read([other, f"{section}._target_={target}"]))
+    cfg = compose_unchecked(config.rewrite([other, f"{section}._target_={target}"]))
     assert dict(OmegaConf.select(cfg, section)) == {"_target_": target}
 
 
@@ -177,9 +180,13 @@ def test_a_new_target_of_an_experiment_starts_from_its_constructors_defaults(abo
     other = config.compose(["experiment=mine", f"model._target_={PEAKS}"], tmp_path)
     assert dict(other.model) == {"_target_": PEAKS}
 
+    (tmp_path / "experiment" / "other.yaml").write_text(f"# @package _global_\nmodel:\n  _target_: {PEAKS}\n")
+    assert config.rewrite(["experiment=mine,other"], tmp_path) == ["~model", "experiment=mine,other"]
+    assert config.rewrite(["experiment=mine,demo"], tmp_path) == ["experiment=mine,demo"]
+
 
 def test_a_sweep_over_targets_starts_each_from_its_own_defaults() -> None:
-    swept = config.read([f"model._target_={PEAKS},wavespace.models.unet.UNet", "seed=1"])
+    swept = config.rewrite([f"model._target_={PEAKS},wavespace.models.unet.UNet", "seed=1"])
     assert swept == ["~model", f"++model._target_={PEAKS},wavespace.models.unet.UNet", "seed=1"]
 
 

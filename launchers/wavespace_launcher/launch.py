@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from wavespace.config import command_line, compose, compose_read, resolved, signature
+from wavespace.config import command_line, compose, compose_rewritten, resolved, signature
 from wavespace.errors import ConfigError, UserError
 from wavespace.launchfile import Job, JobResult, write_results
 from wavespace.signals import leave_terminal, set_stop_handler
@@ -56,7 +56,7 @@ def compose_members(config: DictConfig, overrides: Sequence[Sequence[str]], firs
     folder = command_line(config.hydra)[1]
     found = []
     for index, chosen in enumerate(overrides, first):
-        own = compose_read(chosen, folder)
+        own = compose_rewritten(chosen, folder)
         hydra = OmegaConf.masked_copy(config, ["hydra"])
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.job.id, hydra.hydra.job.num = str(index), index

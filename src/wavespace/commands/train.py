@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from wavespace.config import conf_dir, explain, read
+from wavespace.config import conf_dir, explain, rewrite
 from wavespace.config.trainer import rank
 from wavespace.errors import UserError
 from wavespace.signals import defer_stop, handle_deferred_stop, raise_on_stop, set_stop_handler
@@ -47,7 +47,7 @@ def _rewrite_arguments() -> None:
     flags, overrides = flags_and_words(get_args_parser(), sys.argv[1:])
     parts = [word.partition("=") if word.startswith("-") else ("", "", word) for word in flags]
     given = [name + equals + os.path.expanduser(value) for name, equals, value in parts]
-    sys.argv[1:] = [*given, *read(overrides, hydra_arguments([*given, *overrides])[1])]
+    sys.argv[1:] = [*given, *rewrite(overrides, hydra_arguments([*given, *overrides])[1])]
     names = {name for name, _, _ in parts}
     if names & {"-m", "--multirun"} and (shown := names & {"-c", "--cfg", "-i", "--info"}):
         raise UserError(f"{shown.pop()} shows the configuration of one run; leave out -m, and give each key one value")

@@ -52,11 +52,11 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     Raises:
         ConfigError: listing every fault with its key, its file and the nearest valid name.
     """
-    return compose_read(read(overrides, config_dir), config_dir)
+    return compose_rewritten(rewrite(overrides, config_dir), config_dir)
 
 
-def compose_read(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
-    """Compose and validate overrides that `read` returned, or that Hydra's sweeper made of those."""
+def compose_rewritten(overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """Compose and validate overrides that `rewrite` returned, or that Hydra's sweeper made of those."""
     try:
         cfg = compose_unchecked(overrides, config_dir)
     except Exception as error:  # of Hydra, OmegaConf or YAML: a user's files may hold anything
@@ -65,7 +65,7 @@ def compose_read(overrides: Sequence[str], config_dir: str | Path | None = None)
     return cfg
 
 
-def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
+def rewrite(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
     """Rewrite overrides as Hydra should read them (`wavespace.config.overrides`).
 
     Raises:
@@ -88,10 +88,12 @@ def read(overrides: Sequence[str], config_dir: str | Path | None = None) -> list
     texts = as_text(overrides, _text_keys(overrides, config_dir))
     if unknown := list(_unknown_to_hydra(texts)):
         raise ConfigError(fault_list(unknown))
-    typed = {text.partition("=")[0].lstrip("+~") for text in texts}
+    keys = {text.partition("=")[0] for text in texts}
+    typed = {key.lstrip("+~") for key in keys}
     for group, values in experiment_values(texts, config_dir).items():
         if f"{group}._target_" in typed:  # its values are for another constructor
-            texts = [*(f"~{group}.{key}" for key in values if key != "_target_"), *texts]
+            others = [f"~{group}.{key}" for key in values if key != "_target_"]
+            texts = [*(text for text in others if text not in keys), *texts]
         elif "_target_" in values and group not in typed:  # nor is the default choice for this one
             texts = [f"~{group}", *texts]
     return started_anew(texts, GROUPS)
@@ -244,6 +246,10 @@ def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many
             found.append(_explain_one(override, error, good, config_dir))
     try:
         found += faults(compose_unchecked(good, config_dir), good, config_dir)
+        if many:
+            hydra = compose_by_hydra(good, config_dir, with_hydra=True).hydra
+            parts = OmegaConf.create({"hydra": {"sweeper": hydra.sweeper, "launcher": hydra.launcher}})
+            found += faults(parts, good, config_dir, root=False)
     except Exception as error:
         found.append(first_line(error))
     return fault_list(found) if found else None

@@ -14,7 +14,8 @@ from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, open_dict, read_write
 
-from wavespace.config import command_line, compose_read, resolved
+from wavespace.config import command_line, compose_rewritten, resolved
+from wavespace.config.construction import make
 from wavespace.errors import UserError
 from wavespace.inputs import inputs_read_once
 from wavespace.runfolder import RunFolder
@@ -84,8 +85,8 @@ class CheckMembers(Callback):
         built: dict[str, Any] = {}
         fit: set[str] = set()
         for member in itertools.product(*choices):
-            cfg = compose_read(member, folder)
-            # Each part is built once, and parts that members share are held against each other once.
+            cfg = compose_rewritten(member, folder)
+            # Each part is built once, and parts that members share are checked once.
             parts = {part: json.dumps(section, sort_keys=True) for part, section in resolved(cfg).items()}
             for part in ("data", "optim"):
                 if parts[part] not in built:
