@@ -17,7 +17,7 @@ from wavespace.config.trainer import rank
 from wavespace.errors import UserError
 from wavespace.signals import defer_stop, handle_deferred_stop, raise_on_stop, set_stop_handler
 from wavespace.terminal import flags_and_words, guarded, hydra_arguments
-from wavespace.training.multirun import refuse_moved_runs, refuse_search
+from wavespace.training.multirun import refuse_idle_settings, refuse_search
 from wavespace.training.run import run
 
 
@@ -59,7 +59,7 @@ def _job(cfg: DictConfig) -> float | None:
     if cfg.search is not None:
         guarded(refuse_search)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
-        guarded(lambda: refuse_moved_runs(HydraConfig.get()))
+        guarded(lambda: refuse_idle_settings(HydraConfig.get()))
         return guarded(lambda: run(cfg))
     value = run(cfg)
     defer_stop()  # Hydra composes the next

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncherConf
@@ -26,9 +27,12 @@ from wavespace.text import printable_text
 SHAPE_SECTIONS = ("frontend", "model", "task", "baseline")
 """Sections that, with the data's spec, decide whether the parts fit together."""
 
+HERE = (BasicLauncherConf._target_, "hydra_plugins.wavespace_launchers.LocalLauncher")
+"""Launchers whose jobs run on this machine."""
 
-def refuse_moved_runs(hydra: Any) -> None:
-    """Raise `UserError` at settings of Hydra's that would move runs elsewhere, and can't."""
+
+def refuse_idle_settings(hydra: Any) -> None:
+    """Raise `UserError` at settings of Hydra without effect: those that would move runs, a multirun's without -m."""
     moved = {
         "job.chdir": bool(hydra.job.chdir),
         "run.dir": hydra.run.dir != ".",
@@ -36,6 +40,10 @@ def refuse_moved_runs(hydra: Any) -> None:
     }
     if given := [f"hydra.{key}" for key in moved if moved[key]]:
         raise UserError(f"{given[0]} moves no run: leave it out; runs=… says where runs/<name>/<signature> lie")
+    words = [*hydra.overrides.hydra, *hydra.overrides.task]
+    many = [word for word in words if re.match(r"\+*(hydra[./](launcher|sweeper)|sweep=)", word)]
+    if many and hydra.mode is not RunMode.MULTIRUN:
+        raise UserError(f"{many[0]}: it is for a multirun; add -m, or leave it out")
 
 
 def refuse_search() -> NoReturn:
@@ -59,18 +67,20 @@ class CheckMembers(Callback):
         handle_deferred_stop()  # Hydra has composed; each member's composition defers signals itself
         hydra = config.hydra
         # `guarded`, as Hydra would turn an error here into a warning.
-        guarded(lambda: refuse_moved_runs(hydra))
+        guarded(lambda: refuse_idle_settings(hydra))
         if config.search is not None and not getattr(get_class(hydra.launcher._target_), "takes_searches", False):
             guarded(refuse_search)
         if enumerates(hydra):
             guarded(lambda: self._check_members(*command_line(hydra), hydra.sweeper.params or {}))
+            if hydra.launcher._target_ in HERE:
+                guarded(self._check_here)
         else:
             guarded(lambda: set_direction(config))
-        if _runs_here(hydra):
+        if _in_this_process(hydra):
             defer_stop()  # Hydra composes the first job
 
     def _check_members(self, overrides: list[str], folder: str | None, params: dict[str, str]) -> None:
-        from wavespace.build import check_shapes, make  # torch, which a single run may do without
+        from wavespace.build import check_shapes  # torch, which a single run may do without
 
         given = [f"{key}={values}" for key, values in params.items()]  # of the chosen sweep; the command line wins
         choices = list(
@@ -98,11 +108,24 @@ class CheckMembers(Callback):
                 fit.add(shapes)
             self.members.append((" ".join(member[i] for i in swept), cfg))
 
+    def _check_here(self) -> None:
+        """Refuse a member that is to be trained where its files are missing, or Lightning or W&B can't run it."""
+        from wavespace.build import check_trainer
+
+        with inputs_read_once():
+            members = [(cfg, RunFolder.of(cfg)) for _, cfg in self.members]
+        to_train = [one for one in members if one[0].fresh or one[1].status().get("state") != "finished"]
+        for _, folder in to_train:
+            if folder.missing:
+                raise folder.missing
+        for cfg in {f"{cfg.trainer} {cfg.logger}": cfg for cfg, _ in to_train}.values():
+            check_trainer(cfg)
+
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         """Print the table after the last job: Hydra ends at once where one has failed. Other launchers print theirs."""
         hydra = config.hydra
         last = hydra.mode is RunMode.MULTIRUN and hydra.job.num == len(self.members) - 1
-        if last and _runs_here(hydra):
+        if last and _in_this_process(hydra):
             self._print_table()
 
     def _print_table(self) -> None:
@@ -119,7 +142,7 @@ class CheckMembers(Callback):
         table_console().print(table)
 
 
-def _runs_here(hydra: DictConfig) -> bool:
+def _in_this_process(hydra: DictConfig) -> bool:
     """Whether the jobs run in this process, one after another."""
     return bool(hydra.launcher._target_ == BasicLauncherConf._target_)
 
