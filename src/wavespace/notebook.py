@@ -12,8 +12,7 @@ import torch
 from wavespace import checkpoint, config
 from wavespace.config.construction import make
 from wavespace.config.trust import configuration
-from wavespace.data.base import DataModule, Item, collate
-from wavespace.data.files.midi import window
+from wavespace.data.base import DataModule, Item
 from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.tasks.base import Sample, Task, feature_picture
 
@@ -55,15 +54,10 @@ def open_data(cfg: Any) -> DataModule:
     return data
 
 
-@torch.inference_mode()
 def sample(task: Task, data: DataModule, index: int = 0) -> Sample:
     """A validation item through a task: pictures, sounds, notes."""
     items: Any = data.val_set
-    item: Item = items[index]
-    audio = item.audio[: round(SECONDS * data.spec.sample_rate)]
-    batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, SECONDS), features=None)])
-    example = task.eval().example(task.transfer_batch_to_device(batch, task.device, 0))
-    return task.sample(task.apply_model(example.features), example, 0)
+    return task.item_sample(items[index], SECONDS)
 
 
 @torch.inference_mode()

@@ -19,7 +19,8 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 
-from wavespace.data.base import NO_NOTES, Batch, Notes
+from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
+from wavespace.data.files.midi import window
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.optim import AdamW
@@ -168,6 +169,14 @@ class Task(LightningModule):
         """Return a batch with its features and targets, as it is evaluated."""
         features = self.batch_features(batch)
         return Example(batch, features, self.targets(batch, features))
+
+    @torch.no_grad()
+    def item_sample(self, item: Item, seconds: float) -> Sample:
+        """Return the `sample` of the first seconds of an item; the task is left in evaluation mode."""
+        audio = item.audio[: round(seconds * self.frontend.in_spec.sample_rate)]
+        batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, seconds), features=None)])
+        example = self.eval().example(self.transfer_batch_to_device(batch, self.device, 0))
+        return self.sample(self.apply_model(example.features), example, 0)
 
     def item_frames(self, batch: Batch, index: int) -> int:
         """Count the frames of an item without its padding."""

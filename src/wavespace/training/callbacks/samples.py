@@ -6,16 +6,15 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from wavespace.data.base import DataModule, collate
-from wavespace.data.files.midi import clean, window, write_midi
+from wavespace.data.base import DataModule
+from wavespace.data.files.midi import clean, write_midi
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.errors import UserError
 from wavespace.files import write_atomic
@@ -49,8 +48,9 @@ def save_samples(task: Task, data: DataModule, folder: Path, count: int = 2) -> 
     unfinished.mkdir(parents=True)
     try:
         rate = task.frontend.in_spec.sample_rate
-        samples = () if type(task).sample is Task.sample else _samples(task, data, count)
-        entries = [_write(s, rate, unfinished, i) for i, s in enumerate(samples)]
+        items: Any = data.val_set
+        count = 0 if type(task).sample is Task.sample else min(count, len(items))
+        entries = [_write(task.item_sample(items[i], SECONDS), rate, unfinished, i) for i in range(count)]
         entries += [_write_audit(audit, unfinished) for audit in audits(task, data)]
         if not entries:
             return
@@ -86,19 +86,6 @@ def log_samples(folder: Path, loggers: Iterable[Logger], step: int) -> None:
         logger.experiment.log(media)
         for path in sorted(folder.glob("*.mid")):
             logger.experiment.save(str(path), base_path=str(folder.parent), policy="now")
-
-
-@torch.no_grad()
-def _samples(task: Task, data: DataModule, count: int) -> Iterator[Sample]:
-    task.eval()
-    items: Any = data.val_set
-    for index in range(min(count, len(items))):
-        item = items[index]
-        audio = item.audio[: round(SECONDS * data.spec.sample_rate)]
-        batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, SECONDS), features=None)])
-        batch = task.transfer_batch_to_device(batch, task.device, 0)
-        example = task.example(batch)
-        yield task.sample(task.apply_model(example.features), example, 0)
 
 
 def _write(sample: Sample, rate: int, folder: Path, index: int) -> dict[str, Any]:
