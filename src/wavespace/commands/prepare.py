@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wavespace import config
+from wavespace.errors import UserError
 from wavespace.terminal import composing
 
 ABOUT = """\
@@ -27,6 +28,8 @@ def main(arguments: list[str]) -> None:
     )
     given = parser.parse_args(arguments or ["--help"])
     if "hydra/launcher=runpod" in given.overrides:
+        if given.verify or given.config_dir:
+            raise UserError("--verify and --config-dir don't reach a pod; leave them out")
         from wavespace_launcher.volume import prepare_on_pod
 
         prepare_on_pod(given.overrides)
