@@ -66,9 +66,9 @@ def _read_features(cfg: DictConfig, data: DataModule, task: Task) -> None:
 
 
 def check_shapes(cfg: DictConfig, audio: AudioSpec) -> Task:
-    """Hold the parts against each other with a two-item batch that has shapes and no memory; returns the task.
+    """Check that the parts fit, with a batch of two items that has shapes and no memory; return the task.
 
-    The baseline, which stands in for the model once training is over, is held against them, too.
+    The baseline, which replaces the model once training is over, is checked, too.
     """
     with torch.device("meta"):
         task = build_task(cfg, audio)

@@ -99,7 +99,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
 
 
 def built(path: str | Path, checkpoint: Mapping[str, Any], trust: Sequence[str] = ()) -> Task:
-    """`load`, of a checkpoint that was read from a path."""
+    """Build the task of a checkpoint that `read` has read from a path; else as `load`."""
     try:
         cfg = config_of(checkpoint, trust)
         audio = _audio_spec(checkpoint["specs"])

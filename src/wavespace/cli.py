@@ -14,7 +14,7 @@ VERBS = {
     "train": "train a configuration, or many with -m; a finished one returns at once, a killed one goes on",
     "evaluate": "score a checkpoint on its own data, or on other data",
     "transcribe": "audio files to MIDI with a checkpoint",
-    "check": "hold a configuration against the code: parts, sizes, parameters, cost; nothing is trained",
+    "check": "check a configuration, and show its parts, sizes, parameters and cost; nothing is trained",
     "prepare": "check a dataset and build its store",
     "pods": "launches on rented GPUs: status, attach, stop, reap, cost",
     "report": "runs, a launch or a W&B sweep as a page: table, fits, figures; of one run, what it did",

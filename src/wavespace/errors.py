@@ -1,4 +1,4 @@
-"""What a person did that can't work, told in one sentence: what is wrong, where, and what would work.
+"""Errors that a user can mend, each in one sentence: what is wrong, where, and what would work.
 
 The command line prints these without a traceback; everything else is a defect of ours and keeps its own.
 """

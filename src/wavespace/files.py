@@ -1,4 +1,4 @@
-"""Files that are whole or absent, files of strangers, and what a disk refuses, told in a sentence."""
+"""Write files whole or not at all, read files of strangers safely, and explain errors of the disk."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def named_file(folder: Path, name: str) -> Path:
 FULL_OR_BROKEN = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO,
 }  # fmt: skip
-"""Errors that tell of a disk, whatever the program does."""
+"""Errors of the disk, whatever the program does."""
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """What the disk refuses within, as a `UserError`."""
+    """Turn errors of the disk within the block into a `UserError`."""
     try:
         yield
     except OSError as error:

@@ -106,9 +106,6 @@ class JobList:
             raise BadInput(f"plan: {str(error)[:200]}") from None
 
 
-ENDED = ("finished", "failed", "diverged")
-
-
 @dataclass(frozen=True)
 class JobResult:
     """A job of a launch and where it stands.
@@ -143,7 +140,7 @@ class JobResult:
     @property
     def ended(self) -> bool:
         """Whether nothing more will come of it."""
-        return self.state in ENDED
+        return self.state in ("finished", "failed", "diverged")
 
 
 def write_results(folder: Path, jobs: Sequence[JobResult], **facts: object) -> None:

@@ -41,13 +41,13 @@ class RunFolder:
 
     @classmethod
     def of(cls, cfg: DictConfig, most: float = math.inf) -> RunFolder:
-        """The folder of a configuration, and of what the files hold that it reads.
+        """Return the folder of a configuration and of the content of the files that it reads.
 
-        Where they are not there, it is that of a finished run which found them in the same places.
+        Where a file is missing, it is the folder of a finished run that has read its files in the same places.
 
         Args:
             cfg: the configuration.
-            most: bytes to read at most to know what the files hold.
+            most: bytes to read at most for the digests of the files.
 
         Raises:
             Unread: more would have to be read.
@@ -217,14 +217,11 @@ class RunFolder:
         try:
             self.update(**facts)
         except (OSError, UserError):
-            with suppress(OSError), open("status.json", "r+b", opener=self._in_held) as file:
+            with suppress(OSError), open(os.open("status.json", os.O_RDWR, dir_fd=self.held), "r+b") as file:
                 text = json.dumps(json.load(file) | facts, indent=2) + "\n"
                 file.seek(0)
                 file.write(text.encode())
                 file.truncate()
-
-    def _in_held(self, name: str, flags: int) -> int:
-        return os.open(name, flags, dir_fd=self.held)
 
 
 def _state_after(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Settings held against the annotations of the constructor that takes them, from YAML and from Python alike."""
+"""Check settings, from YAML and from Python alike, against the annotations of the constructor that takes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def validate_settings(cls: Class) -> Class:
     """Make a class refuse settings that don't fit the annotations of its constructor.
 
     A bound stands in the annotation, as in `width: PositiveInt` or `dropout: Annotated[float, Field(ge=0, lt=1)]`
-    with `from pydantic import Field, PositiveInt`, and a default is as good as what is given. YAML is held against
+    with `from pydantic import Field, PositiveInt`, and a default is not checked. YAML is checked against
     the same annotations before anything is built; what depends on several settings is the constructor's own to check.
 
     Raises:
@@ -84,5 +84,5 @@ def type_fault(value: Any, annotation: Any) -> str | None:
     except ValidationError as error:
         return " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
     except (PydanticSchemaGenerationError, NameError, TypeError, ValueError):
-        return None  # not an annotation that data can be held against
+        return None  # not an annotation that data can be checked against
     return None

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def guarded(function: Callable[[], T], explain: Callable[[Exception], str | None] = lambda error: None) -> T:
+def guarded(function: Callable[[], T], explain: Callable[[], str | None] = lambda: None) -> T:
     """Run a verb; a user's error is a sentence on stderr and exit code 2, anything else keeps its traceback.
 
     Args:
         function: the verb.
-        explain: the sentence for an error of another kind; None if it has none.
+        explain: gives the sentence for an error of another kind; None if there is none.
     """
     try:
         return function()
@@ -47,19 +47,19 @@ def guarded(function: Callable[[], T], explain: Callable[[Exception], str | None
             _trace(error)
             print("wavespace: stopped", file=sys.stderr)
             sys.exit(128 + number)
-        _tell(error, explain)
+        _exit_with_sentence(error, explain)
         raise
 
 
-def _tell(error: Exception, explain: Callable[[Exception], str | None]) -> None:
-    """Print the sentence that an error has, and exit; does nothing where it has none."""
+def _exit_with_sentence(error: Exception, explain: Callable[[], str | None]) -> None:
+    """Print the sentence that an error has, and exit; do nothing where it has none."""
     if isinstance(error, UserError):
         # A loader's worker wraps the text in its own traceback; the sentence is its last part.
         said: str | None = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
     elif isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
         said = str(refusal(error))
     else:
-        said = explain(error)
+        said = explain()
     if said is not None:
         _trace(error)
         print(f"wavespace: {printable_text(said)}", file=sys.stderr)

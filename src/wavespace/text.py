@@ -8,13 +8,8 @@ import unicodedata
 
 def printable_text(text: str) -> str:
     """Replace control characters, and those that turn the writing direction, with their escape codes."""
-    return "".join(_escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    if character in "\n\t\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    return character.encode("unicode_escape").decode()
+    odd = {c for c in {*text} - {*"\n\t\u200c\u200d"} if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    return text.translate({ord(character): character.encode("unicode_escape").decode() for character in odd})
 
 
 def printable(name: object) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 ABOUT = """\
-Hold a configuration against the code, as `wavespace train` does before it starts: every key, every type, and the shapes
-from audio to output. Prints the parts, parameters, FLOPs, and the folder of the run; and what is in each split, where
+Check a configuration as `wavespace train` does before it starts: every key, every type, and the shapes from audio to
+output. Prints the parts, parameters, FLOPs, and the folder of the run; and what is in each split, where
 the data is prepared.
 
   wavespace check experiment=demo
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every byte of its store, and hold it against the hashes of when it was made",
+        help="read every byte of its store, and compare it with the hashes of when it was made",
     )
     given = parser.parse_args(arguments)
     cfg = config.compose(given.overrides, given.config_dir)

@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
     from wavespace.data.base import DataModule
     from wavespace.tasks.base import Task
+    from wavespace.training.scoring import Row
 
 
 PLACES = ("data", "data.folder", "data.root", "data.midi")
 """Overrides that name other recordings than those that a checkpoint's configuration names."""
-
-Row = dict[str, Any]
-"""Name, length, notes and metrics of a recording."""
 
 
 def main(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ The slim file is a checkpoint like any other: `wavespace.load` opens it, and cal
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,8 +69,6 @@ def export(
     Raises:
         UserError: the source can't be used, the target is the source, or a file that is there may not be replaced.
     """
-    import io
-
     import torch
 
     from wavespace import checkpoint
@@ -134,7 +133,7 @@ def _status(path: Path) -> dict[str, Any]:
 
 
 def _licence(text: str, trust: Sequence[str]) -> str:
-    """Licence of the data, as its class says it."""
+    """Return the licence that the class of the data states."""
     from hydra.utils import get_object
 
     try:

@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> None:
     guarded(handle_deferred_stop)  # where there was no job, as --cfg has none
 
 
-def _explain(_: Exception) -> str | None:
-    """Return what is wrong with the overrides, if something is."""
+def _explain() -> str | None:
+    """Return what is wrong with the overrides; None if nothing is."""
     return explain(*hydra_arguments(sys.argv[1:]), many=bool({"-m", "--multirun"} & set(sys.argv)))
 
 

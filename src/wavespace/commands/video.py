@@ -94,19 +94,18 @@ def write_video(
     with TemporaryDirectory() as folder:
         sound, film = Path(folder) / "sound.wav", Path(folder) / f"film{target.suffix}"
         soundfile.write(sound, audio, rate)
-        why = _encode(frames(still, length, fps), fps, [ffmpeg, "-i", str(sound)], film)
-        if why is not None:
+        if (why := _encode(frames(still, length, fps), fps, ffmpeg, sound, film)) is not None:
             raise UserError(f"{target}: ffmpeg could not write it ({why or 'it said nothing'})")
         write_marked(target, film.read_bytes())
     return target
 
 
-def _encode(pictures: Iterator[NDArray[np.uint8]], fps: int, command: list[str], film: Path) -> str | None:
-    """Give frames to ffmpeg, whose command names the sound; returns what it says if it fails."""
+def _encode(pictures: Iterator[NDArray[np.uint8]], fps: int, ffmpeg: str, sound: Path, film: Path) -> str | None:
+    """Make a film of frames and a sound with ffmpeg; return what it prints if it fails."""
     from wavespace.reports.figures import HEIGHT, WIDTH
 
     raw = ["-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}"]
-    command = [command[0], *raw, "-r", str(fps), "-i", "-", *command[1:], "-pix_fmt", "yuv420p", "-shortest", str(film)]
+    command = [ffmpeg, *raw, "-r", str(fps), "-i", "-", "-i", str(sound), "-pix_fmt", "yuv420p", "-shortest", str(film)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdin is not None

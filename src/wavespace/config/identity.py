@@ -14,14 +14,13 @@ RUNTIME = {
     "data": {"workers", "root", "stores", "url"},
     "frontend": {"weights"},
     "trainer": {
-        "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "enable_model_summary",
-        "log_every_n_steps", "detect_anomaly", "barebones",
+        "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "detect_anomaly",
     },
 }  # fmt: skip
 """Settings that can't change the result of a run, by section."""
 
 
-PLACES = {"root", "stores", "url", "weights"}
+PATHS = {"root", "stores", "url", "weights"}
 """Those of `RUNTIME` that are paths, in our own constructors."""
 
 
@@ -63,7 +62,7 @@ def _without(node: Any, keys: set[str]) -> Any:
     """
     if not isinstance(node, dict):
         return node
-    left = keys if is_own(target := str(node.get("_target_", ""))) else keys - PLACES
+    left = keys if is_own(target := str(node.get("_target_", ""))) else keys - PATHS
     kept = {key: _without(value, keys) for key, value in node.items() if key not in left or not target}
     if is_own(target):
         kept |= {key: "a file" for key in FILES if kept.get(key) is not None}

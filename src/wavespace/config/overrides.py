@@ -22,13 +22,13 @@ NONE = {"experiment=null": "~experiment", "sweep=null": "~sweep", "logger=null":
 
 
 def as_text(overrides: Sequence[str], is_text: IsText) -> list[str]:
-    """The overrides, with quotes around what their keys hold as text and Hydra would read as something else."""
+    """Return overrides with quotes around each value that is text, and that Hydra would read as something else."""
     parser = OverridesParser.create()
     return [_as_text(NONE.get(override, override), is_text, parser) for override in overrides]
 
 
 def started_anew(overrides: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """The overrides, such that a `_target_` among them is not merged with what its section held before."""
+    """Return overrides whose new `_target_` is not merged with what its section held before."""
     found = list(overrides)
     for key in map(_key, overrides):
         section, _, last = key.rpartition(".")
@@ -42,7 +42,7 @@ def _key(override: str) -> str:
 
 
 def _anew(overrides: list[str], section: str, is_group: bool) -> list[str]:
-    """Without what was in a section before its new `_target_`: its file, or what stands in its place."""
+    """Clear a section, its file or what stands in its place, before its new `_target_` is set."""
     cleared = f"~{section}" if is_group else f"{section}=null"
     kept = [override for override in overrides if _key(override) != section]
     own = [f"++{o.lstrip('+')}" if _key(o).startswith(f"{section}.") and o[0] != "~" else o for o in kept]
@@ -50,7 +50,6 @@ def _anew(overrides: list[str], section: str, is_group: bool) -> list[str]:
 
 
 def _as_text(override: str, is_text: IsText, parser: OverridesParser) -> str:
-    """An override whose values are in quotes where its key holds text and they would be read as something else."""
     start, equals, typed = override.partition("=")
     if not equals or not typed or start.startswith("~"):
         return override

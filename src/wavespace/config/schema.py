@@ -6,16 +6,12 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from wavespace.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
 
 GROUPS = ("data", "frontend", "model", "task", "optim", "trainer", "logger", "experiment", "sweep")
 

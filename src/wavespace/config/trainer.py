@@ -18,7 +18,7 @@ OURS = {
     "limit_train_batches": "a run is bounded by trainer.max_steps, and goes on exactly where it was stopped",
     "overfit_batches": "data with few recordings does that, and goes on exactly where it was stopped",
     "check_val_every_n_epoch": "validation comes every trainer.val_check_interval steps",
-    "num_sanity_val_steps": "wavespace check holds the parts against each other",
+    "num_sanity_val_steps": "wavespace check tests whether the parts fit",
     "use_distributed_sampler": "batches are shared out in any case",
     "enable_checkpointing": "checkpoints are written every save_every steps",
     "enable_progress_bar": "the bar is drawn on a terminal",
@@ -130,9 +130,9 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
     quiet()
 
     def refused(**some: Any) -> str | None:
-        quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         try:
-            Trainer(**quiet, enable_model_summary=False, max_epochs=-1, plugins=[cluster_environment()], **some)
+            Trainer(**off, enable_model_summary=False, max_epochs=-1, plugins=[cluster_environment()], **some)
         except Exception as error:  # Lightning has a dozen of them
             return " ".join(str(error).split()) or type(error).__name__
         return None

@@ -49,7 +49,7 @@ BUILT = ("frontend", "model", "task", "optim")
 
 
 def configuration(text: Any, trust: Sequence[str] = (), sections: Sequence[str] = BUILT) -> DictConfig:
-    """A configuration that somebody else may have written, once nothing in it names what may not be called.
+    """Parse a configuration that somebody else may have written; refuse it where it names what may not be called.
 
     Args:
         text: resolved YAML, as a checkpoint or config.yaml holds it.
@@ -64,7 +64,8 @@ def configuration(text: Any, trust: Sequence[str] = (), sections: Sequence[str] 
     for key, node in nodes(found):
         if problem := _fault(key, node, packages):
             raise ConfigError(problem)
-    if absent := [group for group in ("data", *BUILT) if _target(found, group) is None]:
+    built = {key: found.get(key) for key in ("data", *BUILT)}
+    if absent := [key for key, node in built.items() if not isinstance(node, dict) or "_target_" not in node]:
         raise ConfigError(f"its configuration has no {absent[0]}._target_")
     if type(found.setdefault("seed", 0)) is not int:
         raise ConfigError(f"the configuration's seed is {str(found['seed'])[:40]!r}, which is no whole number")
@@ -76,7 +77,7 @@ def configuration(text: Any, trust: Sequence[str] = (), sections: Sequence[str] 
 
 
 def safe_yaml(text: Any) -> dict[str, Any]:
-    """What YAML says, as plain data; it is refused before it is built where it would not stay small.
+    """Parse YAML to plain data; refuse, before anything is built, what would not stay small.
 
     Raises:
         ConfigError: it is no mapping, is damaged or too large, or has aliases or tags.
@@ -128,11 +129,6 @@ def nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _section(key: str) -> str:
     return key.partition(".")[0]
-
-
-def _target(found: dict[str, Any], group: str) -> Any:
-    section = found.get(group)
-    return section.get("_target_") if isinstance(section, dict) else None
 
 
 def _fault(key: str, node: Any, packages: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""A user's own files of configuration (`--config-dir`): what can't be read, told with file and line."""
+"""A user's own files of configuration (`--config-dir`): which can't be read and why, with file and line."""
 
 from __future__ import annotations
 

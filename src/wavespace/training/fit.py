@@ -54,6 +54,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
     checkpoints = Checkpoints(folder, every=cfg.save_every, monitor=task.monitor, mode=task.mode, patience=cfg.patience)
     trainer = _trainer(cfg, parts, folder, checkpoints, loggers, environment, is_new=start is None)
     check_devices(cfg, data, trainer)
+    fix_buckets(trainer.strategy, trainer.world_size)
     try:
         with spawn_ranks(folder, trainer.world_size):
             trainer.fit(task, datamodule=data, ckpt_path=start and str(start), weights_only=True)
@@ -66,7 +67,7 @@ def fit(cfg: DictConfig, parts: Parts, folder: RunFolder) -> None:
 
 
 def checkpoint_to_resume(cfg: DictConfig, folder: RunFolder) -> tuple[Path | None, int | None]:
-    """Return the newest whole checkpoint and its step; of two of one step, the last. None in a new run.
+    """Return the checkpoint to resume from and its step: the last, or the best if that is damaged; None in a new run.
 
     Raises:
         BadCheckpoint: there are only damaged ones.
@@ -136,7 +137,6 @@ def _trainer(
     # Lightning's own would speak to the other ranks at once, who are in the midst of something else.
     connector: Any = trainer._signal_connector
     connector._sigterm_notifier_fn = lambda *_: None
-    fix_buckets(trainer.strategy, trainer.world_size)
     return trainer
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a trained model itself: what its codes tell apart, which channels it uses, the kernels it learned."""
+"""Pictures of a trained model itself: what its codes separate, which channels it uses, the kernels it learned."""
 
 from __future__ import annotations
 

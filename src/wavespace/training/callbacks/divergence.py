@@ -29,7 +29,7 @@ class Divergence(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Constants that are not finite, such as a mask, stay out of it."""
         self.first = torch.full((), math.inf, device=pl_module.device)
-        self.unwatched = {name for name, value in pl_module.state_dict().items() if not _is_finite(value)}
+        self.unwatched = {name for name, value in pl_module.state_dict().items() if not value.isfinite().all()}
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the step, if it is the first whose loss is not finite."""
@@ -69,7 +69,3 @@ class Divergence(Callback):
         watched = [value.isfinite().all() for name, value in weights.items() if name not in self.unwatched]
         if not trainer.strategy.reduce_boolean_decision(bool(torch.stack(watched).all())):
             raise Diverged(f"the weights are not finite after step {trainer.global_step}")
-
-
-def _is_finite(value: Tensor) -> bool:
-    return bool(value.isfinite().all())
