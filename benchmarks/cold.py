@@ -1,6 +1,6 @@
-"""What a store asks of a disk for windows that are not in memory: bytes and requests, which a network volume feels.
+"""Bytes and requests that a disk serves for a window that is not cached, which decide the speed on a network volume.
 
-Requests are counted by the block device of the temporary folder; where that can't be told, their row is left out.
+Requests are those that the block device of the temporary folder counts; if it has none, their row is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS = 10
 
 
 def rows() -> Iterator[Row]:
-    """Random windows of 10 s of 44.1 kHz, one process; /proc counts."""
+    """Random windows of 10 s at 44.1 kHz, in one process, counted by /proc."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rng = np.random.default_rng(0)
@@ -54,13 +54,13 @@ def _size(folder: Path) -> int:
 
 
 def _bytes_read() -> int:
-    """Bytes that this process has had read from a disk."""
+    """Bytes that this process has read from a disk."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(lines["read_bytes"])
 
 
 def _requests(folder: Path) -> int:
-    """Reads that the folder's block device has done; 0 where it has none."""
+    """Reads that the folder's block device has served; 0 if it has none."""
     device = folder.stat().st_dev
     for line in Path("/proc/diskstats").read_text().splitlines():
         major, minor, _, reads, *_ = line.split()

@@ -1,4 +1,4 @@
-"""The constant-Q front-ends against librosa and nnAudio, on one thread; and on two threads against one."""
+"""The constant-Q front-ends against librosa and nnAudio on one thread, and on two threads against one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HARMONICS = (0.5, 1, 2, 3, 4, 5)
 
 
 def rows(rounds: int = 5) -> Iterator[Row]:
-    """Four items of ten seconds (six harmonics: one item), 22.05 kHz; levels in dB here, magnitudes there."""
+    """Four items of ten seconds (HCQT: one item) at 22.05 kHz; ours gives levels in dB, the peers magnitudes."""
     threads = torch.get_num_threads()
     audio = 0.1 * torch.randn(4, 1, 10 * RATE, generator=torch.Generator().manual_seed(0))
     ours, harmonic = CQT(AudioSpec(RATE, 10.0)), HarmonicCQT(AudioSpec(RATE, 10.0), harmonics=HARMONICS)
@@ -59,7 +59,7 @@ def rows(rounds: int = 5) -> Iterator[Row]:
 
 
 def by_librosa(audio: Tensor) -> list[np.ndarray]:
-    """Magnitudes of one item after the other."""
+    """Magnitudes of the items, one after the other, with librosa."""
     return [
         np.abs(librosa.cqt(x, sr=RATE, hop_length=512, fmin=27.5, n_bins=176, bins_per_octave=24))
         for x in audio[:, 0].numpy()
@@ -67,12 +67,12 @@ def by_librosa(audio: Tensor) -> list[np.ndarray]:
 
 
 def by_nnaudio(peer: type[nn.Module], fmin: float, bins: int, octave: int, hop: int) -> nn.Module:
-    """The same bins with nnAudio."""
+    """A layer of nnAudio with the same bins."""
     return peer(sr=RATE, hop_length=hop, fmin=fmin, n_bins=bins, bins_per_octave=octave, verbose=False)
 
 
 def two_threads(name: str, function: Callable[[], object], rounds: int) -> Row:
-    """Two threads against one, the fastest of each: where another process takes a core, two wait for it."""
+    """Two threads against one: the fastest round of each, because another process on a core slows both threads."""
     fastest = {1: math.inf, 2: math.inf}
     for _ in range(rounds):
         for threads in fastest:

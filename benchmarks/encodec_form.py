@@ -1,12 +1,12 @@
-"""Weights of EnCodec's form where the official ones are not at hand.
+"""Train weights in EnCodec's format, for use when the official ones are not available.
 
     python benchmarks/encodec_form.py OUT FOLDER [MINUTES]
 
-EnCodec's 24 kHz encoder and decoder, its quantiser left out, learn to give recordings of a folder back, for some CPU
-minutes: L1 of samples and of log-mel spectra at several lengths, as in the paper's equations 1 and 2, without its
-discriminator. At last each channel of the latents is scaled to mean 0 and deviation 1: so short a training leaves them
-small beside their offsets. What comes out is a far weaker code than the official one, yet of its form and taught by
-audio, and `frontend.weights=OUT` reads it. `MINUTES` of 0 keep the weights random.
+EnCodec's 24 kHz encoder and decoder, without the quantiser, learn to reconstruct the recordings of a folder for some
+CPU minutes. The loss is the L1 of samples and of log-mel spectra at several lengths, as in the paper's equations 1 and
+2, without the discriminator. Then each channel of the latents is scaled to mean 0 and deviation 1, because after so
+short a training they are small beside their offsets. The result is a far weaker code than the official one, in the
+same format: `frontend.weights=OUT` reads it. With `MINUTES` 0 the weights stay random.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LENGTHS = (128, 256, 512, 1024, 2048)
 
 
 class Distance(nn.Module):
-    """Of audio `(B, 1, N)` to audio: L1 of samples, and of log-mel spectra with windows of `LENGTHS` samples."""
+    """Distance of audio `(B, 1, N)` from audio: L1 of samples and of log-mel spectra with windows of `LENGTHS`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Distance(nn.Module):
         )
 
     def forward(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """A scalar."""
+        """Return the distance, a scalar."""
         spectra = [((s(found) + 1e-3).log() - (s(wanted) + 1e-3).log()).abs().mean() for s in self.spectra]
         return 10 * (found - wanted).abs().mean() + torch.stack(spectra).mean()
 
@@ -76,7 +76,7 @@ def main(out: Path, folder: str, minutes: float) -> None:
 
 @torch.inference_mode()
 def standardise(encoder: nn.Module, audio: list[Tensor]) -> None:
-    """Scale what the encoder's last convolution gives to mean 0 and deviation 1 a channel, on this audio."""
+    """Scale each output channel of the encoder's last convolution to mean 0 and deviation 1 on this audio."""
     latents = torch.cat([encoder(each).transpose(1, 2).flatten(0, 1) for each in audio])  # (frames, channels)
     mean, std = latents.mean(0), latents.std(0)
     last: Any = [module for module in encoder.modules() if isinstance(module, nn.Conv1d)][-1]

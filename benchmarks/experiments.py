@@ -1,7 +1,7 @@
-"""`make experiments`: every claim of conf/experiment/ held against a run; hours. What is finished is not run again.
+"""`make experiments`: check every claim of conf/experiment/ against a run. Finished runs are not repeated.
 
-An experiment whose data is not where its file says (data/…, relative to where this runs) is skipped, with the reason.
-By hand, some experiments by name, with overrides for each of them, as where a part of a dataset is at hand:
+An experiment whose data is not where its file says (data/…, in the current folder) is skipped, with the reason.
+To run some experiments, name them, with overrides for each, for instance for a part of a dataset:
 
     python benchmarks/experiments.py medley_unet medley_conv1d data.splits=songs
 """
@@ -31,7 +31,7 @@ def main(words: list[str]) -> int:
         cfg = config.compose(chosen)
         status = RunFolder.of(cfg).status()
         if status.get("state") != "finished":
-            # 2: what a person can set right, as a folder that is not there; anything else is a fault of ours.
+            # Exit code 2: the user can correct it, for instance a missing folder; any other is a defect.
             skipped = done.returncode == 2
             kept &= skipped
             table.add_row(name, (done.stderr.strip().splitlines() or ["?"])[-1], "skipped" if skipped else "FAILED")

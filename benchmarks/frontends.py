@@ -1,4 +1,4 @@
-"""Front-ends against the bare STFT that is in them; one thread."""
+"""Front-ends against `torch.stft` with the same window, on one thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: ours beside a peer, timed in turns in one run, so that a busy machine slows both."""
+"""Rows of a benchmark: ours and a peer, timed in alternation, so that other load slows both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One comparison, in seconds (medians) unless told; `goal` bounds `ratio` = ours / peer from above."""
+    """One comparison: medians in seconds unless `unit` says otherwise; `goal` is the highest `ratio` = ours / peer."""
 
     name: str
     ours: float
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 def compare(
     name: str, ours: Callable[[], object], peer: Callable[[], object], peer_name: str, goal: float, rounds: int = 5
 ) -> Row:
-    """Time both in turns after one round that is not counted."""
+    """Time both in alternation, after one round that is not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for function, seconds in zip((ours, peer), times):

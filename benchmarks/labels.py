@@ -1,4 +1,4 @@
-"""Labels of a window from its notes against the front-end over it; one thread."""
+"""Targets of a window from its notes, against the front-end over the same window, on one thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATE, SECONDS, BATCH, NOTES = 44_100, 10.0, 4, 100
 
 
 def rows() -> Iterator[Row]:
-    """Windows of 10 s, with as many notes as MAESTRO has (10 a second)."""
+    """Windows of 10 s with 10 notes a second, about as many as in MAESTRO."""
     torch.set_num_threads(1)
     spec = AudioSpec(RATE, SECONDS)
     frontend = LogFrequency(spec)

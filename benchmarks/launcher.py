@@ -1,8 +1,8 @@
-"""What a launch costs beside training: `python benchmarks/launcher.py`, ten minutes, on stand-ins of both services.
+"""Measure the overhead of a launch: `python benchmarks/launcher.py`, on stand-ins for both services.
 
-Overhead is from one run's end to the next one's first training step on the same machine: beside a bare `wandb agent`
-that starts `wavespace train` for the same settings. Idle is the share of a pod's time that no run has, for jobs of a
-minute, the pod's start and end included.
+Overhead is the time from the end of one run to the first training step of the next on the same machine; the peer is
+`wandb agent` that starts `wavespace train` for the same settings. Idle is the time of a pod without a run, relative to
+the time with one, for jobs of a minute, including the pod's start and end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def overheads(sky: Cloud) -> list[float]:
 
 
 def ours(folder: Path, jobs: int, *extra: str) -> tuple[list[float], float]:
-    """Overheads of a launch, and the share of its pod's time that no run had."""
+    """Overheads of a launch, and the pod's idle time as a share of its busy time."""
     with cloud(folder) as sky:
         seeds = "seed=" + ",".join(map(str, range(jobs)))
         command = [*WAVESPACE, "train", "-m", *RENDERED, *TRAINER, *extra, "name=launch", seeds, *LAUNCH]
@@ -52,7 +52,7 @@ def _init(run: object) -> float:
 
 
 def bare(folder: Path, jobs: int) -> list[float]:
-    """Overheads of `wandb agent` with `wavespace train` itself as its program."""
+    """Overheads of `wandb agent` with `wavespace train` as its program."""
     with cloud(folder) as sky:
         command = ["${interpreter}", "-m", "wavespace.cli", "train", *RENDERED, *TRAINER, "name=bare", "logger=wandb"]
         config = {"method": "grid", "parameters": {"seed": {"values": list(range(jobs))}}}

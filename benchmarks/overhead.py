@@ -1,4 +1,4 @@
-"""What Lightning, our task and our callbacks cost over a plain loop with the same model, data and optimizer."""
+"""A training step with Lightning and our callbacks against a plain loop with the same model, data and optimizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OVERRIDES = [
 
 
 def rows(steps: int = 40) -> Iterator[Row]:
-    """Seconds a step, both over the same items, in which the items themselves are made beforehand."""
+    """Seconds for a step, both over the same items, which are made beforehand."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = compose(
             [*OVERRIDES, f"runs={folder}", f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]

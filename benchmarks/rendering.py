@@ -1,4 +1,4 @@
-"""Rendered scores, with score and sound augmentation and labels, against real time; one core."""
+"""Rendering scores, with augmentation of scores and sound and with labels, against real time, on one core."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wavespace.data.synthesis.rendered import Rendered
 
 
 def rows(items: int = 60) -> Iterator[Row]:
-    """CPU seconds for a second of audio that is kept (the lead-in of each window counts as cost)."""
+    """CPU seconds for each second of a window; its lead-in is rendered, too, and counts as cost."""
     data = Rendered()
     data.prepare_data()
     data.setup()

@@ -1,4 +1,4 @@
-"""`make bench`: every row in one run, printed, and kept in results/<date>-<machine>.json."""
+"""`make bench`: run every benchmark, print the rows, and write results/<date>-<machine>.json and ratios.svg."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def draw(rows: list[Row], title: str) -> None:
-    """A line a row: how many times less than its goal it takes; what is left of the line misses it."""
+    """Draw a line for each row: its goal divided by its ratio. Rows left of 1 miss their goal."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 0.26 * len(rows) + 1), layout="constrained")

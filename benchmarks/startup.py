@@ -1,4 +1,4 @@
-"""How long a person waits: for help, for a configuration, for the first training step."""
+"""Start-up times: of the help, of a configuration, of the first training step."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ train.main(["experiment=demo", "fresh=true"])
 
 
 def python(code: str, *, cwd: str | None = None) -> None:
-    """Run code in a fresh interpreter; without pipes, which a loader would keep open after the end of its parent."""
+    """Run code in a new interpreter, without pipes, which a loader keeps open after the end of its parent."""
     quiet = subprocess.DEVNULL
     subprocess.run([sys.executable, "-c", code], check=True, stdout=quiet, stderr=quiet, cwd=cwd)
 
 
 def wavespace(*arguments: str) -> None:
-    """Run the command in a fresh interpreter."""
+    """Run the command in a new interpreter."""
     command = Path(sys.executable).with_name("wavespace")
     subprocess.run([command, *arguments], check=True, capture_output=True)
 
 
 def rows(rounds: int = 3) -> Iterator[Row]:
-    """Each against the imports that a run can't do without."""
+    """Each against imports that every run needs."""
     imports = "import torch, pytorch_lightning"
     yield compare(
         "wavespace --help", lambda: wavespace("--help"), lambda: python("import torch"), "import torch", 0.25, rounds

@@ -1,4 +1,4 @@
-"""What reading and making a store costs, against the least that anyone could pay for the same samples."""
+"""Reading and building a store, against the least work that gives the same samples."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from wavespace.data.store.windows import StoreWindows
 RATE, MINUTES, RECORDINGS = 44_100, 3, 3
 WINDOW = 10 * RATE
 MEMORY = Path("/dev/shm")
-"""Where a store is made, as the peer writes nothing: a disk's own speed is no part of the comparison."""
+"""Where the store is built: in memory, so that the speed of a disk is no part of the comparison."""
 
 
 def rows(rounds: int = 15) -> Iterator[Row]:
-    """One thread, warm: all that is read has been read before."""
+    """One thread; everything that is read is cached."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         recordings = [_recording(folder / f"{number}.wav", number) for number in range(RECORDINGS)]
-        # A shard a recording, so that places in the one are places in the other.
+        # One shard for each recording, so that a position in a recording is one in its shard.
         build_store(
             folder / "store", recordings, Samples(RATE), {}, licence="", citation="", processes=1, shard_bytes=2
         )
@@ -100,7 +100,7 @@ def _window(store: Store, recording: int, start: int, samples: int = WINDOW) -> 
 
 
 def _compressed(store: Store) -> list[bytes]:
-    """Windows as the project that this one follows keeps them: each a zstd frame of a float32 tensor's torch.save."""
+    """Windows as the original project stores them: each a zstd frame of a float32 tensor's torch.save."""
     frames = []
     for start in range(0, int(store.frames[0]) - WINDOW, WINDOW):
         file = io.BytesIO()
@@ -125,7 +125,7 @@ def _preparing(recordings: list[Recording]) -> Row:
 
 
 def _opening(folder: Path, rounds: int) -> Row:
-    """A store whose index has 100,000 recordings, and nothing else of them."""
+    """Opening a store whose index has 100,000 recordings; their samples are not there."""
     with np.load(folder / INDEX) as index:
         many = {name: np.resize(array, 100_000) for name, array in index.items() if name != "names"}
     names = "\n".join(f"{number:040}" for number in range(100_000))
@@ -148,7 +148,7 @@ def _recording(path: Path, number: int) -> Recording:
 
 
 def _notes(number: int) -> Notes:
-    """As many as in a recording of MAESTRO."""
+    """Random notes, as many as in a long recording of MAESTRO."""
     rng = np.random.default_rng(number)
     onset = np.sort(rng.uniform(0, 60 * MINUTES, 5_600))
     return np.column_stack([onset, onset + 0.3, rng.integers(21, 109, 5_600), rng.integers(1, 128, 5_600)])

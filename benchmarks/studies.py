@@ -1,11 +1,11 @@
-"""`make studies`: the tables of docs/findings.md, each from the runs that it names; what is finished is not run again.
+"""`make studies`: train the runs of each study that are not finished, and write its table into docs/findings.md.
 
     python benchmarks/studies.py [STUDY …]
 
-A study is a file of benchmarks/studies/: rows are overrides, columns are figures of a run, or of its checkpoint on
-other data: `NAME: FIGURE`, NAME being one of the study's `evaluations`, which are overrides, too. Where it names the
-`baseline`, a row before the others has the same figures of the baseline of the first. Its table stands in
-docs/findings.md between `<!-- study: NAME -->` and `<!-- end -->`, and is written anew from run folders.
+A study is a file of benchmarks/studies/. Its `rows` are overrides; its `columns` are metrics of a run, or of its best
+checkpoint on other data, as `NAME: METRIC`, where NAME is one of the study's `evaluations` (overrides, too). With
+`baseline`, the first row has the metrics of the first run's baseline under that name. The table is written between
+`<!-- study: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def main(names: list[str]) -> None:
 
 
 def tabulate(name: str, study: Any) -> str:
-    """A Markdown table: a line a row of the study, each figure as mean ± standard deviation over seeds."""
+    """Return a Markdown table: a line for each row of the study, a metric as mean ± standard deviation over seeds."""
     columns: dict[str, str] = study["columns"]
-    trained = not all(figure.startswith("baseline/") for figure in columns.values())
+    trained = not all(metric.startswith("baseline/") for metric in columns.values())
     heads = [*columns, *(["steps", "CPU minutes"] if trained else [])]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
     for label, overrides in study["rows"].items():
@@ -48,20 +48,20 @@ def tabulate(name: str, study: Any) -> str:
         spent = [str(found[0]["step"]), spread([status.get("cpu_minutes") for status in found], 1)] if trained else []
         lines.append(f"| {label} | " + " | ".join([*cells(found, columns.values()), *spent]) + " |")
         if "baseline" in study and len(lines) == 3:
-            figures = [figure.replace("test/", "baseline/") for figure in columns.values()]
-            lines.insert(2, f"| {study['baseline']} | " + " | ".join([*cells(found, figures), "–", "–"]) + " |")
+            metrics = [metric.replace("test/", "baseline/") for metric in columns.values()]
+            lines.insert(2, f"| {study['baseline']} | " + " | ".join([*cells(found, metrics), "–", "–"]) + " |")
     return "\n".join(lines)
 
 
-def cells(found: list[dict[str, Any]], figures: Iterable[str]) -> list[str]:
-    """Each figure of the statuses of a row's seeds."""
-    return [spread([status["metrics"].get(figure) for status in found]) for figure in figures]
+def cells(found: list[dict[str, Any]], metrics: Iterable[str]) -> list[str]:
+    """Return each metric over the statuses of a row's seeds, as text."""
+    return [spread([status["metrics"].get(metric) for status in found]) for metric in metrics]
 
 
 def run(name: str, overrides: list[str], elsewhere: dict[str, list[str]]) -> dict[str, Any]:
-    """The status of one configuration's run, which is trained first if there is none that is finished.
+    """Return the status of a configuration's run, which is trained first if it is not finished.
 
-    Figures of its best checkpoint on other data are added to its metrics, and kept in its folder.
+    Metrics of its best checkpoint on other data are added, and kept in its folder.
     """
     overrides = [f"name=study-{name}", *overrides]
     folder = RunFolder.of(config.compose(overrides))
@@ -76,13 +76,13 @@ def run(name: str, overrides: list[str], elsewhere: dict[str, list[str]]) -> dic
             kept.write_text(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     status = folder.status()
     for label in elsewhere:
-        figures = json.loads((folder.path / f"evaluation-{label.replace(' ', '_')}.json").read_text())
-        status["metrics"] |= {f"{label}: {figure}": value for figure, value in figures.items()}
+        metrics = json.loads((folder.path / f"evaluation-{label.replace(' ', '_')}.json").read_text())
+        status["metrics"] |= {f"{label}: {metric}": value for metric, value in metrics.items()}
     return status
 
 
 def spread(values: list[float | None], digits: int = 3) -> str:
-    """Mean and, of several, standard deviation."""
+    """Return the mean and, for several values, the standard deviation, as text."""
     known = np.array([value for value in values if value is not None])
     if not len(known):
         return "–"
@@ -90,7 +90,7 @@ def spread(values: list[float | None], digits: int = 3) -> str:
 
 
 def insert(name: str, table: str) -> None:
-    """Put a table where docs/findings.md has its place."""
+    """Replace a study's table in docs/findings.md."""
     text = FINDINGS.read_text()
     before, mark, rest = text.partition(f"<!-- study: {name} -->\n")
     if mark:

@@ -1,4 +1,4 @@
-"""Synthetic polyphony against the loop over partials of the project that this one follows; one thread."""
+"""Synthetic polyphony against the loop over partials of the original project, on one thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loop(tones: Sequence[Tone]) -> Audio:
 
 
 def ours(tones: Sequence[Tone]) -> Audio:
-    """The same mixture."""
+    """The same mixture with our synthesis."""
     mix = np.zeros(int(RATE * SECONDS), dtype=np.float32)
     for tone, signal in zip(tones, render(tones, RATE)):
         mix[tone.onset : tone.onset + tone.length] += signal
@@ -39,9 +39,9 @@ def ours(tones: Sequence[Tone]) -> Audio:
 
 
 def rows(items: int = 8) -> Iterator[Row]:
-    """2 s at 44.1 kHz: six notes of ten partials that last, each with all effects; and windows as drawn by default.
+    """2 s at 44.1 kHz: six notes of ten partials as long as the window, with all effects; and windows with defaults.
 
-    "all of it" is drawing, synthesis, filter, drive and room; the loop has the same partials and nothing else.
+    "all of it" is drawing, synthesis, filter, drive and room; the loop computes the same partials and nothing else.
     """
     settings = {"voices": (6, 6), "partials": (10, 10), "pitch": (50.0, 2000.0), "duration": (SECONDS, SECONDS)}
     with threadpool_limits(1):

@@ -1,7 +1,7 @@
-"""What transcription costs on one thread: `python benchmarks/transcription.py RUN AUDIO…`.
+"""Time transcription on one thread: `python benchmarks/transcription.py RUN AUDIO…`.
 
-Front-end, net and decoding of whole files as `wavespace transcribe` does them, in float32 and, where the processor
-computes in it, in bfloat16; the best of three rounds each, in turn.
+Front-end, net and decoding of whole files as in `wavespace transcribe`, in float32 and, if the processor computes in
+it, in bfloat16; the best of three rounds of each, in alternation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long a training step waits for its data: a small autoencoder on clips of a store, read in this process."""
+"""The time that a training step waits for its batch: a small autoencoder on clips of a store, read in this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLIPS = 64
 
 
 def rows(steps: int = 10) -> Iterator[Row]:
-    """Medians of seconds waited for a batch of 16 and of whole steps, one thread, after three that are not counted."""
+    """Median seconds of waiting for a batch of 16, and of whole steps, on one thread, after three uncounted steps."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         _clips(Path(folder))

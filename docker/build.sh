@@ -4,8 +4,8 @@
 #   docker/build.sh [further options of the build, such as --build-arg RUN_AS=root]
 #
 #   IMAGE       its name (wavespace:latest)
-#   BASE_IMAGE  what it stands on (the Dockerfile's). "debootstrap" makes one from Debian's packages, without a registry;
-#               so does buildah, as root, where the registry can't be reached.
+#   BASE_IMAGE  its base (default: the Dockerfile's). "debootstrap" makes one from Debian's packages, without a registry;
+#               buildah as root does so, too, if the registry can't be reached.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 image=${IMAGE:-wavespace:latest}
@@ -13,7 +13,7 @@ base=${BASE_IMAGE:-}
 default_base=$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)
 options=()
 
-# What this machine needs to reach a package index is lent to the build, by secrets: no layer keeps them.
+# Settings of this machine to reach a package index go to the build as secrets, which no layer keeps.
 lent=$(mktemp -d)
 trap 'rm -rf "$lent"' EXIT
 certificates=${SSL_CERT_FILE:-${PIP_CERT:-${REQUESTS_CA_BUNDLE:-}}}
