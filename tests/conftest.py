@@ -1,4 +1,4 @@
-"""Shared fixtures, and what holds of every process that tests start."""
+"""Shared fixtures, and the environment of every process that tests start."""
 
 from __future__ import annotations
 

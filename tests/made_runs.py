@@ -1,4 +1,4 @@
-"""Run folders whose metrics follow from known laws, for tests of what is read off them."""
+"""Run folders whose metrics follow known laws, for tests of tables, fits and pages."""
 
 from __future__ import annotations
 

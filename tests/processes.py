@@ -1,4 +1,4 @@
-"""Processes forked off one that has imported torch and Lightning already, which takes each six seconds of a core."""
+"""Run commands in forks of a process that has imported torch and Lightning, because each import takes seconds."""
 
 from __future__ import annotations
 

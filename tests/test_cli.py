@@ -1,4 +1,4 @@
-"""The command as a person types it: help, errors in one sentence, user's own parts, and how long it makes them wait."""
+"""The command line: help, errors in one sentence, the user's own parts, and start-up time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""metrics.csv: whatever is logged, saved, killed and gone on from, it is the plain table of the rows."""
+"""metrics.csv is the plain table of the logged rows after any sequence of saves, kills and resumes."""
 
 from __future__ import annotations
 

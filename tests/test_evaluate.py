@@ -1,4 +1,4 @@
-"""`wavespace evaluate`: the figures of the run itself, and those on other data."""
+"""`wavespace evaluate`: the metrics of the run itself, and metrics on other data."""
 
 from __future__ import annotations
 

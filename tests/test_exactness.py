@@ -1,4 +1,4 @@
-"""What keeps a run exact: keys that it can't have are refused, and what a kill left is removed."""
+"""Settings with which a run can not resume exactly are refused, and leftovers of a kill are removed."""
 
 from __future__ import annotations
 

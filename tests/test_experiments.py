@@ -1,4 +1,4 @@
-"""Every experiment runs from its file, cut to seconds, and says what became of its claims."""
+"""Every experiment runs from its file, cut to seconds, and prints whether its claims are met."""
 
 from __future__ import annotations
 

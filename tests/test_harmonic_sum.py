@@ -1,4 +1,4 @@
-"""The harmonic sum: held against its formula in float64, and what it says of silence and of one tone."""
+"""The harmonic sum against its formula in float64, and its output for silence and for one tone."""
 
 from __future__ import annotations
 

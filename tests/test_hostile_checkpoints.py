@@ -1,4 +1,4 @@
-"""A crafted, damaged or odd checkpoint is a sentence in every verb, and takes little memory and time."""
+"""A crafted, damaged or odd checkpoint gives one sentence in every command, with little memory and time."""
 
 from __future__ import annotations
 

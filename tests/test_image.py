@@ -1,4 +1,4 @@
-"""The image: how it is asked for, and, where there is time, what is in it."""
+"""The image: its build command and, with WAVESPACE_TEST_IMAGE=1, its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Audio of any length in windows: how it is cut changes nothing, and away from the ends it is one pass."""
+"""Audio of any length in windows: the cuts do not change the result, which equals one pass away from the ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models: any size in, the asked size out; batch and time do not matter; codes are all there is; they learn."""
+"""Models: output shapes, independence of batch and padding, codes that alone determine the output, and learning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fault in somebody's own model or task is told with its file and line, and can be seen whole."""
+"""An error in the user's own model or task is reported with its file and line, and can be shown whole."""
 
 from __future__ import annotations
 

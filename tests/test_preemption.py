@@ -1,4 +1,4 @@
-"""What is told to stop (Ctrl-C, SIGTERM, SIGHUP) says what it leaves, and a run goes on to the same bits."""
+"""A stopped command (Ctrl-C, SIGTERM, SIGHUP) says what it leaves, and a run resumes to the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this program did not write, or what was edited since, is replaced only when it is told to."""
+"""Files that Wavespace did not write, or that were edited since, are replaced only with --overwrite."""
 
 from __future__ import annotations
 

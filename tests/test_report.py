@@ -1,4 +1,4 @@
-"""The report holds the run's own numbers, stands alone, and survives whatever lies in the folder."""
+"""The report has the run's own numbers, is one file, and can be written whatever lies in the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples: the manifest tells the truth, sounds are exact, pictures show the right thing at the right place."""
+"""Samples: the manifest matches the files, sounds are exact, pictures show the right item at the right place."""
 
 from __future__ import annotations
 

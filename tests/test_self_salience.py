@@ -1,4 +1,4 @@
-"""Salience without labels: what it rebuilds, what its losses are made of, and that no note of the data teaches it."""
+"""Salience without labels: its reconstruction, the terms of its losses, and that no note of the data trains it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wavespace transcribe`: any audio file to notes, in any of its formats; what can't be used is told and left out."""
+"""`wavespace transcribe`: audio files of any format to notes; files that can not be used are reported and left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger's configuration names is not called, and not even imported, on any way in which it is read."""
+"""Parts that a stranger's configuration names are neither called nor imported, in every command that reads it."""
 
 from __future__ import annotations
 

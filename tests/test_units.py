@@ -1,4 +1,4 @@
-"""Units: what goes there comes back, and full scale is one number."""
+"""Units: conversions are inverse to each other, and full scale is one number."""
 
 from __future__ import annotations
 

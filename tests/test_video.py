@@ -1,4 +1,4 @@
-"""A video shows what the front-end hears, with the cursor where the sound is."""
+"""A video shows the features of the front-end, with the cursor at the time of the sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that were made beforehand are those that the front-end would give, at every place of every recording."""
+"""Features from a store equal those that the front-end computes, at every position of every recording."""
 
 from __future__ import annotations
 

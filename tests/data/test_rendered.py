@@ -1,4 +1,4 @@
-"""Rendered windows: a pure function of position, whose labels say what is heard."""
+"""Rendered windows: a pure function of position, whose labels match the sound."""
 
 from __future__ import annotations
 

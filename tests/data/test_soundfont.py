@@ -1,4 +1,4 @@
-"""The sampler is held to what a label says: pitch, level, onset and release; and to being a pure function."""
+"""The sampler plays notes with the pitch, level, onset and release of their labels, and is a pure function."""
 
 from __future__ import annotations
 

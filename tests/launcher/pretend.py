@@ -1,4 +1,4 @@
-"""`wavespace train` without the training: it takes little of a processor; what is on disk is real."""
+"""`wavespace train` without the training, for quick jobs; what it writes to disk is real."""
 
 from __future__ import annotations
 

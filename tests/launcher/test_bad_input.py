@@ -1,4 +1,4 @@
-"""What can't work is told in a sentence before anything is rented, and `wavespace pods` says how launches are."""
+"""Mistakes are reported in one sentence before anything is rented, and `wavespace pods` shows the state of launches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hydra/launcher=local`: N processes, one table; what was killed goes on, what is done is done once."""
+"""`hydra/launcher=local`: several processes, one table; killed runs resume, finished ones are not repeated."""
 
 from __future__ import annotations
 

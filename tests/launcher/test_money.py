@@ -1,4 +1,4 @@
-"""The ten rules that guard the money (docs/runpod.md), each with a test that fails when its guard is taken out.
+"""The ten rules that limit the cost (docs/runpod.md), each with a test that fails when its check is removed.
 
 Virtual time, as in `simulation`; one pair of stand-ins serves every test, emptied between them.
 """

@@ -1,4 +1,4 @@
-"""What a worker stores on the way is whole and of one moment, and training does not wait for it."""
+"""Checkpoints that a worker uploads during training are complete and consistent, and do not delay training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Audits of hearing: numbers that follow from models whose answers are known."""
+"""Measurements of trained models: responses to tones, and missed notes, of models whose output is known."""
 
 from __future__ import annotations
 

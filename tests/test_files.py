@@ -1,4 +1,4 @@
-"""What a disk refuses, a lock that is not there and a folder that goes away are told; states and files stay whole."""
+"""A full or read-only disk, missing locks and removed folders give one sentence, and files stay whole."""
 
 from __future__ import annotations
 
