@@ -1,4 +1,4 @@
-# Wavespace. `make help` lists what there is. Needs Python >= 3.11 and make; everything else is installed into .venv.
+# Wavespace. `make help` lists the targets. Needs Python >= 3.11 and make; everything else is installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench chaos experiments studies image lock clean
 
-help: ## what there is
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv with the pinned packages and this checkout
@@ -20,29 +20,29 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY) ## train on rendered scores, score on unseen ones, open the report it names (about 6 minutes)
+demo: $(READY) ## train on rendered scores, score on unseen ones, print the report to open
 	$(BIN)/wavespace train experiment=demo
 
-test: $(READY) ## the tests
+test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not timing"
 	$(BIN)/python -m pytest -q -m timing
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## time what matters against its peers, in one run, as ratios
+bench: $(READY) ## time Wavespace against peers, as ratios
 	$(BIN)/python benchmarks/run.py
 
-chaos: $(READY) ## launches in which much goes wrong: 300 in virtual time, one of 200 jobs on 8 pods as processes: an hour
+chaos: $(READY) ## test launches with many failures: 300 in virtual time, one of 200 jobs on 8 pods as processes
 	WAVESPACE_CHAOS_SEEDS=300 $(BIN)/python -m pytest -q -n 2 tests/launcher/test_chaos.py
 	WAVESPACE_CHAOS_JOBS=$${WAVESPACE_CHAOS_JOBS:-200} $(BIN)/python -m pytest -q -s tests/launcher/test_chaos_processes.py
 
-experiments: $(READY) ## run every experiment and hold its claim against it: a night; data is looked for in data/
+experiments: $(READY) ## run every experiment and check its claim (hours); data is expected in data/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/experiments.py
 
-studies: $(READY) ## train what the tables of docs/findings.md are made of, and write them anew: hours
+studies: $(READY) ## train the runs of the tables in docs/findings.md, and write the tables (hours)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/studies.py
 
 image: ## build the image that pods run, with docker or buildah: docker/README.md

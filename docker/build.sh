@@ -14,21 +14,21 @@ default_base=$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)
 options=()
 
 # Settings of this machine to reach a package index go to the build as secrets, which no layer keeps.
-lent=$(mktemp -d)
-trap 'rm -rf "$lent"' EXIT
+secrets=$(mktemp -d)
+trap 'rm -rf "$secrets"' EXIT
 certificates=${SSL_CERT_FILE:-${PIP_CERT:-${REQUESTS_CA_BUNDLE:-}}}
 env | grep -E '^(PIP|UV)_[A-Z_]+=|^(https?|no|all)_proxy=|^(HTTPS?|NO|ALL)_PROXY=' | grep -vE '^(PIP_CERT|PIP_FIND_LINKS|UV_FIND_LINKS|UV_CACHE_DIR|UV_OFFLINE)=' \
-  | while IFS='=' read -r name value; do printf '%s=%q\n' "$name" "$value"; done > "$lent/builder" || true
+  | while IFS='=' read -r name value; do printf '%s=%q\n' "$name" "$value"; done > "$secrets/builder" || true
 if [ -f "$certificates" ]; then
-  cp -L "$certificates" "$lent/certificates"
-  for name in SSL_CERT_FILE PIP_CERT REQUESTS_CA_BUNDLE; do echo "$name=/run/secrets/certificates" >> "$lent/builder"; done
-  options+=(--secret "id=certificates,src=$lent/certificates")
+  cp -L "$certificates" "$secrets/certificates"
+  for name in SSL_CERT_FILE PIP_CERT REQUESTS_CA_BUNDLE; do echo "$name=/run/secrets/certificates" >> "$secrets/builder"; done
+  options+=(--secret "id=certificates,src=$secrets/certificates")
 fi
 for file in "${PIP_CONFIG_FILE:-}" ~/.config/pip/pip.conf /etc/pip.conf; do
   if [ -f "$file" ]; then
-    grep -vE '^ *cert *=' "$file" > "$lent/pip.conf" || true
-    echo "PIP_CONFIG_FILE=/run/secrets/pip.conf" >> "$lent/builder"
-    options+=(--secret "id=pip.conf,src=$lent/pip.conf")
+    grep -vE '^ *cert *=' "$file" > "$secrets/pip.conf" || true
+    echo "PIP_CONFIG_FILE=/run/secrets/pip.conf" >> "$secrets/builder"
+    options+=(--secret "id=pip.conf,src=$secrets/pip.conf")
     break
   fi
 done
@@ -36,8 +36,8 @@ done
 bare_base() {  # Debian and its Python, nothing else
   local tree container
   tree=$(mktemp -d)
-  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$tree" > "$lent/debootstrap.log" \
-    || { tail -n 20 "$lent/debootstrap.log" >&2; return 1; }
+  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$tree" > "$secrets/debootstrap.log" \
+    || { tail -n 20 "$secrets/debootstrap.log" >&2; return 1; }
   rm -rf "$tree"/var/cache/apt/archives/*.deb "$tree"/var/lib/apt/lists/*
   container=$(buildah from scratch)
   buildah copy --quiet "$container" "$tree" / > /dev/null
@@ -46,13 +46,13 @@ bare_base() {  # Debian and its Python, nothing else
 }
 
 if [ "$base" != debootstrap ] && docker info > /dev/null 2>&1; then
-  options+=(--secret "id=builder,src=$lent/builder")
+  options+=(--secret "id=builder,src=$secrets/builder")
   [ -z "$base" ] || options+=(--build-arg "BASE_IMAGE=$base")
   build=(docker build --file docker/Dockerfile)
 elif command -v buildah > /dev/null; then
   if [ -z "$base" ] && ! buildah pull --quiet --policy missing "$default_base" > /dev/null 2>&1; then
-    command -v debootstrap > /dev/null || { echo "docker/build.sh: $default_base can't be had, nor is there debootstrap to do without it" >&2; exit 1; }
-    echo "docker/build.sh: $default_base can't be had; the base is made by debootstrap" >&2
+    command -v debootstrap > /dev/null || { echo "docker/build.sh: $default_base can't be pulled, and debootstrap, which could replace it, is missing" >&2; exit 1; }
+    echo "docker/build.sh: $default_base can't be pulled; debootstrap makes the base" >&2
     base=debootstrap
   fi
   if [ "$base" = debootstrap ]; then
@@ -63,9 +63,9 @@ elif command -v buildah > /dev/null; then
   cache=${UV_CACHE_DIR:-$HOME/.cache/uv}
   if [ -d "$cache" ]; then
     options+=(--volume "$cache:/var/cache/uv")
-    echo "UV_CACHE_DIR=/var/cache/uv" >> "$lent/builder"
+    echo "UV_CACHE_DIR=/var/cache/uv" >> "$secrets/builder"
   fi
-  options+=(--secret "id=builder,src=$lent/builder")
+  options+=(--secret "id=builder,src=$secrets/builder")
   build=(buildah build --layers --format docker --file docker/Dockerfile)
   [ "$(id -u)" != 0 ] || build+=(--isolation chroot)
 else
