@@ -24,7 +24,7 @@ from made_runs import write_sweep
 from parts import save, small_task, sound_of
 from wavespace.commands import export, report, video
 from wavespace.commands.transcribe import main as transcribe
-from wavespace.data.files.discovery import audio_folder
+from wavespace.data.files.discovery import find_audio_folder
 from wavespace.errors import BadInput, UserError
 from wavespace.provenance import is_ours, marked, refuse_foreign, write_marked
 
@@ -142,13 +142,13 @@ def test_a_transcription_is_no_truth_until_somebody_has_changed_it(
         record(tmp_path / f"{name}.wav")
     transcribe([str(tmp_path), "--checkpoint", str(checkpoint)])
     with pytest.raises(BadInput, match="there are no audio files with a MIDI file"):
-        audio_folder(tmp_path)
+        find_audio_folder(tmp_path)
     assert "2 recordings are left out, whose MIDI file is a transcription" in capsys.readouterr().err
-    assert len(audio_folder(tmp_path, notes=False)) == 2
+    assert len(find_audio_folder(tmp_path, notes=False)) == 2
     corrected = pretty_midi.PrettyMIDI(str(tmp_path / "b.mid"))
     corrected.instruments[0].notes.append(pretty_midi.Note(80, 60, 0.1, 0.5))
     corrected.write(str(tmp_path / "b.mid"))
-    assert [recording.name for recording in audio_folder(tmp_path)] == ["b.wav"]
+    assert [recording.name for recording in find_audio_folder(tmp_path)] == ["b.wav"]
 
 
 def test_marked_files_open_elsewhere(tmp_path: Path, checkpoint: Path) -> None:

@@ -21,7 +21,6 @@ from wavespace.frontends.base import FrontEnd
 from wavespace.reports.figures import draw
 from wavespace.spec import AudioSpec, FeatureSpec
 from wavespace.tasks.base import Example, Picture, Sample, Task, feature_picture
-from wavespace.tasks.piano_roll import item_notes
 from wavespace.training.callbacks import samples
 from wavespace.training.callbacks.samples import save_samples
 from wavespace.units import midi_to_hz
@@ -61,7 +60,7 @@ class Fake(Task):
         picture = feature_picture("level", output[index, 0], self.out_spec)
         sound = batch.audio[index, 0, : int(batch.lengths[index])].float().numpy() / 32768
         return Sample(
-            batch.names[index], [picture], {"input": sound, **self.extra}, item_notes(batch, index), self.estimate
+            batch.names[index], [picture], {"input": sound, **self.extra}, batch.notes_of(index), self.estimate
         )
 
 

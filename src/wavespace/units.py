@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FULL_SCALE = 32768
-"""What 1.0 is in 16-bit samples, whose largest is one less."""
+"""What 1.0 is in 16-bit samples, whose largest is one less: synthesis scales by that, so that 1.0 is not cut off."""
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 

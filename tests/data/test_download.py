@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from standins.files import Fault, FileServer, Request, serving
 from wavespace.data.files import download as module
-from wavespace.data.files.download import RemoteZip, extract, fetch, verify
+from wavespace.data.files.download import RemoteZip, check_digest, extract, fetch
 from wavespace.errors import BadInput, UserError
 
 SEGMENT = 1_000
@@ -518,11 +518,11 @@ def test_a_file_that_is_there_is_held_against_its_digest_and_not_asked_for(serve
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])
 def test_a_digest_is_verified(tmp_path: Path, algorithm: str) -> None:
     (tmp_path / "data").write_bytes(DATA)
-    verify(tmp_path / "data", digest_of(DATA, algorithm))
+    check_digest(tmp_path / "data", digest_of(DATA, algorithm))
     with pytest.raises(BadInput, match=f"has {digest_of(DATA, algorithm)} and"):
-        verify(tmp_path / "data", digest_of(DATA[:-1], algorithm))
+        check_digest(tmp_path / "data", digest_of(DATA[:-1], algorithm))
     with pytest.raises(UserError, match="No such file"):
-        verify(tmp_path / "none", digest_of(DATA))
+        check_digest(tmp_path / "none", digest_of(DATA))
 
 
 # Members of a remote zip

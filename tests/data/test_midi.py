@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.files.midi import SHORTEST, apply_pedal, clean, read_midi, window, write_midi
+from wavespace.data.files.midi import SHORTEST, apply_pedal, clean, notes_between, read_midi, write_midi
 from wavespace.errors import BadInput
 
 TICK = 0.5 / 480  # of the files made here: seconds, at 120 a minute
@@ -108,7 +108,7 @@ def test_a_note_ends_at_the_next_strike_of_its_pitch_and_twins_are_one() -> None
 def test_nothing_stays_nothing() -> None:
     assert clean(NO_NOTES).shape == (0, 4)
     assert apply_pedal(NO_NOTES, np.array([[0.0, 1.0]])).shape == (0, 4)
-    assert window(NO_NOTES, 0, 1).shape == (0, 4)
+    assert notes_between(NO_NOTES, 0, 1).shape == (0, 4)
 
 
 @given(playable(), st.lists(st.floats(0.01, 3), max_size=12))
@@ -130,13 +130,13 @@ def test_a_window_holds_what_sounds_in_it(notes: Notes, start: float, seconds: f
         for onset, offset, pitch, velocity in notes
         if onset < start + seconds and offset > start
     ]
-    np.testing.assert_allclose(window(notes, start, start + seconds), array(*expected), atol=1e-12)
+    np.testing.assert_allclose(notes_between(notes, start, start + seconds), array(*expected), atol=1e-12)
 
 
 @given(playable())
 def test_midi_gives_notes_back_to_within_a_tick(tmp_path_factory: pytest.TempPathFactory, notes: Notes) -> None:
     path = tmp_path_factory.mktemp("midi") / "notes.mid"
-    write_midi(path, notes, program=3)
+    write_midi(path, notes)
     if len(notes) == 0:
         assert len(read_midi(path).notes) == 0
         return
@@ -145,7 +145,7 @@ def test_midi_gives_notes_back_to_within_a_tick(tmp_path_factory: pytest.TempPat
     notes, back = (rows[np.lexsort(rows[:, key].T[::-1])] for rows in (notes, back))
     np.testing.assert_array_equal(back[:, 2:], notes[:, 2:])
     assert np.abs(back[:, :2] - notes[:, :2]).max() <= 0.5 / 960 + 1e-9
-    assert pretty_midi.PrettyMIDI(str(path)).instruments[0].program == 3
+    assert pretty_midi.PrettyMIDI(str(path)).instruments[0].program == 0
 
 
 def test_times_before_zero_are_written_as_zero(tmp_path: Path) -> None:

@@ -200,11 +200,11 @@ def test_odd_metadata_is_read_or_refused_in_a_sentence(tmp_path: Path, kind: str
     path.write_bytes(content[:start] + data.draw(st.binary(max_size=2)) + content[start:])
     with suppress(UserError):
         if kind == "maestro":
-            sources.maestro(tmp_path, sources.maestro_rows(tmp_path))
+            sources.find_maestro(tmp_path, sources.maestro_rows(tmp_path))
         elif kind == "scores":
-            sources.scores(str(tmp_path))
+            sources.find_scores(str(tmp_path))
         else:
-            sources.medley_solos(tmp_path)
+            sources.find_medley_solos(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../outside.mid", "2004/../../outside.mid", "link.mid", ""])
@@ -214,7 +214,7 @@ def test_what_metadata_names_lies_in_its_folder(tmp_path: Path, name: str) -> No
     (root / "link.mid").symlink_to(tmp_path / "outside.mid")
     table = root / "maestro-v3.0.0.csv"
     table.write_text(table.read_text("utf-8").replace("2004/a.mid", name), "utf-8")
-    for read in (lambda: sources.maestro_rows(root), lambda: sources.scores(str(root))):
+    for read in (lambda: sources.maestro_rows(root), lambda: sources.find_scores(str(root))):
         with pytest.raises(BadInput, match=r"inside of this folder|outside of"):
             read()
 
@@ -224,7 +224,7 @@ def test_a_folder_of_the_data_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "data" / "2004").rename(tmp_path / "big")
     (root / "2004").symlink_to(tmp_path / "big")
     (tmp_path / "big" / "z.mid").symlink_to("a.mid")
-    assert len(sources.maestro(root, sources.maestro_rows(root))) == len(PIECES)
+    assert len(sources.find_maestro(root, sources.maestro_rows(root))) == len(PIECES)
     assert named_file(root, "2004/z.mid").is_file()
 
 
@@ -235,7 +235,7 @@ def test_metadata_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(BadInput, match=r"not a regular file|there is no"):
         sources.maestro_rows(tmp_path)
     with pytest.raises(BadInput, match=r"not a regular file|there is no"):
-        sources.medley_solos(tmp_path)
+        sources.find_medley_solos(tmp_path)
 
 
 def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     (tmp_path / "a" / "x").touch()
     for name in ("b", "c", "d"):
         (tmp_path / "a" / name).symlink_to(tmp_path)
-    assert [path.name for path in sources.files(tmp_path)] == ["x"]
+    assert [path.name for path in sources.list_files(tmp_path)] == ["x"]
 
 
 def test_a_file_that_is_large_beyond_reason_is_not_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import soundfile
 from datasets import PIECES, RATE, maestro, record
 from wavespace.data.base import NO_NOTES
 from wavespace.data.files.audio import seconds_of
-from wavespace.data.files.discovery import audio_folder, midi_files
+from wavespace.data.files.discovery import find_audio_folder, midi_files
 from wavespace.data.files.discovery import maestro_metadata as metadata
 from wavespace.data.files.midi import write_midi
 from wavespace.data.sources.audio_folder import AudioFolder
@@ -132,7 +132,7 @@ def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
     shutil.copy(music / "a.MID", music / "a.mid")
     (music / "phone.m4a").write_bytes(b"m4a")
     (music / "notes.txt").write_bytes(b"text")
-    names = sorted(recording.name for recording in audio_folder(music))
+    names = sorted(recording.name for recording in find_audio_folder(music))
     expected = ["a.WAV", "b.Flac", "c.w64", "d.caf", "e.wave", "f.oga", "g.opus", "h.mp3", "i.aifc", "j.au"]
     assert names == sorted([*expected, f"{composed}.wav", "link/x/linked.wav"])
     said = capsys.readouterr().err.splitlines()
@@ -150,10 +150,10 @@ def test_every_audio_format_and_spelling_is_found_and_the_rest_is_told(
 
 def test_what_is_no_folder_is_told_as_that(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="nowhere: there is no such folder"):
-        audio_folder(tmp_path / "nowhere")
+        find_audio_folder(tmp_path / "nowhere")
     (tmp_path / "a.wav").touch()
     with pytest.raises(BadInput, match=r"a\.wav: is a file; set data\.folder to a folder"):
-        audio_folder(tmp_path / "a.wav")
+        find_audio_folder(tmp_path / "a.wav")
     with pytest.raises(BadInput, match="is a folder, no recording"):
         seconds_of(tmp_path)
 
@@ -162,14 +162,14 @@ def test_audio_without_midi_says_what_can_be_trained_on_it(tmp_path: Path) -> No
     record(tmp_path / "a.wav", onset=0.1)
     (tmp_path / "a.mid").unlink()
     with pytest.raises(BadInput, match=r"but 1 without; data\.notes=false takes those, to train task=reconstruction"):
-        audio_folder(tmp_path)
+        find_audio_folder(tmp_path)
 
 
 def test_a_folder_of_midi_files_says_how_they_are_rendered(tmp_path: Path) -> None:
     (tmp_path / "a.mid").touch()
     (tmp_path / "a.m4a").touch()
     with pytest.raises(BadInput, match=rf"\.flac.*data=rendered data\.midi={tmp_path}"):
-        audio_folder(tmp_path)
+        find_audio_folder(tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 9, 15, 40])

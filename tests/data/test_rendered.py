@@ -13,7 +13,7 @@ import pytest
 
 from wavespace.data.base import Item, collate, rng_for
 from wavespace.data.files import discovery as sources
-from wavespace.data.files.midi import apply_pedal, clean, read_midi, window, write_midi
+from wavespace.data.files.midi import apply_pedal, clean, notes_between, read_midi, write_midi
 from wavespace.data.synthesis.rendered import LEAD_IN, OTHERS, Rendered, Renderer, ensemble, skyline, vary
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.errors import BadInput
@@ -156,7 +156,7 @@ def test_a_skyline_is_the_top_of_chords_and_of_what_is_held() -> None:
 
 def test_a_folder_of_its_own_is_the_whole_test_split_and_the_rest_trains(tmp_path: Path, scores: Path) -> None:
     other = scale(tmp_path / "other.mid", 50)
-    with_test, alone = sources.scores(str(scores), str(tmp_path))[0], sources.scores(str(scores))[0]
+    with_test, alone = sources.find_scores(str(scores), str(tmp_path))[0], sources.find_scores(str(scores))[0]
     assert with_test["test"] == [other]
     assert with_test["val"] == alone["val"]
     assert set(with_test["train"]) == {*alone["train"], *alone["test"]}
@@ -272,7 +272,7 @@ def test_windows_of_a_file_hold_the_files_notes(tmp_path: Path) -> None:
         matches = [
             start
             for start in starts
-            if (expected := window(notes, start, start + 3.0)).shape == item.notes.shape
+            if (expected := notes_between(notes, start, start + 3.0)).shape == item.notes.shape
             and np.allclose(expected, item.notes, atol=1e-6)
         ]
         assert len(matches) == 1
@@ -341,7 +341,7 @@ def test_an_ensemble_shares_the_notes_by_register(scores: Path) -> None:
 
 def test_a_folder_is_split_by_piece(scores: Path) -> None:
     data = ready(midi=str(scores), seed=3)
-    files = {split: set(paths) for split, paths in sources.scores(str(scores))[0].items()}
+    files = {split: set(paths) for split, paths in sources.find_scores(str(scores))[0].items()}
     assert sum(map(len, files.values())) == 12
     assert len(set.union(*files.values())) == 12
     for piece in ("one", "two"):
@@ -367,7 +367,7 @@ def test_maestros_own_splits_hold_and_absent_files_are_counted(tmp_path: Path) -
         writer.writerows([["Frédéric Chopin", "Études", split, name, f"{name}.wav", 1.0] for name, split in rows])
     data = ready(midi=str(tmp_path))
     for split, name in (("train", "b"), ("val", "c"), ("test", "d")):
-        assert [path.stem for path in sources.scores(str(tmp_path))[0][split]] == [name]
+        assert [path.stem for path in sources.find_scores(str(tmp_path))[0][split]] == [name]
     assert data.describe()["rows of the metadata without their file"] == 1
 
     (tmp_path / "2006" / "c.midi").unlink()

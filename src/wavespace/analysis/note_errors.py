@@ -13,7 +13,7 @@ from wavespace.data.base import DataModule, Notes
 from wavespace.errors import Incompatible
 from wavespace.metrics.notes import found_notes
 from wavespace.tasks.base import Task
-from wavespace.tasks.piano_roll import PianoRoll, item_notes
+from wavespace.tasks.piano_roll import PianoRoll
 from wavespace.tasks.salience import PitchMap
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _items(task: PianoRoll | PitchMap, batches: Any) -> Iterator[tuple[str, int 
         for index, (seen, name) in enumerate(zip(task.eval_batch(batch), batch.names)):
             instrument = int(batch.labels["instrument"][index]) if "instrument" in batch.labels else None
             is_roll = isinstance(task, PianoRoll)
-            rows = _of_notes(task, seen, item_notes(batch, index)) if is_roll else _of_frames(task, seen)
+            rows = _of_notes(task, seen, batch.notes_of(index)) if is_roll else _of_frames(task, seen)
             yield name, instrument, rows
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from wavespace.config.trust import is_shipped, safe_yaml
 from wavespace.errors import BadInput, UserError
 from wavespace.files import named_file, read_regular
-from wavespace.metrics import LESS_IS_BETTER, MORE_IS_BETTER
+from wavespace.metrics import HIGHER_IS_BETTER
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values of one metric, `(K,)` each."""
@@ -86,9 +86,7 @@ def higher_is_better(metric: str, status: Mapping[str, Any]) -> bool | None:
     split, _, name = re.sub(r"_\d+$", "", metric).partition("/")  # rpa_3 is rpa of one instrument
     if name and name == str(status.get("monitor")).partition("/")[2] and status.get("mode") in ("min", "max"):
         return status["mode"] == "max"
-    if name in MORE_IS_BETTER:
-        return True
-    return False if name in LESS_IS_BETTER or split == "train" else None
+    return HIGHER_IS_BETTER.get(name, False if split == "train" else None)
 
 
 # --- The files of a run -------------------------------------------------------------------------------------

@@ -123,9 +123,9 @@ def _jobs(
 
 def _recordings(folder: Path) -> list[Path]:
     """Audio files in a folder, at any depth; what is hidden is no recording."""
-    from wavespace.data.files.discovery import NOT_READ, UNREAD, audio_suffixes, files, print_left_out
+    from wavespace.data.files.discovery import NOT_READ, UNREAD, audio_suffixes, list_files, print_left_out
 
-    there = files(folder)
+    there = list_files(folder)
     found = [path for path in there if path.suffix.lower() in audio_suffixes()]
     print_left_out(folder, NOT_READ, [path for path in there if path.suffix.lower() in UNREAD and not is_ours(path)])
     if not found:

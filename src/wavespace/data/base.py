@@ -74,6 +74,10 @@ class Batch(NamedTuple):
     names: list[str]
     features: Tensor | None = None
 
+    def notes_of(self, index: int) -> Notes:
+        """Return the notes of one item, as float64."""
+        return self.notes[self.notes[:, 0] == index, 1:].cpu().numpy().astype(np.float64)
+
 
 class Stream(Protocol):
     """A training set: endless, and a pure function of position."""

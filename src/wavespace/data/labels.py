@@ -132,11 +132,11 @@ def pitch_salience(
     table = torch.zeros(batch * bins, frames + 1, dtype=notes.dtype, device=device)
     rows = (item.long()[:, None] * bins + torch.arange(bins, device=device)) * (frames + 1)  # (K, F)
 
-    _raise_over(table, rows, begin, end, weight)
+    _fill_cells(table, rows, begin, end, weight)
     return table.view(batch, bins, frames + 1)[..., :frames].float()  # (B, F, T)
 
 
-def _raise_over(table: Tensor, rows: Tensor, begin: Tensor, end: Tensor, weight: Tensor) -> None:
+def _fill_cells(table: Tensor, rows: Tensor, begin: Tensor, end: Tensor, weight: Tensor) -> None:
     """Raise cells of a table, in place, to the weight of each note, times the fraction of the frame that it covers.
 
     The whole frames of a note are two stretches of a power of two that overlap, as of the sparse table in Bender and

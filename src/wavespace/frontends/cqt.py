@@ -46,9 +46,6 @@ class CQT(FrontEnd):
         hop: samples from frame to frame.
         gamma: added to every bandwidth, in Hz; `228.7 * (2^(1 / bins_per_octave) - 1)` makes bandwidths proportional
             to those of hearing (ERB).
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -92,9 +89,6 @@ class HarmonicCQT(FrontEnd):
         bins: bins of a channel, at least 2.
         fmin: the lowest bin of harmonic 1 in Hz.
         hop: samples from frame to frame.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     rows: Tensor  # (H, F)

@@ -68,7 +68,7 @@ class EnCodec(FrontEnd):
         with torch.device("meta"):
             encoder: Any = SEANetEncoder(dimension=CHANNELS, norm="none", causal=True)
         if not on_meta:
-            read(encodec_weights(weights), encoder)
+            load_encoder(encodec_weights(weights), encoder)
         for module in encoder.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
@@ -98,7 +98,7 @@ class EnCodec(FrontEnd):
         return torch.cat(latents, dim=-1).unsqueeze(2)  # (B, 128, 1, T)
 
 
-def read(file: Path, encoder: nn.Module) -> None:
+def load_encoder(file: Path, encoder: nn.Module) -> None:
     """Give an encoder on the meta device the weights of a file, weight normalisation multiplied out.
 
     Raises:

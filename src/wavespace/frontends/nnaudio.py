@@ -28,9 +28,6 @@ class NnAudioCQT(FrontEnd):
         fmin: the lowest bin in Hz.
         hop: samples from frame to frame.
         trainable: kernels are parameters (and part of a checkpoint), and learn within the length they start with.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -87,9 +84,6 @@ class NnAudioSTFT(FrontEnd):
         n_fft: length of the Hann window in samples, even.
         hop: samples from frame to frame, at most half of `n_fft`.
         trainable: kernels are parameters (and part of a checkpoint), and learn.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(

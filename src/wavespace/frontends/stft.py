@@ -83,9 +83,6 @@ class LogFrequency(BandSpectrogram):
         fmax: centre of the highest band in Hz; None is the Nyquist frequency.
         n_fft: length of the Hann window and the FFT in samples, even.
         hop: samples from frame to frame, at most half of `n_fft`.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -123,9 +120,6 @@ class MultiResolution(FrontEnd):
         crossovers: frequencies in Hz at which channel 0 goes to the next window; one fewer than `n_ffts`.
         attack_n_fft: length of the Hann window of channel 1 in samples, even.
         hop: samples from frame to frame, at most half of the shortest window.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     semitone_of_bin: Tensor  # (F,)

@@ -9,21 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MORE_IS_BETTER = frozenset(
-    {
-        *("note_precision_onset", "note_recall_onset", "note_f1_onset", "note_f1_onset_offset"),
-        *("note_f1_onset_offset_velocity", "frame_precision", "frame_recall", "frame_f1", "salience_precision"),
-        *("salience_recall", "salience_f1", "salience_accuracy", "salience_chroma_f1", "rpa", "rca", "vr"),
-        *("instrument_probe", "pitch_probe"),
-    }
-)
-LESS_IS_BETTER = frozenset(
-    {
-        *("loss", "l1_db", "l1_db_above_floor", "multi_scale", "octave_share_of_fp", "vfa", "unexplained"),
-        *("constraint", "latent_entropy", "map_entropy"),
-    }
-)
-"""Metrics of every task here, by their names without a split; a task says which way its own monitor is better."""
+HIGHER_IS_BETTER = {
+    **dict.fromkeys(("note_precision_onset", "note_recall_onset", "note_f1_onset", "note_f1_onset_offset"), True),
+    **dict.fromkeys(("note_f1_onset_offset_velocity", "frame_precision", "frame_recall", "frame_f1"), True),
+    **dict.fromkeys(("salience_precision", "salience_recall", "salience_f1", "salience_accuracy"), True),
+    **dict.fromkeys(("salience_chroma_f1", "rpa", "rca", "vr", "instrument_probe", "pitch_probe"), True),
+    **dict.fromkeys(("loss", "l1_db", "l1_db_above_floor", "multi_scale", "octave_share_of_fp", "vfa"), False),
+    **dict.fromkeys(("unexplained", "constraint", "latent_entropy", "map_entropy"), False),
+}
+"""Of the metrics of every task, by their names without a split; a task says which way its own monitor is better."""
 
 
 def average(scores: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -34,7 +28,7 @@ def average(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 def mean(values: Sequence[float]) -> float:
     """Average over the recordings in which a score is defined; 0, as mir_eval has it, where it is defined in none.
 
-    A recording in which nothing was to be found and nothing was found says nothing of a model.
+    A recording that is empty in reference and estimate alike does not measure a model.
     """
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else 0.0

@@ -81,7 +81,6 @@ class ConvAutoencoder(nn.Module):
 
     Args:
         in_spec: features; a single bin is not shrunk, and kernels then see it alone.
-        out_spec: what the task needs.
         width: channels at full resolution; they grow by `stride` at each level up to `max_width`.
         max_width: channels at most.
         depth: levels.
@@ -99,9 +98,6 @@ class ConvAutoencoder(nn.Module):
         dims: size of a code.
         step: frames that share a code.
         receptive_field: frames on each side that can change an output frame; with group norm, all a little.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -181,5 +177,5 @@ class ConvAutoencoder(nn.Module):
 
 
 def _full_precision(x: Tensor) -> torch.autocast | nullcontext[None]:
-    # Half of a code's digits would be decibels. The meta device knows no autocast.
+    # What half precision rounds off a code would be decibels. The meta device knows no autocast.
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)

@@ -11,17 +11,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from wavespace.models.blocks import (
-    UNBOUNDED,
-    ConvBlock,
-    Dropout,
-    Norm,
-    Scale,
-    as_frames,
-    norm_layer,
-    pad_to,
-    widths_of,
-)
+from wavespace.models.blocks import UNBOUNDED, ConvBlock, Dropout, Norm, Scale, as_frames, norm_layer, pad_to, widths_of
 from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
@@ -32,12 +22,10 @@ class CRNN(nn.Module):
 
     The receptive field of the recurrent layers has no bound. They are given whole windows in training; at inference on
     long audio they start at rest at each window's ends, `receptive_field` frames before the first frame that is kept
-    and after the last.
-    torch.compile leaves them as they are.
+    and after the last. torch.compile leaves them as they are.
 
     Args:
         in_spec: features; a single bin is not halved.
-        out_spec: what the task needs.
         width: channels of the convolutions at full resolution; they double at each level up to `max_width`.
         max_width: channels at most.
         depth: times that frequency is halved.
@@ -48,9 +36,6 @@ class CRNN(nn.Module):
 
     Attributes:
         receptive_field: frames on each side that change the convolutions' output, and 64 for the recurrent layers.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(

@@ -42,9 +42,6 @@ class Dense(nn.Module):
         dims: size of a code.
         step: frames that share a code.
         receptive_field: frames on each side that can change an output frame; with group norm, all a little.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(

@@ -21,9 +21,6 @@ class LocalMLP(nn.Module):
             of the window change an output frame a little.
         dropout: share of activations that are dropped in training.
         norm: kind of normalisation.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(

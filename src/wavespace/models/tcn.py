@@ -8,15 +8,7 @@ from __future__ import annotations
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from wavespace.models.blocks import (
-    Dropout,
-    Norm,
-    Scale,
-    as_frames,
-    check_kernel,
-    from_frames,
-    norm_layer,
-)
+from wavespace.models.blocks import Dropout, Norm, Scale, as_frames, check_kernel, from_frames, norm_layer
 from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec
 
@@ -54,9 +46,6 @@ class TCN(nn.Module):
     Attributes:
         receptive_field: frames on each side that can change an output frame, `kernel // 2 * (2**layers - 1)`; with
             group norm, all a little.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(

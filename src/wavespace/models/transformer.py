@@ -157,9 +157,6 @@ class Transformer(nn.Module):
 
     Attributes:
         receptive_field: frames on each side that can change an output frame; without a window all can, and it is 64.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 
 from wavespace.data.base import NO_NOTES, Batch, Item, Notes, collate
-from wavespace.data.files.midi import window
+from wavespace.data.files.midi import notes_between
 from wavespace.errors import Incompatible
 from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.optim import AdamW
@@ -174,7 +174,7 @@ class Task(LightningModule):
     def item_sample(self, item: Item, seconds: float) -> Sample:
         """Return the `sample` of the first seconds of an item; the task is left in evaluation mode."""
         audio = item.audio[: round(seconds * self.frontend.in_spec.sample_rate)]
-        batch = collate([item._replace(audio=audio, notes=window(item.notes, 0.0, seconds), features=None)])
+        batch = collate([item._replace(audio=audio, notes=notes_between(item.notes, 0.0, seconds), features=None)])
         example = self.eval().example(self.transfer_batch_to_device(batch, self.device, 0))
         return self.sample(self.apply_model(example.features), example, 0)
 

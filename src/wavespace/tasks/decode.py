@@ -19,6 +19,8 @@ Probabilities = NDArray[np.floating[Any]]
 
 Threshold = Annotated[float, Field(gt=0, le=1)]
 """Least probability that counts."""
+Thresholds = Annotated[tuple[Threshold, ...], Field(min_length=1)]
+"""Thresholds that validation tries."""
 
 Index = NDArray[np.int64]
 

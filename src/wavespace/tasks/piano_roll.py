@@ -8,13 +8,12 @@ so that decoding finds times between frames. Frames and offsets are conditioned 
 from __future__ import annotations
 
 from itertools import product
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
 from wavespace.data.base import Batch, Notes
@@ -26,15 +25,11 @@ from wavespace.metrics.notes import frame_scores, note_scores
 from wavespace.settings import validate_settings
 from wavespace.spec import PIANO_PITCHES, FeatureSpec
 from wavespace.tasks.base import Example, Sample, Task
-from wavespace.tasks.decode import Decoder, Threshold
+from wavespace.tasks.decode import Decoder, Thresholds
 from wavespace.units import midi_to_hz
 
 HEADS = ("onset", "frame", "velocity", "offset")
 """Order of the output's channels, which is that of `Decoder.push`."""
-
-
-Thresholds = Annotated[tuple[Threshold, ...], Field(min_length=1)]
-"""Thresholds that validation tries."""
 
 
 class PianoRollOutput(NamedTuple):
@@ -180,7 +175,7 @@ class PianoRoll(Task):
         seconds = (batch.lengths / self.frontend.in_spec.sample_rate).tolist()
         loss = float(self.loss(output, example)["loss"])
         return [
-            PianoRollOutput(heads[i, :, :, : self.item_frames(batch, i)], item_notes(batch, i), seconds[i], loss)
+            PianoRollOutput(heads[i, :, :, : self.item_frames(batch, i)], batch.notes_of(i), seconds[i], loss)
             for i in range(len(output))
         ]
 
@@ -226,7 +221,7 @@ class PianoRoll(Task):
         prediction = torch.maximum(0.5 * heads[1], heads[0])
         units = ("frame 0.5, onset 1", "probability")
         return self.map_sample(example, index, target, prediction, units)._replace(
-            reference=item_notes(example.batch, index),
+            reference=example.batch.notes_of(index),
             estimate=self.decode(heads[:, :, : self.item_frames(example.batch, index)].cpu().numpy()),
         )
 
@@ -252,9 +247,3 @@ class PianoRoll(Task):
 def findable_notes(notes: Notes) -> Notes:
     """Return the notes of the 88 keys that begin in an item: of others no onset can be found."""
     return on_keyboard(notes[notes[:, 0] >= 0])
-
-
-def item_notes(batch: Batch, index: int) -> Notes:
-    """Return the notes of one item of a batch, as float64."""
-    rows = batch.notes[batch.notes[:, 0] == index, 1:]
-    return rows.cpu().numpy().astype(np.float64)

@@ -25,7 +25,7 @@ SCALES = (2048, 1024, 512, 256, 128, 64)
 """FFT sizes of the multi-scale distance, in samples."""
 
 
-class ReconstructionError(NamedTuple):
+class ReconstructionOutput(NamedTuple):
     """One item: mean absolute error in dB over its own frames, and over those of their cells that are above the floor.
 
     `multi_scale` is the distance of its sound, where it was resynthesised.
@@ -110,7 +110,7 @@ class Reconstruction(Task):
         error = (output - features).abs() * mask
         return {"loss": error.sum() / (mask.sum() * features.shape[1] * features.shape[2])}
 
-    def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[ReconstructionError]:
+    def eval_outputs(self, output: Tensor, example: Example, position: int | None = None) -> list[ReconstructionOutput]:
         """Return the L1 of each item of an output `(B, C, F, T)`, and of the first of a split how far its sound is."""
         features, mask = example.features, example.targets["mask"]
         error = (output - features).abs() * mask  # (B, C, F, T)
@@ -123,14 +123,14 @@ class Reconstruction(Task):
             self._distance(output, example.batch, index) if first + index < self.multi_scale_items else None
             for index in range(len(l1))
         ]
-        return [ReconstructionError(*item) for item in zip(l1.tolist(), l1_above.tolist(), sounds)]
+        return [ReconstructionOutput(*item) for item in zip(l1.tolist(), l1_above.tolist(), sounds)]
 
     def _distance(self, output: Tensor, batch: Batch, index: int) -> float:
         samples, frames = int(batch.lengths[index]), self.item_frames(batch, index)
         sound = self.frontend.inverse(output[index : index + 1, :, :, :frames], samples)  # (1, 1, N)
         return multi_scale_distance(batch.audio[index, 0, :samples], sound[0, 0])
 
-    def compute_metrics(self, outputs: list[ReconstructionError], *, tune: bool) -> dict[str, float]:
+    def compute_metrics(self, outputs: list[ReconstructionOutput], *, tune: bool) -> dict[str, float]:
         """Compute means over items of L1 in dB. Much of a quiet recording lies on the floor, where copying is easy."""
         l1 = float(np.mean([item.l1 for item in outputs]))
         distances = [item.multi_scale for item in outputs if item.multi_scale is not None]

@@ -25,8 +25,7 @@ from wavespace.metrics.pitch import PITCH_HOP, melody_scores, multipitch_f1, mul
 from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec, check_table
 from wavespace.tasks.base import Example, Sample, Task
-from wavespace.tasks.decode import Probabilities, peak_pitches, strongest_pitches
-from wavespace.tasks.piano_roll import Thresholds, item_notes
+from wavespace.tasks.decode import Probabilities, Thresholds, peak_pitches, strongest_pitches
 
 SPREAD = 25.0
 """Standard deviation in cents of a pitch in a target."""
@@ -107,7 +106,7 @@ class PitchMap(Task):
         least = min(*self.thresholds, float(self.threshold))
         found = []
         for i, whole in enumerate(maps):
-            salience, notes = whole[:, : self.item_frames(batch, i)], item_notes(batch, i)
+            salience, notes = whole[:, : self.item_frames(batch, i)], batch.notes_of(i)
             seconds = int(batch.lengths[i]) / self.frontend.in_spec.sample_rate
             reference = pitches_at(notes, hop=PITCH_HOP, duration=seconds)
             scored = self._at(salience, PITCH_HOP, seconds)
@@ -185,9 +184,6 @@ class Salience(PitchMap):
         loss: cross-entropy in which what sounds and what does not weigh alike, or the focal one; see the functions.
         gamma: exponent of the focal loss; 0 is plain cross-entropy.
         thresholds: smallest saliences of a pitch that validation tries; the best is kept in the checkpoint.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     needs = ("notes",)

@@ -23,7 +23,7 @@ from wavespace.frontends.base import FrontEnd
 from wavespace.settings import validate_settings
 from wavespace.spec import FeatureSpec, check_table
 from wavespace.tasks.base import Example, Sample, feature_picture
-from wavespace.tasks.piano_roll import Thresholds
+from wavespace.tasks.decode import Thresholds
 from wavespace.tasks.salience import PitchMap, PitchMapOutput, focal
 
 QUIET = -60.0

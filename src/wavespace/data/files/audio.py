@@ -150,11 +150,11 @@ def _parts(path: Path) -> tuple[list[Part], int]:
     if not path.is_file():
         raise BadInput(f"{path}: {'is a folder, no recording' if path.is_dir() else 'there is no such file'}")
     state = path.stat()
-    return _looked_at(path, state.st_size, state.st_mtime_ns)
+    return _inspect(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _looked_at(path: Path, size: int, changed: int) -> tuple[list[Part], int]:
+def _inspect(path: Path, size: int, changed: int) -> tuple[list[Part], int]:
     found = [Stream()]
     if size >= 32:
         with path.open("rb") as content:

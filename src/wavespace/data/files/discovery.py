@@ -141,7 +141,7 @@ def audio_suffixes() -> tuple[str, ...]:
     return tuple(end for name, ends in FORMATS.items() if name in soundfile.available_formats() for end in ends)
 
 
-def files(place: Path) -> list[Path]:
+def list_files(place: Path) -> list[Path]:
     """List files at any depth, through links, each folder once; leave out hidden ones and __MACOSX."""
     found: list[Path] = []
     folders, links, seen = [place] if place.is_dir() else [], list[Path](), set[tuple[int, int]]()
@@ -164,7 +164,7 @@ def files(place: Path) -> list[Path]:
     return sorted(found)
 
 
-def audio_folder(place: Path, notes: bool = True) -> list[Recording]:
+def find_audio_folder(place: Path, notes: bool = True) -> list[Recording]:
     """Find audio files at any depth, with the MIDI file of the same stem beside each; print what is left out.
 
     Files of one stem are one recording. Names are compared as Unicode characters, however they are composed.
@@ -229,7 +229,7 @@ def _by_stem(place: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]],
     audio: dict[str, list[Path]] = defaultdict(list)
     midi: dict[str, list[Path]] = defaultdict(list)
     left: dict[str, list[Path]] = defaultdict(list)
-    for path in files(place):
+    for path in list_files(place):
         ending, stem = path.suffix.lower(), normalize("NFC", path.relative_to(place).with_suffix("").as_posix())
         if ending in audio_suffixes():
             audio[stem].append(path)
@@ -273,17 +273,10 @@ class Row(NamedTuple):
     seconds: float
 
 
-def maestro(place: Path, rows: Sequence[Row]) -> list[Recording]:
+def find_maestro(place: Path, rows: Sequence[Row]) -> list[Recording]:
     """The performances whose two files are there, of some rows of the metadata."""
     found = [
-        Recording(
-            row.audio,
-            audio,
-            SPLITS[row.split],
-            partial(sounding_notes, midi),
-            piece=row.piece,
-            score=midi,
-        )
+        Recording(row.audio, audio, SPLITS[row.split], partial(sounding_notes, midi), piece=row.piece, score=midi)
         for row in rows
         if (audio := find_file(place / row.audio)).is_file() and (midi := find_file(place / row.midi)).is_file()
     ]
@@ -352,13 +345,13 @@ def _rank(name: str) -> bytes:
 # --- Medley-solos-DB -----------------------------------------------------------------------------------------
 
 
-def medley_solos(place: Path) -> tuple[list[Recording], int]:
+def find_medley_solos(place: Path) -> tuple[list[Recording], int]:
     """Find clips, in the metadata's order, and count its rows without a file.
 
     Raises:
         BadInput: there are none, or a clip is damaged.
     """
-    there = {path.with_suffix(path.suffix.lower()).name: path for path in files(place)}
+    there = {path.with_suffix(path.suffix.lower()).name: path for path in list_files(place)}
     found, absent = [], 0
     for name, split, labels in medley_clips(place):
         path = there.get(f"{name}.wav")
@@ -382,7 +375,7 @@ def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
     Raises:
         BadInput: there is no metadata, or it can't be read.
     """
-    tables = [path for path in files(place) if path.name == METADATA]
+    tables = [path for path in list_files(place) if path.name == METADATA]
     if not tables:
         raise BadInput(
             f"{place}: there is no {METADATA} in it; set data.root to the folder of Medley-solos-DB, or to a "
@@ -407,7 +400,7 @@ def medley_clips(place: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
 # --- Scores to render ----------------------------------------------------------------------------------------
 
 
-def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path]], int]:
+def find_scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path]], int]:
     """Find the MIDI files of each split, and how many rows of MAESTRO's metadata have no file.
 
     With a MAESTRO metadata CSV the official splits hold, otherwise pieces go 80/10/10 by a hash of their names.
@@ -433,7 +426,7 @@ def scores(midi: str, test_midi: str | None = None) -> tuple[dict[str, list[Path
 
 def midi_files(root: Path) -> list[Path]:
     """Find MIDI files at any depth."""
-    found = [path for path in files(root) if path.suffix.lower() in MIDI]
+    found = [path for path in list_files(root) if path.suffix.lower() in MIDI]
     if not found:
         raise BadInput(f"{root}: there are no MIDI files in it; set data.midi to a folder of .mid or .midi files")
     return found
@@ -445,7 +438,7 @@ def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
     for path in found:
         inner = path.relative_to(root)
         pieces.setdefault((inner.parent if len(inner.parts) > 2 else inner).as_posix(), []).append(path)
-    order = sorted(pieces, key=lambda piece: hashlib.sha256(piece.encode()).digest())
+    order = sorted(pieces, key=_rank)
     held = max(1, round(len(order) / 10))
     by_split = {"train": order[2 * held :], "val": order[held : 2 * held], "test": order[:held]}
     return {split: [path for piece in names for path in pieces[piece]] for split, names in by_split.items()}
@@ -456,25 +449,25 @@ def _by_hash(root: Path, found: Sequence[Path]) -> dict[str, list[Path]]:
 
 def _of_audio_folder(node: Mapping[str, Any], digests: DigestCache, most: float) -> dict[str, str]:
     place, _ = folder_and_archive(node["folder"])
-    return {"folder": dataset_digest(place, lambda: audio_folder(place, node.get("notes", True)), digests, most)}
+    return {"folder": dataset_digest(place, lambda: find_audio_folder(place, node.get("notes", True)), digests, most)}
 
 
 def _of_maestro(node: Mapping[str, Any], digests: DigestCache, most: float) -> dict[str, str]:
     place, _ = folder_and_archive(node.get("root", "data/maestro-v3.0.0"))
     chosen = {key: node[key] for key in ("splits", "fraction") if key in node}
-    return {"root": dataset_digest(place, lambda: maestro(place, maestro_rows(place, **chosen)), digests, most)}
+    return {"root": dataset_digest(place, lambda: find_maestro(place, maestro_rows(place, **chosen)), digests, most)}
 
 
 def _of_medley_solos(node: Mapping[str, Any], digests: DigestCache, most: float) -> dict[str, str]:
     place, _ = folder_and_archive(node.get("root", "data/medley-solos-db"))
-    return {"root": dataset_digest(place, lambda: medley_solos(place)[0], digests, most)}
+    return {"root": dataset_digest(place, lambda: find_medley_solos(place)[0], digests, most)}
 
 
 def rendered_digests(node: Mapping[str, Any], digests: DigestCache, most: float = math.inf) -> dict[str, str]:
     """What `Rendered` reads: the scores of each split in order, wherever they lie, and the soundfont."""
     found = {}
     if node.get("midi"):
-        by_split, _ = scores(node["midi"], node.get("test_midi"))
+        by_split, _ = find_scores(node["midi"], node.get("test_midi"))
         seen = digests.of([path for paths in by_split.values() for path in paths], most)
         contents = {one.path: one.digest for one in seen}
         found["midi"] = digest({split: [contents[path] for path in paths] for split, paths in by_split.items()})

@@ -78,7 +78,7 @@ def fetch(url: str, target: Path, *, digest: str | None = None) -> None:
         UserError: the network or the disk fails, or another process downloads it.
     """
     if target.exists():
-        return verify(target, digest) if digest else None
+        return check_digest(target, digest)
     with explained(target), _Part(target) as part:
         remote = _Remote(url)
         kept = part.keep(remote.version, remote.size or 0) if remote.ranges else part.clear()
@@ -94,13 +94,15 @@ def fetch(url: str, target: Path, *, digest: str | None = None) -> None:
         part.become_target()
 
 
-def verify(path: Path, digest: str) -> None:
-    """Compare a file with "md5:…" or "sha256:…".
+def check_digest(path: Path, digest: str | None) -> None:
+    """Compare a file with "md5:…" or "sha256:…", if one is known.
 
     Raises:
         BadInput: it is another.
         UserError: it can't be read.
     """
+    if digest is None:
+        return
     with explained(path), path.open("rb") as file:
         found = _digest(file, digest, path.name)
     if found != digest:

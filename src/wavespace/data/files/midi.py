@@ -50,7 +50,7 @@ class Performance:
 
     Attributes:
         notes: `(K, 4)`, `clean`, with offsets where the keys were released.
-        pedal: `(M, 2)` seconds in which the sustain pedal was down; sorted and disjoint.
+        pedal: of the sustain pedal.
     """
 
     notes: Notes
@@ -96,7 +96,7 @@ def apply_pedal(notes: Notes, pedal: Presses) -> Notes:
     return clean(notes)
 
 
-def window(notes: Notes, start: float, stop: float) -> Notes:
+def notes_between(notes: Notes, start: float, stop: float) -> Notes:
     """Return the notes that sound between two times, counted from the first time; they may go beyond both."""
     notes = notes[(notes[:, 0] < stop) & (notes[:, 1] > start)]
     return notes - np.array([start, start, 0.0, 0.0])
@@ -158,15 +158,14 @@ def read_midi(path: str | Path) -> Performance:
     return Performance(clean(notes), _seconds(presses, tempo, per_quarter))
 
 
-def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
-    """Write notes as a MIDI file of one instrument, at 120 quarter notes a minute.
+def write_midi(path: str | Path, notes: Notes) -> None:
+    """Write notes as a MIDI file of a piano, at 120 quarter notes a minute.
 
     Times before zero become zero. The file appears under its name only when it is complete.
 
     Args:
         path: where; its folder is made if it is missing.
         notes: `(K, 4)`.
-        program: General MIDI program number, 0-127.
     """
     import pretty_midi
 
@@ -177,7 +176,7 @@ def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
     while int(6e7 / (60 / (60 / (120 * resolution) * resolution))) != 500_000:  # as pretty_midi rounds the tempo: down
         resolution -= 1
     midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=120.0)
-    instrument = pretty_midi.Instrument(program=program)
+    instrument = pretty_midi.Instrument(program=0)
     for onset, offset, pitch, velocity in notes:
         start = max(onset, 0.0)
         instrument.notes.append(
@@ -193,7 +192,7 @@ def write_midi(path: str | Path, notes: Notes, program: int = 0) -> None:
         midi.write(file)
 
 
-RELEASE, STRIKE, CONTROL, TEMPO = 0x80, 0x90, 0xB0, 0x51
+STRIKE, CONTROL, TEMPO = 0x90, 0xB0, 0x51
 """Kinds of events that count: the status byte, a channel in its lower half, and the meta event of a tempo."""
 
 

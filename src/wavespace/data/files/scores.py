@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wavespace.data.files.midi import Performance, on_keyboard, read_midi
+from wavespace.data.base import NO_NOTES
+from wavespace.data.files.midi import NO_PRESSES, Performance, on_keyboard, read_midi
 from wavespace.digests import FileDigest, digest
 from wavespace.errors import BadInput
 from wavespace.files import byte_progress
@@ -102,7 +103,7 @@ def _build(folder: Path, files: Sequence[FileDigest]) -> None:
 
 def _performance(path: Path) -> tuple[Performance, str | None]:
     """Read a performance on the keyboard of a piano; return also why it can't be used, or None."""
-    nothing = Performance(np.zeros((0, 4)), np.zeros((0, 2)))
+    nothing = Performance(NO_NOTES, NO_PRESSES)
     try:
         performance = read_midi(path)
     except BadInput as fault:

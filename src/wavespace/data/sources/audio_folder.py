@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from wavespace.data.files.discovery import TRAIN_VAL_TEST, Recording, audio_folder
+from wavespace.data.files.discovery import TRAIN_VAL_TEST, Recording, find_audio_folder
 from wavespace.data.sources.recordings import Recordings, Rows
 from wavespace.errors import BadInput
 from wavespace.settings import validate_settings
@@ -49,7 +50,7 @@ class AudioFolder(Recordings):
 
     def found(self) -> list[Recording]:
         """Find the audio files, named by their paths in the folder."""
-        return audio_folder(self.place, self.notes)
+        return find_audio_folder(self.place, self.notes)
 
     def is_official(self) -> bool:
         """False: splits are drawn from the files of the folder."""
@@ -72,12 +73,13 @@ class AudioFolder(Recordings):
                 sizes[split] = 1
         return {split: np.sort(rows) for split, rows in zip(TRAIN_VAL_TEST, np.split(order, np.cumsum(sizes)[:2]))}
 
-    def unprepared(self) -> str:
-        """As of every dataset; where recordings are too few to train on, `BadInput` says so before they are read."""
+    def unprepared(self, found: Sequence[Recording] | None = None) -> str:
+        """As of every dataset; but raise `BadInput` where recordings are too few to train on, before they are read."""
+        found = self.found() if found is None else found
         shares = [split for split, share in zip(TRAIN_VAL_TEST, self.splits) if share > 0]
-        if (count := len(self.found())) < len(shares):
-            raise self._too_few(shares[count], self.place, count)
-        return super().unprepared()
+        if len(found) < len(shares):
+            raise self._too_few(shares[len(found)], self.place, len(found))
+        return super().unprepared(found)
 
     def check_split(self, split: str) -> None:
         if len(self.store) < 3 and not hasattr(self, f"{split}_set") and self.splits[TRAIN_VAL_TEST.index(split)] > 0:

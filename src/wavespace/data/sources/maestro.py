@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from wavespace.data.files.discovery import TABLE, Recording, Row, find_file, maestro, maestro_rows
-from wavespace.data.files.download import RemoteZip, extract
-from wavespace.data.files.download import verify as hold_against
+from wavespace.data.files.discovery import TABLE, Recording, Row, find_file, find_maestro, maestro_rows
+from wavespace.data.files.download import RemoteZip, check_digest, extract
 from wavespace.data.sources.recordings import Recordings
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.settings import validate_settings
@@ -35,12 +34,9 @@ class Maestro(Recordings):
 
     Args:
         root: folder of `maestro-v*.csv` and the years' folders; or their zip archive; or a store made of them.
-        splits: those to have, in its own words: "train", "validation", "test".
+        splits: which of its splits to use: "train", "validation", "test".
         fraction: of each of these splits, by a hash of the names; a smaller one is a part of a larger one.
         url: of the zip archive, from which `wavespace prepare` fetches what is wanted and nothing else.
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     root: str = "data/maestro-v3.0.0"
@@ -71,8 +67,7 @@ class Maestro(Recordings):
             return
         remote = None if archives else RemoteZip(self.url)
         for archive in archives if verify else ():
-            if digest := DIGESTS.get(archive.name):
-                hold_against(archive, digest)
+            check_digest(archive, DIGESTS.get(archive.name))
 
         def take(wanted: Callable[[str], bool]) -> None:
             """Extract or fetch members, by their names without the archive's top folder."""
@@ -98,7 +93,7 @@ class Maestro(Recordings):
     def found(self) -> list[Recording]:
         """Find the wanted performances whose audio and MIDI files are there."""
         rows = self.wanted()
-        recordings = maestro(self.place, rows)
+        recordings = find_maestro(self.place, rows)
         self.absent = len(rows) - len(recordings)
         self.stated = {row.audio: row.seconds for row in rows}
         return recordings

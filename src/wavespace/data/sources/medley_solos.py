@@ -21,12 +21,11 @@ from wavespace.data.files.discovery import (
     METADATA,
     TRAIN_VAL_TEST,
     Recording,
-    files,
+    find_medley_solos,
+    list_files,
     medley_clips,
-    medley_solos,
 )
-from wavespace.data.files.download import extract, fetch
-from wavespace.data.files.download import verify as hold_against
+from wavespace.data.files.download import check_digest, extract, fetch
 from wavespace.data.sources.recordings import Recordings, Rows
 from wavespace.data.store.format import Store
 from wavespace.data.store.manifest import MANIFEST
@@ -56,9 +55,6 @@ class MedleySolos(Recordings):
             the clips at hand by song, 60/20/20, for folders that hold a part of the data, whatever the seed.
         balance: of training windows: "recording" (each clip once an epoch), or "instrument" (each class as often;
             piano and violin are three quarters of the clips).
-
-    Raises:
-        ValueError: a setting is out of range.
     """
 
     root: str = "data/medley-solos-db"
@@ -88,14 +84,13 @@ class MedleySolos(Recordings):
         archives = self.archives()
         if (self.place / MANIFEST).is_file() or not (archives or self.may_fetch()):
             return
-        if not any(path.name == METADATA for path in files(self.place)):
+        if not any(path.name == METADATA for path in list_files(self.place)):
             self._fetch(METADATA, "annotation")
-        there = {path.with_suffix(path.suffix.lower()).name for path in files(self.place)}
+        there = {path.with_suffix(path.suffix.lower()).name for path in list_files(self.place)}
         if all(f"{clip}.wav" in there for clip, _, _ in medley_clips(self.place)):
             return
         for archive in archives if verify else ():
-            if digest := DIGESTS.get(archive.name):
-                hold_against(archive, digest)
+            check_digest(archive, DIGESTS.get(archive.name))
 
         def target(name: str) -> Path | None:
             name = name.rpartition("/")[2]
@@ -113,7 +108,7 @@ class MedleySolos(Recordings):
 
     def found(self) -> list[Recording]:
         """Find the clips of the metadata that are there."""
-        recordings, self.absent = medley_solos(self.place)
+        recordings, self.absent = find_medley_solos(self.place)
         return recordings
 
     def _checked(self, store: Store) -> Store:

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
-from torch.utils.data import DataLoader
 
-from wavespace.data.base import Batch, DataModule, Item, Stream, Workers, rng_for
+from wavespace.data.base import DataModule, Item, Stream, Workers, rng_for
 from wavespace.errors import BadInput
 from wavespace.settings import validate_settings
 from wavespace.units import to_int16
@@ -54,7 +53,8 @@ class Mixture(DataModule):
             raise ValueError(f"its parts give windows of {each}; set sample_rate and seconds of all alike")
         self.scored_part = self.parts[self.scored]
         labels = ("notes",) if all("notes" in spec.labels for spec in specs.values()) else ()
-        super().__init__(replace(specs[self.scored], labels=labels), self.batch_size, self.workers)
+        spec = replace(specs[self.scored], labels=labels)
+        super().__init__(spec, self.batch_size, self.workers, self.scored_part.eval_batch_size)
 
     def download(self, verify: bool = False) -> None:
         """Fetch what each part lacks."""
@@ -113,13 +113,10 @@ class Mixture(DataModule):
             for name, part in self.parts.items()
         }
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the validation items of the scored part."""
-        return self.scored_part.val_dataloader()
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Return the test items of the scored part."""
-        return self.scored_part.test_dataloader()
+    def check_split(self, split: str) -> None:
+        """Raise `BadInput` if a split of the scored part is empty."""
+        if split != "train":
+            self.scored_part.check_split(split)
 
 
 class Mixed:

@@ -29,12 +29,13 @@ from wavespace.data.files.discovery import (
     with_digests,
 )
 from wavespace.data.store.build import Samples, build_store, store_name
-from wavespace.data.store.features import FeatureCache, FrontEnd
+from wavespace.data.store.features import FeatureCache
 from wavespace.data.store.format import PCM, Store
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.data.store.windows import StoreItems, StoreWindows
 from wavespace.digests import DigestCache, Unread
 from wavespace.errors import BadInput, Incompatible, UserError
+from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
 
 FETCHED = ".fetched"
@@ -49,7 +50,7 @@ Rows = dict[str, NDArray[np.int64]]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Recordings(DataModule):
-    """A dataset of audio files, read once into a store, and from there at any place.
+    """A dataset of audio files, which are read once into a store, from which any window can be read.
 
     A subclass is such a dataclass, too, whose fields are its settings beside those below. It gives `kind` and `found`,
     `rows` where splits are not the store's own, `download` where there is something to download, and the licence and
@@ -160,13 +161,8 @@ class Recordings(DataModule):
 
     def provenance(self, recordings: Sequence[Recording]) -> dict[str, Any]:
         """Return everything that decides what a store of recordings holds; needs their digests."""
-        rate = self.spec.sample_rate
-        return {
-            "data": self.kind,
-            "sample_rate": rate,
-            "reader": READER_VERSION,
-            "content": recordings_digest(recordings),
-        }
+        content = recordings_digest(recordings)
+        return {"data": self.kind, "sample_rate": self.sample_rate, "reader": READER_VERSION, "content": content}
 
     def contents(self) -> dict[str, str]:
         """Return the digest of the recordings in the open store, else of those on the disk."""
@@ -184,9 +180,9 @@ class Recordings(DataModule):
             return False
         return (self.stores_folder / store_name(self.provenance(recordings))).exists()
 
-    def unprepared(self) -> str:
-        """Return why `is_prepared` is false: what has changed since a store was made."""
-        recordings = self.found()
+    def unprepared(self, found: Sequence[Recording] | None = None) -> str:
+        """Return why `is_prepared` is false: what has changed in the recordings `found` since a store was made."""
+        recordings = self.found() if found is None else found
         for store in self._earlier(recordings):
             what = _difference(store, with_digests(recordings, self.digest_cache))
             return f"{store.folder} was made of other files than there are in {self.place} now ({what})"
@@ -206,7 +202,7 @@ class Recordings(DataModule):
             now = self.digest_cache.of([file.path for file in before], reread=True)
             if changed := [old.path for old, new in zip(before, now) if old.digest != new.digest]:
                 raise BadInput(
-                    f"{self.store.folder}: {listed(changed)} changed since it was made, and the disk does not tell; "
+                    f"{self.store.folder}: {listed(changed)} changed since it was made, with the same size and times; "
                     "touch what has changed and repeat the command"
                 )
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.base import Item, Notes
-from wavespace.data.files.midi import window as sounding
+from wavespace.data.files.midi import notes_between
 from wavespace.data.store.manifest import INDEX, NOTES, check_index, damaged, read_arrays, read_manifest, shard_file
 from wavespace.digests import file_digest
 from wavespace.errors import BadInput, UserError
@@ -147,7 +147,7 @@ class Store:
         first, last = notes[:, 0].searchsorted((start - self.manifest["longest_note"], stop))
         if not (np.abs(notes[first:last]) < 1e9).all():
             raise BadInput(f"{self.folder / NOTES}: has a number that is none, or beyond 1e9; prepare the store anew")
-        return sounding(notes[first:last], start, stop)
+        return notes_between(notes[first:last], start, stop)
 
     def item(self, recording: int, start: int, samples: int) -> Item:
         """Read a window with its notes and labels; its name has the recording and its start in seconds."""

@@ -41,7 +41,7 @@ def reverb(
     """
     from scipy.fft import irfft, rfft
 
-    seconds = rt60[0] * (rt60[1] / rt60[0]) ** rng.random()
+    seconds = log_uniform(rng, *rt60)
     taps = int(seconds * sample_rate)
     decay = np.exp(np.float32(-6.9078 / taps) * np.arange(taps, dtype=np.float32))  # ln(1000): 60 dB
     tail = rng.standard_normal(taps, dtype=np.float32) * decay
@@ -90,6 +90,11 @@ def gain(audio: Audio, rng: Generator) -> Audio:
     """Audio `(N,)` from 24 dB softer to 6 dB louder, but not beyond a peak of `LOUDEST`."""
     factor = 10 ** (rng.uniform(-24, 6) / 20)
     return audio * np.float32(min(factor, LOUDEST / (np.abs(audio).max(initial=0.0) + 1e-9)))
+
+
+def log_uniform(rng: Generator, low: float, high: float) -> float:
+    """Draw a number whose logarithm is uniform."""
+    return float(low * (high / low) ** rng.random())
 
 
 def _rms(audio: Audio) -> float:

@@ -1,11 +1,11 @@
-"""Piano music made up as it is needed: endless, with no data behind it.
+"""Composes piano music at random: endless, and without data.
 
-It is made to hold what a transcriber has to distinguish: octaves and twelfths struck together,
-chords, runs, trills, repeated notes, a melody over an accompaniment, soft beside loud, notes that ring on under the
-pedal; in human timing, over the whole keyboard.
+It has what a transcriber has to distinguish: octaves and twelfths struck together, chords, runs, trills, repeated
+notes, a melody over an accompaniment, soft beside loud, notes that the pedal sustains; in human timing, over the whole
+keyboard.
 
 A piece is a row of phrases. A phrase has a harmony and one to three layers ("hands"); each layer plays one texture,
-at one place of the keyboard, in beats. A tempo curve, uneven fingers and a foot make that a performance.
+at one place of the keyboard, in beats. Tempo, timing, touch and pedal are then varied as in a performance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.files.midi import Performance, clean
+from wavespace.data.files.midi import NO_PRESSES, Performance, clean
+from wavespace.data.synthesis.augment import log_uniform
 from wavespace.spec import PIANO_PITCHES
 
 Ints = NDArray[np.int64]
@@ -128,18 +129,18 @@ class Hand(NamedTuple):
         return self.scale[low + np.abs((offset + high - low) % (2 * (high - low)) - (high - low))]
 
     def _unit(self, slowest: float, fastest: float) -> float:
-        rate = min(_log_uniform(self.rng, slowest, fastest) * self.busy, FASTEST)
+        rate = min(log_uniform(self.rng, slowest, fastest) * self.busy, FASTEST)
         divisions = np.array([0.5, 1, 2, 3, 4, 6, 8, 12])
         divisions = divisions[divisions * self.tempo <= FASTEST]
         return 1.0 / float(divisions[np.abs(np.log(divisions * self.tempo / rate)).argmin()])
 
 
 def compose(rng: Generator, seconds: float) -> Performance:
-    """A performance that lasts `seconds` and starts and ends amid the music.
+    """A performance that lasts `seconds`, and starts and ends within the music.
 
     Notes a second vary from piece to piece, mostly between 4 and 16. All of it follows from `rng`.
     """
-    tempo = _log_uniform(rng, 0.7, 2.5)
+    tempo = log_uniform(rng, 0.7, 2.5)
     busy = float(np.exp(rng.normal(-0.3, 0.4)))
     loudness = float(np.clip(rng.normal(62, 13), 30, 95))
     steps = SCALES[rng.choice(len(SCALES), p=[odds for odds, _ in SCALES])][1]
@@ -148,7 +149,7 @@ def compose(rng: Generator, seconds: float) -> Performance:
     pedalling = float(rng.choice([0.0, 0.4, 0.95], p=[0.25, 0.2, 0.55]))  # share of the chords that are pedalled
     lag = rng.uniform(0.03, 0.2)
 
-    notes, pedal, now = [NO_NOTES], [np.zeros((0, 2))], -rng.uniform(0, 3)
+    notes, pedal, now = [NO_NOTES], [NO_PRESSES], -rng.uniform(0, 3)
     while now < seconds:
         beats = float(rng.integers(2, 4 + round(3 * tempo)))
         harmony = _harmony(rng, scale, beats, tempo)
@@ -169,13 +170,9 @@ def compose(rng: Generator, seconds: float) -> Performance:
     return Performance(played[(played[:, 0] >= 0) & (played[:, 0] < seconds)], presses[presses[:, 1] > presses[:, 0]])
 
 
-def _log_uniform(rng: Generator, low: float, high: float) -> float:
-    return float(low * (high / low) ** rng.random())
-
-
 def _harmony(rng: Generator, scale: Ints, beats: float, tempo: float) -> Harmony:
     """Chords on degrees of the scale, one every 0.4 to 3 seconds or so."""
-    every = max(0.5, round(2 * tempo * _log_uniform(rng, 0.4, 3.0)) / 2)
+    every = max(0.5, round(2 * tempo * log_uniform(rng, 0.4, 3.0)) / 2)
     start = np.arange(0.0, beats, every)
     roots = scale[rng.integers(0, np.searchsorted(scale, LOWEST + 12), size=len(start))]
     kinds = rng.choice(len(CHORDS), size=len(start), p=[odds for odds, _ in CHORDS])
@@ -313,7 +310,7 @@ def _stride(hand: Hand) -> Layer:
 
 
 def _scatter(hand: Hand) -> Layer:
-    """Any keys within two octaves: what no rule of harmony foretells."""
+    """Any keys within two octaves, without harmony."""
     beat, length = hand.uneven(2.0, 8.0)
     voices = int(hand.rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
     spread = hand.rng.integers(-12, 13, size=(len(beat), voices))
@@ -323,25 +320,13 @@ def _scatter(hand: Hand) -> Layer:
 Texture = Callable[[Hand], Layer]
 
 RIGHT: tuple[tuple[float, Texture], ...] = (
-    (0.3, _melody),
-    (0.15, _run),
-    (0.14, _arpeggio),
-    (0.2, _chords),
-    (0.05, _repeated),
-    (0.05, _trill),
+    (0.3, _melody), (0.15, _run), (0.14, _arpeggio), (0.2, _chords), (0.05, _repeated), (0.05, _trill),
     (0.11, _scatter),
-)
+)  # fmt: skip
 LEFT: tuple[tuple[float, Texture], ...] = (
-    (0.18, _bass),
-    (0.12, _alberti),
-    (0.22, _arpeggio),
-    (0.2, _chords),
-    (0.1, _stride),
-    (0.07, _run),
-    (0.05, _melody),
-    (0.03, _repeated),
-    (0.03, _scatter),
-)
+    (0.18, _bass), (0.12, _alberti), (0.22, _arpeggio), (0.2, _chords), (0.1, _stride), (0.07, _run), (0.05, _melody),
+    (0.03, _repeated), (0.03, _scatter),
+)  # fmt: skip
 
 
 def _hands(rng: Generator) -> list[tuple[Texture, float, float]]:

@@ -21,24 +21,22 @@ from pydantic import Field, PositiveInt
 from torch.utils.data import Dataset
 
 from wavespace.data.base import DataModule, Item, Notes, SampleRate, Seconds, Workers, rng_for
-from wavespace.data.files.discovery import TABLE, midi_files, rendered_digests, scores
-from wavespace.data.files.midi import Performance, apply_pedal, clean, window
+from wavespace.data.files.discovery import TABLE, find_scores, midi_files, rendered_digests
+from wavespace.data.files.midi import Performance, apply_pedal, clean, notes_between
 from wavespace.data.files.scores import LONGEST_GAP, Scores, read_scores
-from wavespace.data.synthesis.augment import LOUDEST, augment, noise, reverb
-from wavespace.data.synthesis.composer import compose
+from wavespace.data.synthesis.augment import LOUDEST, augment, log_uniform, noise, reverb
+from wavespace.data.synthesis.composer import HIGHEST, LOWEST, compose
 from wavespace.data.synthesis.soundfont import Sampler, Voice
 from wavespace.digests import DigestCache, file_digest
 from wavespace.errors import BadInput
 from wavespace.settings import validate_settings
-from wavespace.spec import PIANO_PITCHES, AudioSpec
+from wavespace.spec import AudioSpec
 
 LEAD_IN = 2.0
 """Seconds that are played before a window and cut off."""
 
 SHORTEST = 0.03
 """Seconds that a note of a melody lasts at least before a higher one replaces it: rolled chords take less."""
-
-LOWEST, HIGHEST = PIANO_PITCHES[0], PIANO_PITCHES[-1]
 
 PIANOS = {0: 0.38, 1: 0.38, 2: 0.04, 3: 0.04, 4: 0.04, 5: 0.04, 6: 0.04, 7: 0.04}
 """Odds of General MIDI programs: three quarters are the two acoustic grands."""
@@ -48,7 +46,7 @@ OTHERS = (
     60, 61, 64, 65, 66, 67, 68, 69, 70, 71, 73, 75, 105, 110,
 )  # fmt: skip
 """Programs that, in the bundled soundfont, sound at the pitch of their key (organs add an octave below, bells have no
-fundamental) and speak within some 60 ms (pads and slow strings do not)."""
+fundamental) and reach it within some 60 ms (pads and slow strings do not)."""
 
 
 @validate_settings
@@ -133,7 +131,7 @@ class Rendered(DataModule):
             if not set(programs) & set(available):
                 raise BadInput(f"{self.soundfont}: the soundfont has no {name} for data.programs={self.programs}")
         if self.midi is not None:
-            scores(self.midi, self.test_midi)
+            find_scores(self.midi, self.test_midi)
 
     def contents(self) -> dict[str, str]:
         """Return the digests of scores and soundfont; after `setup` of those that were read."""
@@ -198,7 +196,7 @@ class Rendered(DataModule):
 
     def _read(self) -> tuple[dict[str, Scores], dict[str, Any]]:
         """Return the readable scores of each split, and facts about them."""
-        by_split, absent = scores(str(self.midi), self.test_midi)
+        by_split, absent = find_scores(str(self.midi), self.test_midi)
         paths = [path for own in by_split.values() for path in own]
         whole, each = self._scores(paths)
         facts: dict[str, Any] = {}
@@ -266,7 +264,7 @@ class Renderer:
             piano = program in PIANOS
         elif self.programs == "mixed":
             piano = bool(rng.random() < 0.75)
-        speed = 0.8 * (1.25 / 0.8) ** rng.random() if self.varied else 1.0
+        speed = log_uniform(rng, 0.8, 1.25) if self.varied else 1.0
         sustained = piano and (not self.varied or rng.random() < 0.8) and self.pedal
         notes = self._excerpt(rng, (LEAD_IN + seconds) * speed, file, sustained)
         notes[:, :2] /= speed
@@ -297,7 +295,8 @@ class Renderer:
         audio = audio[lead:]
         audio = audio * min(1.0, LOUDEST / (np.abs(audio).max() + 1e-9))
         played = clean(np.concatenate([voice.notes for voice in voices]))
-        return Item(np.rint(audio * 32767).astype(np.int16), name, window(played, LEAD_IN, LEAD_IN + seconds), labels)
+        notes = notes_between(played, LEAD_IN, LEAD_IN + seconds)
+        return Item(np.rint(audio * 32767).astype(np.int16), name, notes, labels)
 
     def _excerpt(self, rng: Generator, seconds: float, file: int | None, sustained: bool) -> Notes:
         """Return the notes that sound in an excerpt, their times from its start."""
@@ -308,7 +307,7 @@ class Renderer:
             onsets = performance.notes[:, 0]
             start = rng.uniform(onsets[0] - LEAD_IN, max(onsets[-1] - seconds / 2, onsets[0]))
         notes = apply_pedal(performance.notes, performance.pedal) if sustained else performance.notes
-        return window(notes, start, start + seconds)
+        return notes_between(notes, start, start + seconds)
 
 
 class RenderedWindows:

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 from torch.utils.data import Dataset, Subset
 
 from wavespace.data.base import DataModule, Item, Notes, SampleRate, Seconds, Workers, rng_for
-from wavespace.data.synthesis.augment import LOUDEST, Audio
+from wavespace.data.synthesis.augment import LOUDEST, Audio, log_uniform
 from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec
 from wavespace.units import hz_to_midi
@@ -116,7 +116,7 @@ class Synthesizer:
         for tone, voice in zip(tones, render(tones, rate)):
             audio[tone.onset : tone.onset + tone.length] += voice
         if self.reverb is not None and rng.random() < self.odds:
-            audio = room(audio, rng, rate, _log_uniform(rng, self.reverb))
+            audio = room(audio, rng, rate, log_uniform(rng, *self.reverb))
         gain = LOUDEST / max(LOUDEST, audio.max(), -audio.min())
         audio *= np.float32(gain)
         notes = [
@@ -144,15 +144,15 @@ class Synthesizer:
         n = np.arange(1, rng.integers(*self.partials, endpoint=True) + 1)
         ratio = n.astype(np.float64)  # (K,) to the lowest partial
         if self.inharmonicity is not None and rng.random() < self.odds:
-            stiffness = _log_uniform(rng, self.inharmonicity)
+            stiffness = log_uniform(rng, *self.inharmonicity)
             ratio *= np.sqrt((1 + stiffness * n**2) / (1 + stiffness))
         if self.detune is not None and rng.random() < self.odds:
             ratio[1:] *= 2 ** (rng.normal(0.0, rng.uniform(*self.detune), len(n) - 1) / 1200)
-        frequencies = _log_uniform(rng, self.pitch) * ratio
+        frequencies = log_uniform(rng, *self.pitch) * ratio
         amplitudes = rng.uniform(0.7, 1.0, len(n)) * n ** -rng.uniform(0.6, 2.4)
         if self.lowpass is not None and rng.random() < self.odds:
             # A filter does to a steady partial no more than change its amplitude and its phase, which is random.
-            amplitudes /= np.sqrt(1 + (frequencies / _log_uniform(rng, self.lowpass)) ** 8)
+            amplitudes /= np.sqrt(1 + (frequencies / log_uniform(rng, *self.lowpass)) ** 8)
         level = rng.uniform(*self.level)
         kept = frequencies < rate / 2
         frequencies, amplitudes = frequencies[kept], amplitudes[kept]
@@ -320,7 +320,3 @@ def _rotations(start: NDArray[np.complex128] | complex, angle: Float, count: int
     fine = np.arange(16)[:, None] * angle  # (16, P)
     turns = (start * np.exp(1j * coarse))[:, None] * np.exp(1j * fine)  # (count / 16, 16, P)
     return turns.reshape(-1, len(angle))[:count].astype(np.complex64).view(np.float32)
-
-
-def _log_uniform(rng: Generator, limits: tuple[float, float]) -> float:
-    return limits[0] * (limits[1] / limits[0]) ** rng.random()
