@@ -318,7 +318,7 @@ def test_waits_grow_between_tries_up_to_a_limit(monkeypatch: pytest.MonkeyPatch,
     remote = module._Remote(server.url("data"))
     monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(UserError, match="no luck, 9 times in a row"):
-        remote.patiently(job, tries=9)
+        remote.retry(job, tries=9)
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
@@ -548,7 +548,7 @@ def zip_of(files: dict[str, bytes], file: Any = None) -> bytes:
 
 def test_members_of_a_remote_zip_arrive(server: FileServer, tmp_path: Path) -> None:
     server.files["set.zip"] = zip_of(FILES)
-    remote = RemoteZip(server.url("set.zip"), connections=4)
+    remote = RemoteZip(server.url("set.zip"))
     assert {name: info.file_size for name, info in remote.members.items()} == {n: len(d) for n, d in FILES.items()}
     assert len(server.requests) == 2  # what it is, and its table of contents
     remote.fetch(PLACES, tmp_path / "data")
@@ -580,10 +580,13 @@ def test_a_zip_beyond_4_gib_is_read_at_its_end_alone(server: FileServer, tmp_pat
     assert server.served < 2**20 + 2 * sum(map(len, FILES.values()))
 
 
-def test_many_small_members_are_fetched_side_by_side(server: FileServer, tmp_path: Path) -> None:
+def test_many_small_members_are_fetched_side_by_side(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 4)
     files = {f"set/{number}": DATA[:number] for number in range(50)}
     server.files["set.zip"] = zip_of(files)
-    remote = RemoteZip(server.url("set.zip"), connections=4)
+    remote = RemoteZip(server.url("set.zip"))
     together = threading.Event()
 
     def fault(request: Request) -> Fault:
@@ -616,6 +619,22 @@ def test_a_stopped_fetch_of_members_goes_on_within_the_member(
     assert second.compress_size < sum(spans) + 4 * SEGMENT < second.compress_size + 100
 
 
+def test_what_came_of_a_member_is_gone_when_the_member_has_its_name(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["set.zip"] = zip_of(FILES)
+    there, replace = [], os.replace
+
+    def replace_and_look(source: Path, target: Path) -> None:
+        replace(source, target)  # a kill at this moment
+        there.extend(path.name for path in (tmp_path / "data").rglob(f".{Path(target).name}.*"))
+
+    monkeypatch.setattr(os, "replace", replace_and_look)
+    RemoteZip(server.url("set.zip")).fetch(PLACES, tmp_path / "data")
+    assert content(tmp_path / "data") == PLACED
+    assert there == []
+
+
 def test_a_part_of_another_member_or_another_zip_is_not_gone_on_with(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -634,10 +653,13 @@ def test_a_part_of_another_member_or_another_zip_is_not_gone_on_with(
         (tmp_path / "a").unlink()
 
 
-def test_a_fetch_of_members_that_failed_asks_for_no_more(server: FileServer, tmp_path: Path) -> None:
+def test_a_fetch_of_members_that_failed_asks_for_no_more(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
     files = {f"set/{number}": DATA for number in range(9)}
     server.files["set.zip"] = zip_of(files)
-    remote, others = RemoteZip(server.url("set.zip"), connections=2), threading.Event()
+    remote, others = RemoteZip(server.url("set.zip")), threading.Event()
     server.requests.clear()
     first = remote.members["set/0"].header_offset
     server.fault = lambda request: Fault(status=404) if request.start == first else Fault(until=others)
@@ -709,8 +731,9 @@ def test_members_that_are_absent_or_leave_the_folder_are_refused(server: FileSer
 def test_room_for_all_members_and_some_compressed_is_asked_for(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
     server.files["set.zip"] = zip_of(FILES)
-    remote = RemoteZip(server.url("set.zip"), connections=2)
+    remote = RemoteZip(server.url("set.zip"))
     sizes = [remote._ends[info.header_offset] - info.header_offset for info in remote.members.values()]
     need = sum(map(len, FILES.values())) + sum(sorted(sizes)[-2:])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=need - 1))

@@ -1,7 +1,7 @@
-"""Files and archives from the web: cut off, killed, repeated, damaged or hostile, they end whole or not at all.
+"""Downloads files and archives from the web, and unpacks them: a target is whole or absent, whatever fails.
 
-What comes is appended to a hidden file beside the target (`.name.part`), whose length is all there is to know when the
-command is repeated; `.name.from` says which version of which remote file the bytes are of.
+Received bytes are appended to a hidden file beside the target (`.name.part`), where a repeated command goes on;
+`.name.from` names the remote file and its version.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ T = TypeVar("T")
 CONNECTIONS = 8
 """Members of a remote zip that are fetched at once."""
 TRIES, FIRST_TRIES = 8, 3
-"""Of a request; the first of all is given up sooner, so that who is offline is told at once."""
+"""Of a request; the first request is given up sooner, as the user may be offline."""
 WAIT, MAX_WAIT, MAX_ASKED = 0.5, 30.0, 120.0
 """Seconds before the second try, doubled for each after it, at most; and the most that a server may ask for."""
 TIMEOUT = (10.0, 30.0)
@@ -62,7 +62,7 @@ DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, remotezip.RemoteZipError,
     RuntimeError,  # it is encrypted, or compressed in a way that is unknown
 )  # fmt: skip
-"""What libraries raise of an archive that is none."""
+"""What libraries raise for a damaged archive."""
 
 
 def fetch(url: str, target: Path, *, digest: str | None = None) -> None:
@@ -126,7 +126,6 @@ class RemoteZip:
 
     Args:
         url: of the zip; its table of contents is read at once.
-        connections: members that are fetched at once.
 
     Attributes:
         members: the files in it, by name.
@@ -136,8 +135,8 @@ class RemoteZip:
         UserError: the network fails, or the server can't be asked for a part of it.
     """
 
-    def __init__(self, url: str, connections: int = CONNECTIONS) -> None:
-        self.url, self.connections, self._remote = url, connections, _Remote(url)
+    def __init__(self, url: str) -> None:
+        self.url, self._remote = url, _Remote(url)
         if not self._remote.ranges:
             raise UserError(
                 f"{url}: the server gives this archive as a whole only; download it by other means, such as a "
@@ -177,30 +176,27 @@ class RemoteZip:
             raise _bomb(self.url, sum(sizes))
         name = PurePosixPath(urlsplit(self.url).path).name
         with explained(folder), _Part(folder / name), byte_progress(name, sum(sizes)) as advance:
-            check_space(folder, need + sum(sorted(sizes)[-self.connections :]))
+            check_space(folder, need + sum(sorted(sizes)[-CONNECTIONS:]))
             self._remote.halted = False
             try:
-                with ThreadPool(min(self.connections, len(todo))) as threads:  # Ctrl-C does not wait for them
+                with ThreadPool(min(CONNECTIONS, len(todo))) as threads:  # Ctrl-C does not wait for them
                     for _ in threads.imap_unordered(lambda one: self._fetch(*one, advance), todo):
                         pass
             finally:
                 self._remote.halted = True
-            for left in folder.rglob(".*.part"):  # a kill came when the file was whole, and this not yet removed
-                if (whole := left.with_name(left.name[1:-5])).exists():
-                    left.unlink()
-                    whole.with_name(f".{whole.name}.from").unlink(missing_ok=True)
 
     def _fetch(self, info: zipfile.ZipInfo, path: Path, advance: Callable[[int], object]) -> None:
         start, end = info.header_offset, self._ends[info.header_offset]
         with explained(path), _Part(path, alone=False) as part:
             advance(part.keep(f"{self._remote.version}\nfrom byte {start}", end - start))
             self._remote.append_to(part.file, start, end, advance)
-            way_out = "repeat the command, and if that doesn't help, download the archive by other means"
+            advice = "repeat the command, and if that doesn't help, download the archive by other means"
             part.file.seek(26)  # in the member's own header: the lengths of its name and of what is behind that
             part.file.seek(30 + sum(int.from_bytes(part.file.read(2), "little") for _ in range(2)))
             try:
-                with _intact(f"{self.url}: {info.filename}", way_out):
-                    _copy(zipfile.ZipExtFile(part.file, "r", info), path, info.file_size)
+                with _intact(f"{self.url}: {info.filename}", advice), written_whole(path) as file:
+                    _copy(zipfile.ZipExtFile(part.file, "r", info), file, info.file_size)
+                    part.remove()  # before the member has its name: after a kill nobody would look for this
             finally:
                 part.clear()
 
@@ -237,8 +233,8 @@ def extract(archive: Path, folder: Path, targets: Callable[[str], Path | None], 
         done = 0
         for member, path in wanted:
             check_space(folder, member.size)
-            with cast(IO[bytes], member.open()) as content:
-                _copy(content, path, member.size)
+            with cast(IO[bytes], member.open()) as content, written_whole(path) as file:
+                _copy(content, file, member.size)
             written.append(path)
             advance(raw.tell() - done)
             done = raw.tell()
@@ -279,7 +275,7 @@ def _zip_members(file: BinaryIO) -> Iterator[_Member]:
 
 
 class _Inflated:
-    """What a tar file holds, compressed or not, as far as an honest one of its size goes."""
+    """What a tar file holds, compressed or not, up to the bytes that `_most` allows."""
 
     def __init__(self, file: BinaryIO, content: Any) -> None:
         self.archive, self.content, self.tell = file.name, content, content.tell
@@ -341,7 +337,7 @@ def _wanted(
 
 
 class _Again(Exception):
-    """What another try may mend, after the seconds that the server asks to wait."""
+    """A failure that may pass; `asked` is the seconds that the server wants between tries."""
 
     def __init__(self, why: str, asked: float = 0.0) -> None:
         super().__init__(why)
@@ -361,14 +357,14 @@ class _Remote:
     def __init__(self, url: str) -> None:
         self.url, self.halted, self._session = url, False, requests.Session()
         # The answer is the proof: what servers say in Accept-Ranges is wrong at times.
-        with self.patiently(lambda: self._get(0, 1), FIRST_TRIES) as answer:
+        with self.retry(lambda: self._get(0, 1), FIRST_TRIES) as answer:
             total = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
             self.ranges = answer.status_code == 206 and total is not None
             self.size = int(total[1]) if total else _stated(answer)
             self.version = self._version(answer)
 
-    def patiently(self, job: Callable[[], T], tries: int, came: Callable[[], int] = lambda: 0) -> T:
-        """Do what may fail for a while, so many times without that more has come."""
+    def retry(self, job: Callable[[], T], tries: int, came: Callable[[], int] = lambda: 0) -> T:
+        """Call `job` until it succeeds; give up after so many failures in a row in which no more bytes `came`."""
         failed, had = 0, came()
         while True:
             try:
@@ -415,7 +411,8 @@ class _Remote:
                 for block in answer.raw.stream(BLOCK, decode_content=False):
                     if self.halted:
                         raise UserError(f"{self.url}: the download was stopped")
-                    done += len(_write(file, block))
+                    _write(file, block)
+                    done += len(block)
                     advance(len(block))
                     if size is not None and done - had > size:
                         advance(had - done)
@@ -424,7 +421,7 @@ class _Remote:
             if size is not None and done - had < size:
                 raise _Again("the connection was cut")
 
-        self.patiently(go_on, TRIES, length if self.ranges else lambda: 0)
+        self.retry(go_on, TRIES, length if self.ranges else lambda: 0)
 
     def _get(self, start: int = 0, stop: int | None = None) -> requests.Response:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-{stop - 1}"} if stop else {})
@@ -477,7 +474,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Part:
-    """The first bytes of a file that is being downloaded, and words that say of which.
+    """The bytes of a file that were downloaded so far, and the version that they are of; open for one process.
 
     Args:
         target: the whole file.
@@ -486,7 +483,7 @@ class _Part:
 
     def __init__(self, target: Path, alone: bool = True) -> None:
         self.target, self.alone = target, alone
-        self._path, self._words = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.from")
+        self._path, self._version = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.from")
 
     def __enter__(self) -> _Part:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -508,17 +505,20 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         if os.fstat(self.file.fileno()).st_size == 0:
-            self._path.unlink(missing_ok=True)
-            self._words.unlink(missing_ok=True)
+            self.remove()
         self.file.close()
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._version.unlink(missing_ok=True)
 
     def keep(self, version: str, size: int) -> int:
         """How many bytes are there of this version; those of another are dropped."""
         length = os.fstat(self.file.fileno()).st_size
-        if self._words.is_file() and self._words.read_bytes() == version.encode() and length <= size:
+        if self._version.is_file() and self._version.read_bytes() == version.encode() and length <= size:
             return length
         self.clear()
-        self._words.write_bytes(version.encode())
+        self._version.write_bytes(version.encode())
         return 0
 
     def clear(self) -> int:
@@ -528,13 +528,13 @@ class _Part:
         os.fsync(self.file.fileno())
         os.replace(self._path, self.target)
         sync_folder(self.target.parent)
-        self._words.unlink(missing_ok=True)
+        self._version.unlink(missing_ok=True)
 
 
 @contextmanager
-def _intact(archive: str, way_out: str, written: Iterable[Path] = ()) -> Iterator[None]:
-    """Refuse an archive that is none in a sentence, and delete what was written of it: a tar.gz has its only checksum
-    at the end.
+def _intact(archive: str, advice: str, written: Iterable[Path] = ()) -> Iterator[None]:
+    """Raise `BadInput` for what a damaged archive raises, and delete what was written of it: a tar.gz has its only
+    checksum at the end.
     """
     try:
         yield
@@ -544,7 +544,7 @@ def _intact(archive: str, way_out: str, written: Iterable[Path] = ()) -> Iterato
                 path.unlink(missing_ok=True)
         if isinstance(error, UserError):
             raise
-        raise BadInput(f"{archive}: is damaged ({str(error) or 'it ends early'}); {way_out}") from None
+        raise BadInput(f"{archive}: is damaged ({str(error) or 'it ends early'}); {advice}") from None
 
 
 def _within(folder: Path, relative: Path, name: str) -> Path:
@@ -557,17 +557,15 @@ def _is_there(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _write(file: BinaryIO, block: bytes) -> bytes:
-    """Write all of a block, and return it, to a file without a buffer, which may take less at once."""
+def _write(file: BinaryIO, block: bytes) -> None:
+    """Write all of a block to a file without a buffer, which may take less at once."""
     rest = memoryview(block)
     while rest:
         rest = rest[file.write(rest) :]
-    return block
 
 
-def _copy(content: Any, path: Path, size: int) -> None:
-    """All that there is to read to a file, which must be of that size."""
-    with written_whole(path) as file:
-        shutil.copyfileobj(content, file, 2**20)
-        if file.tell() != size:
-            raise EOFError
+def _copy(content: Any, file: IO[bytes], size: int) -> None:
+    """Copy all that there is to read to a file, which must be of that size."""
+    shutil.copyfileobj(content, file, 2**20)
+    if file.tell() != size:
+        raise EOFError
