@@ -17,8 +17,12 @@ from wavespace.errors import BadInput, UserError
 
 def cache_folder() -> Path:
     """Where what was downloaded is kept: `$WAVESPACE_CACHE`, or `wavespace/` in the user's cache folder."""
-    own = os.environ.get("WAVESPACE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavespace"
+    if own := os.environ.get("WAVESPACE_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavespace"
+    except RuntimeError:
+        raise UserError("this user has no home folder; set WAVESPACE_CACHE to a folder for downloads") from None
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -11,6 +11,7 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 from zipfile import ZipFile
 
 import numpy as np
@@ -21,6 +22,7 @@ from wavespace.data.base import Notes
 from wavespace.data.synthesis import soundfont
 from wavespace.data.synthesis.soundfont import LOUDNESS, Sampler, Voice, bundled_soundfont
 from wavespace.errors import BadInput, UserError
+from wavespace.files import cache_folder
 from wavespace.units import midi_to_hz
 
 RATE = 22_050
@@ -222,8 +224,8 @@ print(hashlib.sha256(soundfont.Sampler(None, {RATE}).render([voice], 8000).tobyt
         assert (f"wavespace: fetching {RELEASE}" in ran.stderr) == told
         assert ran.stderr.count("\n") == told
         (index / "tinysoundfont-0.3.7-py3-none-any.whl").unlink(missing_ok=True)
-    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert len(kept) == 1  # the module alone, and nothing half done
+    kept = [path.name.partition(".")[0] for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert sorted(kept) == ["", "_tinysoundfont"]  # the lock and the module, and nothing half done
 
 
 def test_without_pip_uv_fetches(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,8 +234,26 @@ def test_without_pip_uv_fetches(index: Path, tmp_path: Path, monkeypatch: pytest
         pytest.skip("needs uv")
     monkeypatch.setattr(soundfont, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: str(uv))
+    (tmp_path / "kept" / ".new" / "left by a kill").mkdir(parents=True)
     assert soundfont._fetch(RELEASE, tmp_path / "kept") is None
-    assert [path.name.partition(".")[0] for path in (tmp_path / "kept").iterdir()] == ["_tinysoundfont"]
+    assert sorted(path.name.partition(".")[0] for path in (tmp_path / "kept").iterdir()) == ["", "_tinysoundfont"]
+
+
+def test_of_two_processes_one_fetches(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first, and takes what it fetched."""
+    (tmp_path / "kept").mkdir()
+    found = find_spec("tinysoundfont._tinysoundfont")
+    assert found is not None
+    asked: list[Path] = []
+
+    def lock(file: IO[str], **_: object) -> bool:
+        asked.append(shutil.copy(str(found.origin), tmp_path / "kept") if asked else tmp_path)
+        return len(asked) == 2
+
+    monkeypatch.setattr(soundfont, "lock", lock)
+    monkeypatch.setattr(soundfont, "_install", lambda *_: "it was fetched twice")
+    soundfont._fetch.cache_clear()
+    assert soundfont._fetch(RELEASE, tmp_path / "kept") is None
 
 
 @pytest.mark.parametrize(
@@ -268,7 +288,15 @@ def test_what_can_not_be_fetched_is_one_sentence_with_the_command_that_works(
     ) as told:
         Sampler(None, RATE)
     assert "\n" not in str(told.value)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+def test_a_user_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WAVESPACE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    with pytest.raises(UserError, match="no home folder; set WAVESPACE_CACHE"):
+        cache_folder()
 
 
 def test_a_damaged_module_in_the_cache_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module, invalidate_caches
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wavespace.data.base import Notes
 from wavespace.errors import BadInput, UserError
-from wavespace.files import cache_folder
+from wavespace.files import cache_folder, lock
 
 LOUDNESS = 0.06
 """RMS of a middle C of velocity 90 in its first half second: every program is brought to this level."""
@@ -76,10 +76,9 @@ def _tinysoundfont() -> Any:
     except ImportError as error:
         raise UserError(f"the installed tinysoundfont, which renders notes, can't be imported: {error}") from None
     folder = cache_folder() / release
-    if (spec := PathFinder.find_spec("_tinysoundfont", [str(folder)])) is None:
+    if (spec := _fetched(folder)) is None:
         fault = _fetch(release, folder)
-        invalidate_caches()
-        if fault or (spec := PathFinder.find_spec("_tinysoundfont", [str(folder)])) is None:
+        if fault or (spec := _fetched(folder)) is None:
             python = shlex.quote(sys.executable)
             needed = "" if find_spec("pip") else f"{python} -m ensurepip && "
             raise UserError(
@@ -95,11 +94,17 @@ def _tinysoundfont() -> Any:
     return module
 
 
+def _fetched(folder: Path) -> ModuleSpec | None:
+    """Find the extension module of this Python in a folder."""
+    invalidate_caches()
+    return PathFinder.find_spec("_tinysoundfont", [str(folder)])
+
+
 @cache  # what failed once in a process is not tried again
 def _fetch(release: str, folder: Path) -> str | None:
     """Put the extension module of a release in a folder, by the user's own installer and index; returns why it can't.
 
-    Wheels alone, held against `PINNED`. Several processes may do so at once, and the environment stays as it is.
+    Wheels alone, held against `PINNED`. Of several processes one fetches it, and the environment stays as it is.
     """
     if find_spec("pip"):
         installer = [sys.executable, "-P", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
@@ -107,14 +112,19 @@ def _fetch(release: str, folder: Path) -> str | None:
         installer = [uv, "pip", "install", "--python", sys.executable]
     else:
         return "this Python has no pip, and there is no uv"
-    print(f"wavespace: fetching {release}, which renders notes, into {folder}", file=sys.stderr)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".coming-", dir=folder) as coming:
-            if fault := _install(installer, Path(coming)):
-                return fault
-            _keep(Path(coming), folder)
-            return None
+        with (folder / ".lock").open("w") as file:
+            while not lock(file, unguarded="several processes may fetch it at once"):
+                time.sleep(0.2)
+            if _fetched(folder):  # by the process that had the lock
+                return None
+            print(f"wavespace: fetching {release}, which renders notes, into {folder}", file=sys.stderr)
+            shutil.rmtree(new := folder / ".new", ignore_errors=True)  # what a kill left
+            if not (fault := _install(installer, new)):
+                _keep(new, folder)
+            shutil.rmtree(new, ignore_errors=True)
+            return fault
     except OSError as error:
         return f"{folder}: {error.strerror}"
     except subprocess.TimeoutExpired:
@@ -132,8 +142,8 @@ def _install(installer: list[str], target: Path) -> str | None:
     if not done.returncode:
         return None
     lines = done.stderr.split("\n")
-    told = [line for line in lines if line.lower().startswith("error")] or lines
-    return " ".join(told[0].split())[:200] or f"its installer ended with {done.returncode}"
+    errors = [line for line in lines if line.lower().startswith("error")] or lines
+    return " ".join(errors[0].split())[:200] or f"its installer ended with {done.returncode}"
 
 
 def _keep(installed: Path, folder: Path) -> None:
