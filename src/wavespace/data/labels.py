@@ -35,7 +35,7 @@ class Roll(NamedTuple):
 def piano_roll(notes: Tensor, *, batch: int, pitches: Sequence[int], frame_rate: float, frames: int) -> Roll:
     """Targets of a batch of notes, without a loop over notes and without waiting for the device.
 
-    Onsets and offsets are triangles about the exact time, so that a network can tell times between frames
+    Onsets and offsets are triangles about the exact time, so that a network can learn times between frames
     (Kong et al., "High-resolution piano transcription with pedals by regressing onset and offset times",
     IEEE/ACM TASLP 29, 2021). A frame sounds if its centre lies in `[onset, offset)`; a note that covers no
     centre gets the frame nearest to its onset. What reaches beyond the window is cut there.
@@ -106,10 +106,10 @@ def pitch_salience(
 
     - "activation": the fraction of the frame, `(t +- 1/2) / frame_rate` seconds, that it covers;
     - "power": that fraction, times the note's level as power relative to that of velocity 127. By General MIDI a
-      velocity stands for a level of `40 log10(velocity / 127)` dB, so this is `(velocity / 127)**4`. It is what the
-      player asked for and the same as long as the note lasts, as batches do not carry the envelope of a signal.
+      velocity stands for a level of `40 log10(velocity / 127)` dB, so this is `(velocity / 127)**4`. It is constant
+      as long as the note lasts, as batches have no envelopes.
 
-    Neither a loop over notes nor a wait for the device; memory grows with `B * F * T`, so that whole recordings fit.
+    There is no loop over notes and no wait for the device; memory grows with `B * F * T`, so that whole recordings fit.
 
     Args:
         notes: `(K, 5)` rows of item index, onset, offset (seconds), MIDI pitch (any number), velocity.
@@ -140,8 +140,8 @@ def _fill_cells(table: Tensor, rows: Tensor, begin: Tensor, end: Tensor, weight:
     """Raise cells of a table, in place, to the weight of each note, times the fraction of the frame that it covers.
 
     The whole frames of a note are two stretches of a power of two that overlap, as of the sparse table in Bender and
-    Farach-Colton, "The LCA problem revisited", LATIN 2000. A cell first stands for as many frames from it on, and hands
-    its value on to both halves, from the longest stretch down to single frames.
+    Farach-Colton, "The LCA problem revisited", LATIN 2000. A cell first stands for as many frames from it on, and
+    passes its value to both halves, from the longest stretch down to single frames.
 
     Args:
         table: `(rows, T + 1)`, whose last column is a spare.

@@ -201,7 +201,7 @@ def _without_tf32(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def _ieee() -> Iterator[None]:
-    """CUDA without TF32, which keeps 10 bits of a factor: PyTorch convolves in it unless told otherwise."""
+    """CUDA without TF32, which keeps 10 bits of a factor, and in which PyTorch convolves by default."""
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     parts: list[tuple[Any, str, Any]]

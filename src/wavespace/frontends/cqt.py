@@ -60,7 +60,7 @@ class CQT(FrontEnd):
         floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
-        frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
+        frequencies = cqt_axis(in_spec, bins_per_octave, bins, fmin)
         bandwidths = (2 ** (1 / bins_per_octave) - 1) * frequencies + gamma
         if not 0 <= gamma <= bandwidths[-1] <= in_spec.sample_rate / 2:
             raise ValueError(
@@ -105,7 +105,7 @@ class HarmonicCQT(FrontEnd):
         floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
-        frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
+        frequencies = cqt_axis(in_spec, bins_per_octave, bins, fmin)
         super().__init__(in_spec, decibel_spec(in_spec, len(harmonics), frequencies, hop, floor_db), normalize)
 
         check_table(4 * len(harmonics) * bins)
@@ -240,7 +240,7 @@ def step(most: int) -> int:
     return 1 << max(0, most.bit_length() - 4)
 
 
-def octaves(in_spec: AudioSpec, bins_per_octave: int, bins: int, fmin: float) -> Array:
+def cqt_axis(in_spec: AudioSpec, bins_per_octave: int, bins: int, fmin: float) -> Array:
     """The bins' frequencies in Hz; ValueError where they don't fit the audio."""
     check_table(0, bins)
     frequencies = fmin * 2 ** (np.arange(bins) / bins_per_octave)

@@ -1,8 +1,8 @@
 """EnCodec's latents before quantisation: the 24 kHz encoder of Defossez, Copet, Synnaeve and Adi (2022), frozen.
 
-Strided convolutions that look back only, and an LSTM. Frame t is the encoder's reading of the 320 samples about its
-time, (t - 1/2) / 75 to (t + 1/2) / 75 seconds, and of what came before. Audio counts as zero before its start and
-after its end; at its own start the encoder mirrors the first tenth of a second, as the official code does.
+Strided convolutions that look back only, and an LSTM. Frame t encodes the 320 samples about its time, (t - 1/2) / 75 to
+(t + 1/2) / 75 seconds, and what came before. Audio counts as zero before its start and after its end; at its own start
+the encoder mirrors the first tenth of a second, as the official code does.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class EnCodec(FrontEnd):
 
     The 128 channels have no order, so they are channels and not a frequency axis. The range of -10..10 is nominal: it
     scales what models see and is no limit. Long audio is encoded in chunks that hand the LSTM's state on: but for
-    rounding the latents are those of one pass, at a memory that grows with the latents alone. The weights are tables
-    to us: they don't learn, and a checkpoint holds none of them. On the meta device they are not looked for.
+    rounding the latents are those of one pass, at a memory that grows with the latents alone. The weights don't
+    learn, and a checkpoint holds none of them. On the meta device they are not looked for.
 
     Args:
         in_spec: the audio that comes in, at 24 kHz.

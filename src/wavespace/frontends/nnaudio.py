@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from wavespace.frontends.base import Bins, Floor, FrontEnd, WindowLength
-from wavespace.frontends.cqt import octaves
+from wavespace.frontends.cqt import cqt_axis
 from wavespace.frontends.stft import check_overlap, decibel_spec, decibels, log_axis
 from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec, Normalization, check_table
@@ -42,7 +42,7 @@ class NnAudioCQT(FrontEnd):
         floor_db: Floor = -80.0,
         normalize: Normalization = "none",
     ) -> None:
-        frequencies = octaves(in_spec, bins_per_octave, bins, fmin)
+        frequencies = cqt_axis(in_spec, bins_per_octave, bins, fmin)
         check_table(4 * bins * in_spec.sample_rate / (fmin * (2 ** (1 / bins_per_octave) - 1)))
         super().__init__(in_spec, decibel_spec(in_spec, 1, frequencies, hop, floor_db), normalize)
         from nnAudio.features.cqt import CQT1992v2  # costs as much time as torch

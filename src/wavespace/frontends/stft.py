@@ -62,7 +62,7 @@ class BandSpectrogram(FrontEnd):
     def waveform(self, features: Tensor, samples: int) -> Tensor:
         """Audio `(B, samples)` of levels `(B, 1, F, T)`: bands to FFT bins, then phases by Griffin-Lim.
 
-        What a net says beyond `LOUDEST` counts as that: in the first steps it may say hundreds of dB.
+        Levels above `LOUDEST` are lowered to it: in the first steps a model may give hundreds of dB.
         """
         levels = features.squeeze(1).clamp(max=LOUDEST)  # (B, F, T)
         levels = 10 ** (levels / 10) - 10 ** (self.raw_spec.low / 10)  # the floor is silence
@@ -107,9 +107,9 @@ class LogFrequency(BandSpectrogram):
 class MultiResolution(FrontEnd):
     """Levels from windows of several lengths on one axis, and attacks, `(B, 2, F, T)` in dB.
 
-    Channel 0 has triangular bands one bin wide: low ones from a long window, which tells close pitches apart,
-    high ones from a short one. Channel 1 has semitone bands of a still shorter window, which tells when a note
-    starts, repeated onto the same axis. Weights sum to one, as in `LogFrequency`. Bins lie at
+    Channel 0 has triangular bands one bin wide: low ones from a long window, which resolves close pitches,
+    high ones from a short one. Channel 1 has semitone bands of a still shorter window, which resolves onsets,
+    repeated onto the same axis. Weights sum to one, as in `LogFrequency`. Bins lie at
     440 * 2^(k / bins_per_octave) Hz, so that with 12, 24 or 36 to the octave each piano key has one at its pitch.
 
     Args:

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on each frame and its neighbours: what can be told without a longer view."""
+"""A multi-layer perceptron on each frame and its neighbours: a baseline without a longer context."""
 
 from __future__ import annotations
 

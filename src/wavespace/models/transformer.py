@@ -1,8 +1,8 @@
 """A transformer over frames: pre-norm (Xiong et al., 2020), one token a frame, attention within a window.
 
-Neighbouring frames of spectrograms and codec latents are nearly collinear, and attention that compares them tells
-them apart badly. The stem makes them less alike: it takes what all frames share away, adds each frame's difference from
-the one before at equal strength, and mixes neighbours.
+Neighbouring frames of spectrograms and codec latents are nearly collinear, and attention hardly distinguishes them.
+The stem makes them less alike: it subtracts what all frames share, adds each frame's difference from the one before at
+equal strength, and mixes neighbours.
 """
 
 from __future__ import annotations

@@ -289,7 +289,7 @@ def _start_worker(stop: Any) -> None:
     global _stop
     _stop = stop
     set_stop_handler(signal.SIG_IGN)  # the process that started us handles Ctrl-C, and ends us
-    # By which the pool itself, from Python 3.12 on, ends the others when one was killed, and then waits for them.
+    # From Python 3.12 on the pool itself ends the others by it when one was killed, and waits for them.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -107,7 +107,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read the arrays of an `.npz` file, if it is not compressed and no array states more than the file holds.
 
     Raises:
-        ValueError: it is another.
+        ValueError: it is compressed, damaged, or states more.
     """
     import numpy as np
 

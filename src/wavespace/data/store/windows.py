@@ -18,8 +18,8 @@ class StoreWindows:
     """A training stream of random windows; a shorter recording is followed by zeros.
 
     Args:
-        store: where from.
-        recordings: which of its recordings.
+        store: of the recordings.
+        recordings: rows of the store.
         samples: length of a window.
         seed: of the order and the places.
         balance: "time": every place of every recording is equally likely; "recording": each recording comes once in
@@ -59,7 +59,7 @@ class StoreItems(Dataset[Item]):
     """A fixed list of excerpts, for validation and test.
 
     Args:
-        store: where from.
+        store: of the recordings.
         excerpts: `(P, 3)` rows of recording, first sample, and number of samples.
     """
 

@@ -53,10 +53,8 @@ class Voice(NamedTuple):
 def bundled_soundfont() -> Path:
     """TimGM6mb, a small General MIDI soundfont that comes inside the pretty_midi package."""
     package = find_spec("pretty_midi")  # finds it without importing it
-    if package is None or package.origin is None:
-        raise UserError(
-            "the bundled soundfont comes with pretty_midi, which is not installed; install it or name a soundfont"
-        )
+    assert package is not None
+    assert package.origin is not None
     return Path(package.origin).with_name("TimGM6mb.sf2")
 
 

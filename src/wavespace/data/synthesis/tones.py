@@ -1,9 +1,8 @@
-"""Self-made notes that sound like instruments of no name: what a net calibrates its pitches on, without a label.
+"""Synthesizes notes of random timbres, whose pitches are known: a model that has no labels is calibrated on them.
 
-`wavespace.data.synthesis.synthetic` asks whether a method can work at all, with tones of any shape. Here tones are
+`wavespace.data.synthesis.synthetic` has tones of any shape, to test whether a method can work at all. Here tones are
 drawn like music: some timbres to a window, struck or sustained, loud and faint, in rooms; as chords with octaves and
-fifths, or as melodies, whose notes begin where the last one ends and still rings: there a pitch map has to let go in
-time.
+fifths, or as melodies, whose notes begin while the last one still rings, so that a pitch map has to end notes in time.
 """
 
 from __future__ import annotations
