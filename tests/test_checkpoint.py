@@ -17,6 +17,7 @@ from training import make_medley
 from wavespace import checkpoint
 from wavespace.build import build
 from wavespace.config import compose, resolved
+from wavespace.config.trust import configuration
 from wavespace.errors import BadCheckpoint, ConfigError
 from wavespace.tasks.piano_roll import PianoRoll
 
@@ -60,7 +61,7 @@ def test_a_round_trip_gives_equal_outputs(trained: tuple[Any, Path]) -> None:
         assert type(loaded) is type(task)
         with torch.no_grad():
             assert torch.equal(loaded(audio), task(audio))
-    cfg = checkpoint.config_of(checkpoint.read(path))
+    cfg = configuration(checkpoint.read(path)["config"])
     assert resolved(cfg) == resolved(OmegaConf.create(task.config_text))  # type: ignore[arg-type]
 
 

@@ -76,15 +76,6 @@ def _content_fault(found: Any) -> str | None:
     return None
 
 
-def config_of(checkpoint: Mapping[str, Any], trust: Sequence[str] = ()) -> DictConfig:
-    """The configuration that a checkpoint was trained with, which names Wavespace's own parts or trusted ones.
-
-    Raises:
-        ConfigError: it names others, or is no configuration.
-    """
-    return configuration(checkpoint["config"], trust)
-
-
 def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
     """Front-end, model and task of a checkpoint (or of a run folder: its best), in evaluation mode on the CPU.
 
@@ -101,7 +92,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Task:
 def built(path: str | Path, checkpoint: Mapping[str, Any], trust: Sequence[str] = ()) -> Task:
     """Build the task of a checkpoint that `read` has read from a path; else as `load`."""
     try:
-        cfg = config_of(checkpoint, trust)
+        cfg = configuration(checkpoint["config"], trust)
         audio = _audio_spec(checkpoint["specs"])
     except ConfigError as error:
         raise BadCheckpoint(f"{path}: {error}") from error.__cause__

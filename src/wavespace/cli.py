@@ -71,7 +71,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     from wavespace.signals import raise_on_stop
     from wavespace.terminal import guarded
-    from wavespace.text import printable
+    from wavespace.text import nearest, printable
 
     for stream in (sys.stdout, sys.stderr):  # names on a disk are bytes, which need not be text
         if isinstance(stream, io.TextIOWrapper):
@@ -93,14 +93,8 @@ def main() -> None:
     elif verb in VERBS:
         guarded(lambda: import_module(f"wavespace.commands.{verb}").main(arguments))
     else:
-        import difflib
-
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f", did you mean '{close[0]}'?" if close else ""
-        print(
-            f"wavespace: there is no verb '{printable(verb)}'{hint}; verbs: {', '.join([*VERBS, 'completion'])}",
-            file=sys.stderr,
-        )
+        known = f"{nearest(verb, VERBS)}; verbs: {', '.join([*VERBS, 'completion'])}"
+        print(f"wavespace: there is no verb '{printable(verb)}'{known}", file=sys.stderr)
         sys.exit(2)
 
 

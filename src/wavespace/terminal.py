@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import signal
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from wavespace.errors import UserError
 from wavespace.files import FULL_OR_BROKEN, refusal
 from wavespace.signals import Stopped, raised_for
-from wavespace.text import printable_text
+from wavespace.text import nearest, printable_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,8 +131,7 @@ def flags_and_words(parser: argparse.ArgumentParser, given: Sequence[str]) -> tu
         if not word.startswith("-") or word == "-":
             words.append(word)
         elif name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f", did you mean '{close[0]}'?" if close else f"; there are {', '.join(known)}"
+            hint = nearest(name, known) or f"; there are {', '.join(known)}"
             file = f" (the file of this name is ./{word})" if os.path.lexists(word) else ""
             raise UserError(f"{parser.prog}: there is no flag '{name}'{file}{hint}")
         else:

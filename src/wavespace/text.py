@@ -1,9 +1,11 @@
-"""Text from files, names and services, made safe for a terminal."""
+"""Text for a terminal: names made safe, counts, and the nearest of several names."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Iterable
 
 
 def printable_text(text: str) -> str:
@@ -15,6 +17,12 @@ def printable_text(text: str) -> str:
 def printable(name: object) -> str:
     """Return a name on one line, with line breaks and tabs as escape codes, too."""
     return printable_text(str(name)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Return `, did you mean '…'?` with the most similar name; empty where none is similar."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def counted(count: int, what: str) -> str:

@@ -49,8 +49,7 @@ def main(arguments: list[str]) -> None:
     )
     add_trust(parser)
     given = parser.parse_args(arguments)
-    written = [*export(given.checkpoint, given.out, onnx=given.onnx, overwrite=given.overwrite, trust=given.trust)]
-    for path in written:
+    for path in export(given.checkpoint, given.out, onnx=given.onnx, overwrite=given.overwrite, trust=given.trust):
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -76,15 +76,8 @@ def status(launches: Sequence[Launch]) -> None:
             controller = _controller(launch.read_only())
             controller.update_results()
             found, trouble = controller.results, controller.trouble
-        word = (
-            "settled"
-            if state.settled
-            else "running"
-            if launch.has_controller
-            else "unattended"
-            if state.live
-            else "interrupted"
-        )
+        word = "unattended" if state.live else "interrupted"
+        word = "settled" if state.settled else "running" if launch.has_controller else word
         done = sum(result.state == "finished" for result in found)
         failed = sum(result.ended for result in found) - done
         money = (f"{state.spent(time.time()):.2f}", f"{plan.settings.max_cost:g}")

@@ -34,12 +34,12 @@ from wavespace.config.validation import (
     fault_list,
     faults,
     first_line,
-    nearest,
     type_fault,
 )
 from wavespace.errors import ConfigError
 from wavespace.settings import annotations_of
 from wavespace.signals import stop_deferred
+from wavespace.text import nearest
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -248,8 +248,8 @@ def explain(overrides: Sequence[str], config_dir: str | Path | None = None, many
         found += faults(compose_unchecked(good, config_dir), good, config_dir)
         if many:
             hydra = compose_by_hydra(good, config_dir, with_hydra=True).hydra
-            parts = OmegaConf.create({"hydra": {"sweeper": hydra.sweeper, "launcher": hydra.launcher}})
-            found += faults(parts, good, config_dir, root=False)
+            for part in ("sweeper", "launcher"):
+                found += faults(hydra[part], good, config_dir, f"hydra.{part}")
     except Exception as error:
         found.append(first_line(error))
     return fault_list(found) if found else None
@@ -360,6 +360,6 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
                 f"{single.input_line}: there is no key '{key}'{nearest(last, names)}; keys: {', '.join(names)}"
             )
         OmegaConf.update(changed, key, single.value())
-    if found := list(faults(OmegaConf.create({"data": changed.data}), overrides, None, root=False)):
+    if found := list(faults(changed.data, overrides, None, "data")):
         raise ConfigError(fault_list(found))
     return changed

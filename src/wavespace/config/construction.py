@@ -38,12 +38,8 @@ def make(node: DictConfig, key: str, **built: Any) -> Any:
         package = f"; pip install {error.name}" if error.name else ""
         raise ConfigError(f"{key}={choice_of(node)} needs what is not installed: {error}{package}") from error
     except Exception as error:  # a number that is too large is one of many kinds of error
-        said = (
-            f"{error}{place_of(error)}"
-            if isinstance(error, ValueError)
-            else f"{type(error).__name__}: {error}{place_of(error)}"
-        )
-        raise ConfigError(f"{key}={choice_of(node)} refuses its settings: {said}") from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{key}={choice_of(node)} refuses its settings: {kind}{error}{place_of(error)}") from error
 
 
 def choice_of(node: DictConfig) -> str:

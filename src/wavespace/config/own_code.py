@@ -35,10 +35,7 @@ def code_of(target: str) -> dict[str, str]:
         spec = None
     if spec is None or not (spec.origin or spec.submodule_search_locations):
         return {}
-    if spec.submodule_search_locations:
-        root = Path(next(iter(spec.submodule_search_locations))).parent
-    else:
-        root = Path(str(spec.origin)).parent
+    root = Path(next(iter(spec.submodule_search_locations or [str(spec.origin)]))).parent
     if any(root.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")):
         with suppress(metadata.PackageNotFoundError):
             return {top: metadata.version(top)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from wavespace.config.moved import moved, renamed
 from wavespace.config.schema import GROUPS, NAME, ROOT, choices, conf_dir
 from wavespace.errors import ConfigError, place_of
 from wavespace.settings import annotations_of, type_fault
+from wavespace.text import nearest
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> None:
@@ -33,20 +33,20 @@ def check(cfg: DictConfig, overrides: Sequence[str] = (), config_dir: str | Path
 
 
 def faults(
-    cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None, root: bool = True
+    cfg: DictConfig, overrides: Sequence[str], config_dir: str | Path | None, section: str = ""
 ) -> Iterator[str]:
-    """Yield a sentence for each fault of a composed configuration: its root, its values, its constructors."""
+    """Yield a sentence for each fault of a composed configuration, or of a section: root, values, constructors."""
     where = lambda key: _origin(key, overrides, config_dir)  # noqa: E731
     broken: dict[str, str] = {}
-    plain = plain_values(cfg, "", broken)
+    plain = plain_values(cfg, section, broken)
     reasons: dict[str, str] = {}  # one that several keys share is one fault
     for key, reason in sorted(broken.items(), key=lambda item: item[0].count(".")):
         if not any(reason.startswith(f"Interpolation key '{name}' not found") for name in ROOT if name not in plain):
             reasons.setdefault(reason, key)
     yield from (f"{key}{where(key)}: {reason}" for reason, key in reasons.items())
-    for key, node in targets(plain, ""):
+    for key, node in targets(plain, section):
         yield from _faults_of_node(key, node, where)
-    if root:
+    if not section:
         yield from _faults_of_root(plain, where)
         yield from misplaced_values(overrides, config_dir)
         yield from unquoted_texts(overrides, config_dir)
@@ -75,13 +75,8 @@ def _plain_at(parent: Any, name: Any, key: str, broken: dict[str, str]) -> Any:
     except (OmegaConfBaseException, RecursionError, ValueError) as error:
         unset = re.search(r"Environment variable '(.*?)' not found", str(error))
         cycle = isinstance(error, RecursionError) or str(error).startswith(("Recur", "maximum recursion"))
-        broken[key] = (
-            f"the environment variable {unset[1]} is not set"
-            if unset
-            else "its interpolation leads back to itself"
-            if cycle
-            else first_line(error)
-        )
+        said = "its interpolation leads back to itself" if cycle else first_line(error)
+        broken[key] = f"the environment variable {unset[1]} is not set" if unset else said
         return ...
 
 
@@ -263,12 +258,6 @@ def _sets(file: Path, key: str) -> bool:
             return False
         node = node[name]
     return True
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """Return `, did you mean '…'?` with the most similar name; empty where none is similar."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
