@@ -37,7 +37,7 @@ class LinearPath(nn.Module):
     that is to be what came in, `fit` makes it the principal component analysis of `latent` components.
     """
 
-    def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, latent: int, step: int = 1) -> None:
+    def __init__(self, in_spec: FeatureSpec, out_spec: FeatureSpec, latent: int, step: int) -> None:
         super().__init__()
         self.in_spec, self.out_spec, self.latent, self.step = in_spec, out_spec, latent, step
         window = (1, step)
@@ -93,11 +93,6 @@ class ConvAutoencoder(nn.Module):
         norm: kind of normalisation. Group norm, over all frames of a window, mixes frames whatever the kernel.
         linear: the code is a linear map of the frame plus what the net adds to it, and so is what comes out. The net's
             part begins at nothing, and `fit` sets the linear one: training starts at the PCA of the same `latent`.
-
-    Attributes:
-        dims: size of a code.
-        step: frames that share a code.
-        receptive_field: frames on each side that can change an output frame; with group norm, all a little.
     """
 
     def __init__(

@@ -37,11 +37,6 @@ class Dense(nn.Module):
         reach: frames on each side that change a code beside its own, and codes on each side from which frames are
             rebuilt; with 0 each code stands for itself.
         norm: kind of normalisation. Group norm, over all frames of a window, mixes frames after all.
-
-    Attributes:
-        dims: size of a code.
-        step: frames that share a code.
-        receptive_field: frames on each side that can change an output frame; with group norm, all a little.
     """
 
     def __init__(

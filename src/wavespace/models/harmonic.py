@@ -111,9 +111,6 @@ class Harmonic(nn.Module):
         dilations: (pitch, time) dilation of each residual layer. With 12 bins an octave 12, 7 and 12 reach the octave,
             the fifth (with the octave: the twelfth), and the double octave.
 
-    Attributes:
-        receptive_field: frames on each side that can change an output frame.
-
     Raises:
         Incompatible: the features have no frequency axis of levels, in dB or normalised.
         ValueError: a setting is out of range.

@@ -45,11 +45,6 @@ class UNet(nn.Module):
         stride: by how much.
         kernel: size of the convolutions along frequency and time; `[5, 1]` sees each frame alone.
         norm: kind of normalisation.
-
-    Attributes:
-        dims: size of a code; 0 with skips.
-        step: frames that share a code.
-        receptive_field: frames on each side that can change an output frame; with group norm, all a little.
     """
 
     def __init__(
