@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wavespace.data.files.audio import read_audio, read_blocks, remarks, seconds_of
+from wavespace.data.files.audio import channel_remarks, read_audio, read_blocks, seconds_of
 from wavespace.errors import BadInput
 
 RATE = 22_050
@@ -78,7 +78,7 @@ def test_channels_in_which_nothing_is_recorded_do_not_count(tmp_path: Path) -> N
     channels[:, 5] = tone(RATE, 1.0)
     soundfile.write(tmp_path / "surround.wav", channels, RATE, subtype="FLOAT")
     np.testing.assert_allclose(read_audio(tmp_path / "surround.wav", RATE), tone(RATE, 1.0), atol=1e-6)
-    assert "nothing is recorded in 7 of its 8 channels" in remarks(tmp_path / "surround.wav")
+    assert "nothing is recorded in 7 of its 8 channels" in channel_remarks(tmp_path / "surround.wav")
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
@@ -88,7 +88,7 @@ def test_channels_that_cancel_for_a_while_do_not_leave_silence(subtype: str, tmp
     channels[20 * RATE : 30 * RATE, 1] *= -1
     soundfile.write(tmp_path / "a.wav", channels, RATE, subtype=subtype)
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav", RATE), noise, atol=2e-4)
-    assert "cancel each other" in remarks(tmp_path / "a.wav")[0]
+    assert "cancel each other" in channel_remarks(tmp_path / "a.wav")[0]
 
 
 def test_many_channels_that_sound_one_after_another_do_not_cancel(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_channels_are_averaged_whole_in_windows_and_in_blocks(kind: str, subtype
         np.testing.assert_allclose(whole, expected[name], atol=2e-4, err_msg=name)
         np.testing.assert_array_equal(np.concatenate(list(read_blocks(path, RATE, 0.7))), whole)
         np.testing.assert_array_equal(read_audio(path, RATE, seconds=2), whole[: 2 * RATE])
-        assert bool(remarks(path)) == (name != "usual")
+        assert bool(channel_remarks(path)) == (name != "usual")
 
 
 @pytest.mark.parametrize("full", [2**15, 2**23, 2**31])
@@ -145,7 +145,7 @@ def test_integers_in_a_float_file_are_scaled_and_told(full: int, channels: int, 
     soundfile.write(path, sound * full, RATE, subtype="FLOAT")
     np.testing.assert_allclose(read_audio(path, RATE), tone(RATE, 3), atol=1e-6)
     np.testing.assert_array_equal(read_audio(path, RATE, seconds=0.1), read_audio(path, RATE)[: RATE // 10])
-    assert "taken for integers" in remarks(path)[0]
+    assert "taken for integers" in channel_remarks(path)[0]
 
 
 def test_a_float_file_of_no_known_scale_is_refused_and_a_loud_one_is_not(tmp_path: Path) -> None:

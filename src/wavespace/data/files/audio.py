@@ -140,7 +140,7 @@ def seconds_of(path: Path) -> float:
     return sum(_length(path, part) for part in parts) / rate
 
 
-def remarks(path: Path) -> list[str]:
+def channel_remarks(path: Path) -> list[str]:
     """Return what the user should know of the channels and the scale of a file."""
     return list(dict.fromkeys(part.remark for part in _parts(path)[0] if part.remark))
 

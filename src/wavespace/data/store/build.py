@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.files.audio import Levels, read_blocks, seconds_of
-from wavespace.data.files.audio import remarks as channel_remarks
+from wavespace.data.files.audio import Levels, channel_remarks, read_blocks, seconds_of
 from wavespace.data.files.discovery import Recording
 from wavespace.data.store.format import PCM, Rows, Store
 from wavespace.data.store.manifest import FORMAT, INDEX, MANIFEST, NOTES, read_arrays, shard_file
