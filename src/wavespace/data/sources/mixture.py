@@ -106,12 +106,10 @@ class Mixture(DataModule):
             part.verify()
 
     def describe(self) -> dict[str, Any]:
-        """Return the facts of each part, with its share."""
-        scored = {True: ", and scored", False: ""}
-        return {
-            f"{name}, {self.shares[name]:.0%} of training{scored[name == self.scored]}": part.describe()
-            for name, part in self.parts.items()
-        }
+        """Return the shares, and the facts of each part after its name."""
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
+        facts = {f"{name}: {key}": fact for name, part in self.parts.items() for key, fact in part.describe().items()}
+        return {"training": shares, "validation and test": self.scored} | facts
 
     def check_split(self, split: str) -> None:
         """Raise `BadInput` if a split of the scored part is empty."""
