@@ -198,9 +198,9 @@ def save_results(controller: Controller) -> None:
     write_results(folder, found, launch=controller.launch.id, spent=round(spent, 4), why=why)
     console = table_console()
     console.print(table(found, controller.settings.metric))
-    console.print(f"${spent:.2f} spent, at most; {folder / 'results.json'}", highlight=False)
+    console.print(f"${spent:.2f} spent, at most; {folder / 'results.json'}")
     if why and not all(result.state == "finished" for result in found):
-        console.print(f"ended: {why}", highlight=False, markup=False)
+        console.print(f"ended: {why}")
 
 
 @contextmanager

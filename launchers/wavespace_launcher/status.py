@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
 
+from rich.markup import escape
+from rich.table import Table
+
 from wavespace.launchfile import Job, JobResult
 from wavespace.terminal import table_console
 from wavespace.text import printable_text
@@ -101,10 +104,8 @@ def search_job_results(
 # --- What the terminal shows ---------------------------------------------------------------------------------
 
 
-def table(found: Sequence[JobResult], metric: str | None) -> Any:
+def table(found: Sequence[JobResult], metric: str | None) -> Table:
     """Return a table with a row for each job; overrides that all jobs share are left out."""
-    from rich.table import Table
-
     common = set.intersection(*(set(result.overrides) for result in found)) if len(found) > 1 else set()
     money = any(result.dollars for result in found)
     rows = Table("#", "overrides", "state", metric or "metric", "minutes", *(["$"] if money else []), "run", box=None)
@@ -152,16 +153,16 @@ class Board:
         line = f"{self.title}: {self._line(found)}" + (f" | {note}" if note else "")
         if self.console.is_terminal:
             if self.status is None:
-                self.status = self.console.status(line)
+                self.status = self.console.status("")
                 self.status.start()
-            self.status.update(f"{line}{self._left(found)}")
+            self.status.update(escape(f"{line}{self._left(found)}"))
         elif line != self.last:
-            self.console.print(line, highlight=False, markup=False)
+            self.console.print(line)
         self.last = line
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

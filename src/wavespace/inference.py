@@ -13,6 +13,7 @@ import torch
 from hydra.utils import get_class
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
 
@@ -102,7 +103,7 @@ def transcribe(
     half = torch.autocast(device, torch.bfloat16, enabled=device in ("cpu", "cuda") and computes_in_bfloat16(device))
     with half, Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         name, seconds, blocks = _blocks(audio, task.frontend.in_spec.sample_rate)
-        bar = progress.add_task(name, total=seconds)
+        bar = progress.add_task(escape(name), total=seconds)
         for output in stream(task, blocks):
             found.append(decoder.push(*output.sigmoid().cpu().numpy()))
             progress.advance(bar, output.shape[-1] / rate)

@@ -66,10 +66,10 @@ def _exit_with_sentence(error: Exception, explain: Callable[[], str | None]) -> 
 
 
 def table_console() -> Console:
-    """Return a console for tables; in a file or a pipe each row is one line."""
+    """Return a console for tables of any text; in a file or a pipe each row is one line."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+    return Console(soft_wrap=True, markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000)
 
 
 def _trace(error: BaseException) -> None:

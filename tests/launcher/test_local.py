@@ -22,9 +22,10 @@ from training import RENDERED, TRAINER
 from wavespace.config import compose
 from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
+from wavespace.terminal import table_console
 from wavespace.training.run import run
 from wavespace_launcher import status
-from wavespace_launcher.status import Board
+from wavespace_launcher.status import Board, table
 
 LOCAL = ["hydra/launcher=local", "hydra.launcher.processes=2"]
 
@@ -178,6 +179,17 @@ def test_the_progress_line_tells_where_a_sweep_stands(
     done += [result(1, "finished", 0.25, mode), result(2, "failed", 0.1)]
     board([*done, result(3, "running"), result(4, "preempted"), result(5, "queued")])
     assert shown[-1] == f"study: 2/6 done, 1 running, 2 waiting, 1 failed{best}, about 2 min left"
+
+
+def test_brackets_in_overrides_and_in_answers_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = JobResult(0, ("data.splits=[test]",), "failed", reason="bad [/x]")
+    table_console().print(table([odd], None))
+    board = Board("study")
+    board.console = Console(force_terminal=True, width=200)
+    board([odd], "no [/y]")
+    board.close()
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("data.splits=[test]", "failed: bad [/x]", "1 failed | no [/y]"))
 
 
 class Shown:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wavespace import config
 from wavespace.digests import Unread
 from wavespace.errors import BadInput
-from wavespace.terminal import composing
+from wavespace.terminal import composing, table_console
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,7 +36,6 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     cfg = config.compose(given.overrides, given.config_dir)
 
-    from rich.console import Console
     from rich.table import Table
 
     from wavespace.build import check_shapes, check_splits, check_trainer
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> None:
     ]
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    table_console().print(table)
     ready = False
     try:
         if ready := given.data or data.is_prepared():

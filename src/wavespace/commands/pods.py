@@ -87,7 +87,7 @@ def status(launches: Sequence[Launch]) -> None:
     if len(launches) > 1:
         return
     if trouble:
-        console.print(trouble, highlight=False, markup=False)
+        console.print(trouble)
     console.print(table(found, launch.plan.settings.metric))
     pods = Table("pod", "id", "machine", "state", "$ an hour", box=None)
     for pod in State.of(launch.events()).pods.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from wavespace.build import build
@@ -11,6 +10,7 @@ from wavespace.config.construction import make
 from wavespace.data.base import DataModule
 from wavespace.errors import BadInput
 from wavespace.signals import if_stopped
+from wavespace.terminal import table_console
 
 
 def prepare(cfg: DictConfig, *, verify: bool = False) -> None:
@@ -45,7 +45,7 @@ def print_contents(data: DataModule) -> None:
         table = Table("", *splits, box=None, pad_edge=False)
         for column in columns:
             table.add_row(column, *(f"{counts.get(column, 0):,}" for counts in splits.values()))
-        Console(soft_wrap=True).print(table)
+        table_console().print(table)
     for name, fact in facts.items():
         if name not in splits:
             print(f"{name}: {fact}")
