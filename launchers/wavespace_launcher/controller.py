@@ -55,7 +55,7 @@ TRIES = 100
 """Listings that are asked for, at most five seconds apart, when pods are ended at once."""
 
 ARRIVAL = 30.0
-"""Seconds after which a request that was cut off has shown its pod, or never will."""
+"""Seconds until listings show a pod that was rented, or whose request had no answer."""
 
 
 class Clock(Protocol):
@@ -70,7 +70,7 @@ Show = Callable[[Sequence[JobResult], str], None]
 
 
 class Controller:
-    """One launch's only actor; the caller holds `launch.as_controller()`.
+    """Runs one launch, alone; the caller holds `launch.as_controller()`.
 
     Args:
         launch: its folder.
@@ -100,7 +100,7 @@ class Controller:
 
     @property
     def settings(self) -> RunpodSettings:
-        """Of the launch."""
+        """The settings of the launch."""
         return self.plan.settings
 
     # --- Running ---------------------------------------------------------------------------------------------
@@ -210,16 +210,11 @@ class Controller:
 
     # --- A step ----------------------------------------------------------------------------------------------
 
-    def look(self) -> list[Pod] | None:
-        """Update pods and results; return our pods, or None where Runpod gave no answer."""
+    def step(self) -> bool:
+        """Observe, record and act; return whether the launch is settled."""
         self.trouble, self.looked = "", False
         listed = self._observe_pods()
         self.update_results()
-        return listed
-
-    def step(self) -> bool:
-        """Observe, record and act; return whether the launch is settled."""
-        listed = self.look()
         if not self.state.draining:
             self._check_end()
         if not self.state.draining:
@@ -229,10 +224,10 @@ class Controller:
             settled = False
         else:
             settled = self._drain(listed)
-        self.show(self.results, self._note())
+        self.show(self.results, self._summary())
         return settled
 
-    def _note(self) -> str:
+    def _summary(self) -> str:
         now = self.clock.time()
         ready = sum(pod.ready is not None for pod in self.state.live)
         money = f"${self.state.spent(now):.2f} of {self.settings.max_cost:g}"
@@ -241,7 +236,7 @@ class Controller:
             f" | {self.trouble}" if self.trouble else ""
         )
 
-    # --- Looking ---------------------------------------------------------------------------------------------
+    # --- Observe ---------------------------------------------------------------------------------------------
 
     def _observe_pods(self) -> list[Pod] | None:
         """Return our pods as Runpod lists them; None where it gave no answer (M8: that is never "none")."""
@@ -288,13 +283,13 @@ class Controller:
             self._end(record, "Runpod stopped it")  # a stopped pod's disk still costs
 
     def _count_missing(self, record: PodRecord) -> None:
-        """Count a listing without a pod: after two of them the pod is gone, or never came."""
+        """Count a listing without a pod: after two of them the pod is gone, or never came; a new one may come late."""
         self.missed[record.name] = self.missed.get(record.name, 0) + 1
-        if self.missed[record.name] < 2:
+        if self.missed[record.name] < 2 or (record.ready is None and self.clock.time() - record.begun <= ARRIVAL):
             return
         if record.id is not None:
             self.note("pod.gone", name=record.name)
-        elif self.clock.time() - record.begun > ARRIVAL:
+        else:
             self.note("pod.refused", name=record.name, why="no answer, and it never appeared")
 
     def update_results(self) -> None:
@@ -331,7 +326,7 @@ class Controller:
             return total - sum(result.ended for result in self.results)
         return sum(not result.ended for result in self.results)
 
-    # --- Judging ---------------------------------------------------------------------------------------------
+    # --- Decide on an end ------------------------------------------------------------------------------------
 
     def _check_end(self) -> None:
         """Check whether the launch has to end."""
@@ -353,10 +348,8 @@ class Controller:
             self.note("drain", why=f"{counted(len(failed), 'jobs')} failed before any succeeded: {why}")
             return
         if (lazy := self._did_nothing())[:FAILURES] == [True] * FAILURES:  # M5, M6
-            self.note(
-                "drain",
-                why=f"the last {counted(lazy.index(False) if False in lazy else len(lazy), 'pods')} did nothing",
-            )
+            idle = counted(lazy.index(False) if False in lazy else len(lazy), "pods")
+            self.note("drain", why=f"the last {idle} did nothing")
             return
         if self.state.committed(self.clock.time()) > self.settings.max_cost + 1e-6:  # M2: a price has risen
             known = [pod for pod in self.state.live if pod.id is not None]
@@ -373,14 +366,14 @@ class Controller:
     def _did_nothing(self) -> list[bool]:
         """Of the pods of now that have ended or work, newest first: whether it ended without having taken a job."""
         took = {run.pod for run in self.runs}
-        told = [pod for pod in self.state.pods.values() if pod.id is not None and pod.existed_after(self.state.resumed)]
-        judged = [pod for pod in told if (not pod.live and pod.ending != "surplus") or pod.id in took]
+        now = [pod for pod in self.state.pods.values() if pod.id is not None and pod.existed_after(self.state.resumed)]
+        judged = [pod for pod in now if (not pod.live and pod.ending != "surplus") or pod.id in took]
         return [pod.id not in took for pod in reversed(judged)]
 
-    # --- Ending ----------------------------------------------------------------------------------------------
+    # --- End pods --------------------------------------------------------------------------------------------
 
     def _end_overdue(self, listed: Sequence[Pod] | None) -> None:
-        """M3 and M5: the controller's own eye on each pod, beside the pod's entry and Runpod's date."""
+        """M3 and M5: end pods that are late, idle or too many, should their entry and Runpod not do so."""
         now = self.clock.time()
         busy = {run.pod for run in self.runs if run.alive(now)}
         worked = {run.pod: run.heartbeat for run in sorted(self.runs, key=lambda run: run.heartbeat)}
@@ -452,10 +445,10 @@ class Controller:
         self.note("settled", why=self.state.draining, spent=round(self.state.spent(now), 4))
         return True
 
-    # --- Handing out -----------------------------------------------------------------------------------------
+    # --- Make sweeps -----------------------------------------------------------------------------------------
 
     def _create_sweeps(self) -> None:
-        """A sweep for the jobs that none hands out: all at first, later what was lost, once for each attempt."""
+        """Make sweeps for jobs that no open sweep issues: all at first, later the lost ones, once for each attempt."""
         if self.plan.search is not None:
             if not self.state.sweeps:
                 self.note("sweep.intent", name=f"{self.launch.id}-1", jobs=[0])
@@ -463,9 +456,9 @@ class Controller:
             lost = self._never_issued() | {
                 result.index for result in self.results if result.state == "retry" and self._over(result)
             }
-            planned = set(itertools.chain.from_iterable(self.state.sweeps.values()))
-            new = [result.index for result in self.results if result.index not in planned and not result.ended]
-            waiting = sorted(set(new) | lost)
+            planned = self._newest()
+            new = {result.index for result in self.results if result.index not in planned and not result.ended}
+            waiting = sorted(new | lost)
             for start in range(0, len(waiting), MOST_JOBS):
                 name = f"{self.launch.id}-{len(self.state.sweeps) + 1}"
                 self.note("sweep.intent", name=name, jobs=waiting[start : start + MOST_JOBS])
@@ -479,23 +472,20 @@ class Controller:
                 return
             self.note("sweep", name=name, id=sweep.id)
 
-    def _newest(self, index: int) -> str:
-        """Return the last sweep that has a job."""
-        return [name for name, indexes in self.state.sweeps.items() if index in indexes][-1]
+    def _newest(self) -> dict[int, str]:
+        """Return the last sweep that has a job, by the job's index."""
+        return {index: name for name, indexes in self.state.sweeps.items() for index in indexes}
 
     def _over(self, result: JobResult) -> bool:
         """Whether a job's dead run came from the newest sweep that has the job: no other attempt is on its way."""
         run = next((run for run in self.runs if run.id == result.run), None)
-        return run is not None and run.sweep == self.state.ids.get(self._newest(result.index))
+        return run is not None and run.sweep == self.state.ids.get(self._newest()[result.index])
 
     def _never_issued(self) -> set[int]:
         """Jobs without a living run whose newest sweep has closed, or is stuck: it gives a ready pod nothing."""
         now = self.clock.time()
-        newest = {
-            result.index: self._newest(result.index)
-            for result in self.results
-            if result.state in LACKING and self._planned(result)
-        }
+        lacking = {result.index for result in self.results if result.state in LACKING}
+        newest = {index: name for index, name in self._newest().items() if index in lacking}
         patience = min(STUCK, self.settings.idle_timeout * 30)
         waits = max((now - since for since in self.idle_since.values()), default=0.0)
         lost: set[int] = set()
@@ -512,13 +502,10 @@ class Controller:
                     self.trouble = str(error)
         return lost
 
-    def _planned(self, result: JobResult) -> bool:
-        return any(result.index in indexes for indexes in self.state.sweeps.values())
-
-    # --- Renting ---------------------------------------------------------------------------------------------
+    # --- Rent pods -------------------------------------------------------------------------------------------
 
     def _rent(self, listed: Sequence[Pod] | None) -> None:
-        """A pod for each job that has none, within M2 and M4, each name in the ledger before it is asked for (M1)."""
+        """Rent a pod for each job that has none, within M2 and M4; its name is in the ledger before (M1)."""
         if listed is None or not self.state.ids or self.clock.time() < self.full_until:
             return
         if any(pod.unsure for pod in self.state.live):  # one at a time: an unknown answer is cleared up first
@@ -529,16 +516,16 @@ class Controller:
                 return
 
     def _rent_one(self, slot: int) -> bool:
-        """Ask for one pod, candidate after candidate. False where none came, or nobody knows."""
+        """Request one pod, candidate after candidate; return whether one was rented."""
         earlier = [pod for pod in self.state.pods.values() if pod.slot == slot]
         slow = sum(pod.ending is not None and pod.ready is None for pod in earlier)
         candidates = self.settings.candidates
-        refusals: list[str] = []
+        refusals: list[Rejected] = []
         for candidate in candidates[slow % len(candidates) :] + candidates[: slow % len(candidates)]:
             offer = self._offer(slot, candidate)
             if offer is None:
                 continue
-            if isinstance(offer, str):
+            if isinstance(offer, Rejected):
                 refusals.append(offer)
                 continue
             facts = {"slot": slot, "attempt": int(offer.name.rsplit("-", 1)[1]), "candidate": list(candidate)}
@@ -547,7 +534,7 @@ class Controller:
                 id = self.runpod.create(offer)
             except Rejected as error:
                 self.note("pod.refused", name=offer.name, why=str(error))
-                refusals.append(f"{candidate}: {error}")
+                refusals.append(Rejected(f"{candidate}: {error}", fatal=error.fatal))
                 if error.fatal:
                     break
             except NoResponse as error:
@@ -557,40 +544,42 @@ class Controller:
             else:
                 self.note("pod", name=offer.name, id=id)
                 return True
-        return self._not_rented(refusals)
+        self._not_rented(refusals)
+        return False
 
-    def _not_rented(self, refusals: Sequence[str]) -> bool:
+    def _not_rented(self, refusals: Sequence[Rejected]) -> None:
+        """Wait before the next request; end a launch without pods for which waiting would not help."""
         now = self.clock.time()
         self.full_until = now + 2 * self.settings.poll_seconds
         if refusals:
-            self.trouble = refusals[-1]
-        if not self.state.live:
-            if not refusals:
-                left = self.settings.max_cost - self.state.spent(now)
-                undone = counted(self._left(), "jobs are")
-                why = f"${left:.2f} of max_cost are left, too little for another pod; {undone} not done"
-                self.note("drain", why=f"{why}: raise hydra.launcher.max_cost and run the same command again")
-            elif all("balance" in text or "key" in text for text in refusals[-1:]):
-                self.note("drain", why=refusals[-1])
-            elif now - self._last_pod() > self.settings.max_hours * 3600:
-                self.note("drain", why=f"nothing could be rented for {self.settings.max_hours:g} hours: {refusals[-1]}")
-        return False
+            self.trouble = str(refusals[-1])
+        if self.state.live:
+            return
+        if not refusals:
+            left = self.settings.max_cost - self.state.spent(now)
+            undone = counted(self._left(), "jobs are")
+            why = f"${left:.2f} of max_cost are left, too little for another pod; {undone} not done"
+            self.note("drain", why=f"{why}: raise hydra.launcher.max_cost and run the same command again")
+        elif refusals[-1].fatal:
+            self.note("drain", why=self.trouble)
+        elif now - self._last_pod() > self.settings.max_hours * 3600:
+            self.note("drain", why=f"nothing could be rented for {self.settings.max_hours:g} hours: {self.trouble}")
 
     def _last_pod(self) -> float:
-        """When there was a pod the last time, or the launch began."""
+        """Return when the launch last had a pod, or began."""
         ends = [pod.gone for pod in self.state.pods.values() if pod.id is not None and pod.gone is not None]
         begun = [pod.begun for pod in self.state.pods.values()]
         return max(ends, default=min(begun, default=self.clock.time()))
 
-    def _offer(self, slot: int, candidate: Candidate) -> Offer | str | None:
-        """Return what to request: None where the money does not reach (M2), a reason where there is no price."""
+    def _offer(self, slot: int, candidate: Candidate) -> Offer | Rejected | None:
+        """Return what to request: None where the money does not reach (M2), why not where there is no price."""
         now = self.clock.time()
         try:
             price = self.runpod.price(candidate, self.settings.spot)
         except (NoResponse, Rejected, UserError) as error:
-            return f"{candidate}: {error}"
+            return Rejected(f"{candidate}: {error}", fatal=isinstance(error, Rejected) and error.fatal)
         if price is None:
-            return f"{candidate}: not offered"
+            return Rejected(f"{candidate}: not offered")
         hours = affordable_hours(self.settings, self.state.committed(now), price, alone=not self.state.live)
         if not hours:
             return None

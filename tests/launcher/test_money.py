@@ -267,6 +267,18 @@ def test_m2_a_price_that_rises_while_a_request_is_unanswered_is_no_error(cloud: 
     assert ended == [cloud.core.created[0].pod.name] != [unsure["name"]]
 
 
+@pytest.mark.parametrize("said", ["Your balance is too low", "Your spending limit is reached"])
+def test_m2_a_refusal_of_the_account_ends_the_launch_at_once(cloud: SimulatedCloud, said: str) -> None:
+    def refuse(*_: Any, **__: Any) -> runpod_server.Pod:
+        raise runpod_server.Refused(said)
+
+    cloud.core.create = refuse  # type: ignore[method-assign]
+    launch, begun = cloud.launch(2), cloud.world.now
+    finish(cloud, cloud.controller(launch))
+    assert why(launch) == f"A (community): {said}"
+    assert cloud.world.now - begun < 60
+
+
 def test_m2_a_launch_without_money_for_another_pod_ends_in_words(cloud: SimulatedCloud) -> None:
     cloud.job_seconds = 3000.0
     launch = cloud.launch(
@@ -363,7 +375,8 @@ def test_m4_pods_are_as_few_as_the_jobs_that_are_left(cloud: SimulatedCloud) -> 
     finish(cloud, cloud.controller(launch))
     assert cloud.core.most_live == 2
     empty(cloud, cloud.folder / "more")
-    launch = cloud.launch(5, max_pods=2)
+    launch = cloud.launch(5, max_pods=2, poll_seconds=5)
+    cloud.core.list_lag = 20.0
     finish(cloud, cloud.controller(launch))
     assert cloud.core.most_live == 2
 
@@ -631,7 +644,7 @@ def test_m7_reap_leaves_a_detached_launch_until_its_date(
     cloud.controller(launch).rent_and_leave()
     verb.reap([launch])
     assert len(left(cloud)) == 2
-    assert "is detached: its pods, 2 now, end by themselves, by 2" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("is of a detached launch, and ends by itself, by 2") == 2
     cloud.core.spot_stop(cloud.core.live()[0])  # which then costs, and does nothing
     verb.reap([launch])
     assert len(left(cloud)) == 1
