@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import json
 import math
 import os
 import signal
@@ -101,6 +102,8 @@ class RunpodSession:
                 f"--config-dir {folder} is not on a pod; build an image with its files in conf/, and launch without it"
             )
         self.keep_pods = not enumerates(config.hydra)
+        if self.keep_pods and self.settings.detach:
+            raise UserError("hydra.launcher.detach leaves no sweeper to choose the next jobs; launch without it")
         self.controller: Controller | None = None
         self.held = ExitStack()
 
@@ -124,27 +127,22 @@ class RunpodSession:
                 f"{self.controller.launch.id} began: its sweeper draws anew each time; change `name` to begin anew, "
                 "and let hydra.sweeper.sampler have a seed"
             )
-        board, controller = Board(controller_title(self.controller)), self.controller
-        controller.show = board
-        with interruptible():
-            try:
-                if self.settings.detach:
-                    controller.rent_and_leave()
-                    board.close()
-                    _leave_pods(controller)
-                found = controller.run()
-            finally:
-                board.close()
-                save_results(controller)
-        if search is not None:
-            return _search_returns(found, of[0], search)
+        with reporting(self.controller):
+            if self.settings.detach:
+                self.controller.rent_and_leave()
+            else:
+                self.controller.run()
+        if self.settings.detach and not self.controller.state.settled:
+            _print_ends(self.controller)
+            raise SystemExit(0)
+        found = self.controller.results if search is None else [_search_result(self.controller.results, of[0], search)]
         return job_returns(found, of, self.settings.raise_on_failure)
 
     def _open(self, jobs: Sequence[Job], search: Mapping[str, Any] | None, config: DictConfig) -> None:
         """Begin a new launch, or continue the one that the same command began; nothing is rented yet."""
         settings, runs, study = self.settings, Path(str(config.runs)), str(config.name)
         what = digest(settings, study, jobs, search)
-        same = [launch for launch in Launch.all(runs) if launch.id.rsplit("-", 1)[1] == what]
+        same = [launch for launch in Launch.all(runs) if launch.id.endswith(f"-{what}")]
         if any(job.overrides.count("fresh=true") for job in jobs):  # a settled launch of it is no answer
             same = [launch for launch in same if not State.of(launch.events()).settled]
         id = same[-1].id if same else new_launch_id(what)
@@ -154,13 +152,13 @@ class RunpodSession:
             raise SystemExit(0)
         runpod, wandb = preflight(settings)
         launch = same[-1] if same else Launch.create(runs, plan)
+        self.held.enter_context(launch.as_controller())  # before the plan of another controller would be changed
         if same:
             planned = {job.index for job in jobs}
             kept = tuple(job for job in launch.plan.jobs if job.index not in planned)
-            launch.save(Plan(**vars(plan) | {"jobs": (*jobs, *kept)}))
+            launch.save(replace(plan, jobs=(*jobs, *kept)))
             _check_sweeps_exist(launch, wandb)
             print(f"going on with launch {id}")
-        self.held.enter_context(launch.as_controller())
         self.controller = Controller(launch, runpod, wandb)
         atexit.register(self._close)
 
@@ -172,7 +170,7 @@ class RunpodSession:
                 with interruptible():
                     controller.settle("the command ended")
             except (KeyboardInterrupt, UserError) as error:  # nobody would catch it
-                print(f"wavespace: {error or 'gave up'}", file=sys.stderr)
+                print(f"wavespace: {str(error) or 'gave up'}", file=sys.stderr)
             finally:
                 if isinstance(controller.show, Board):  # of the last batch; what it drew has begun anew
                     controller.show.close()
@@ -180,21 +178,26 @@ class RunpodSession:
         self.held.close()
 
 
-def controller_title(controller: Controller) -> str:
-    """Return the title of the progress line."""
-    return f"{controller.plan.study} on Runpod ({controller.launch.id})"
+@contextmanager
+def reporting(controller: Controller, title: str | None = None) -> Iterator[None]:
+    """Show a launch's progress; at the end, an interruption's too, save and print the results."""
+    board = controller.show = Board(title or f"{controller.plan.study} on Runpod ({controller.launch.id})")
+    with interruptible():
+        try:
+            yield
+        finally:
+            board.close()
+            save_results(controller)
 
 
 def save_results(controller: Controller) -> None:
-    """Save and print the table of every override-set's result: a sweeper stops at the first that failed."""
+    """Save and print the table of all results; jobs that a settled launch has not done get its reason."""
     now = controller.clock.time()
     spent, why = controller.state.spent(now), redacted(controller.state.draining or "")
-    found = controller.results
     if controller.state.settled:
         reason = f"the launch ended before it was done ({why})"
-        found = [result if result.ended else replace(result, reason=reason) for result in found]
-    controller.results = found
-    folder = controller.launch.folder
+        controller.results = [job if job.ended else replace(job, reason=reason) for job in controller.results]
+    found, folder = controller.results, controller.launch.folder
     write_results(folder, found, launch=controller.launch.id, spent=round(spent, 4), why=why)
     console = table_console()
     console.print(table(found, controller.settings.metric))
@@ -311,8 +314,6 @@ def _search_overrides(key: str, space: Mapping[str, Any]) -> list[str]:
 
 def dry_run(plan: Plan) -> None:
     """Print what would be done, and what it could cost; only prices are asked for."""
-    import json
-
     settings = plan.settings
     jobs = len(plan.jobs) if plan.search is None else int(plan.search["run_cap"])
     print(
@@ -336,24 +337,15 @@ def dry_run(plan: Plan) -> None:
         min(settings.max_pods, jobs) * settings.max_hours * max((p or 0 for p in prices.values()), default=1e9),
     )
     print(f"\nprice ceiling: ${ceiling:.2f} (pods x hours x price, never more than max_cost)")
-    name = "…-0-1"
-    until = time.time() + settings.max_hours * 3600
-    entity = settings.entity or "<your default entity>"
+    name, until = "…-0-1", time.time() + settings.max_hours * 3600
+    start = command(plan, f"{settings.entity or '<your default entity>'}/{settings.project}", name, until)
     env = without_secrets(environment(settings, 0.0))
-    offer = Offer(
-        name,
-        settings.candidates[0],
-        0.0,
-        until,
-        command(plan, f"{entity}/{settings.project}", name, until),
-        env,
-        settings,
-    )
+    offer = Offer(name, settings.candidates[0], 0.0, until, start, env, settings)
     print("request to Runpod:\n" + redacted(creation(offer)))
 
 
-def _leave_pods(controller: Controller) -> None:
-    """Print how pods of a detached launch end (M3), and how to attach to it; then exit."""
+def _print_ends(controller: Controller) -> None:
+    """Print how pods of a detached launch end (M3), and how to attach to it."""
     state, id = controller.state, controller.launch.id
     print(
         f"\nleft {counted(len(state.live), 'pods')} of launch {id} alone, "
@@ -363,15 +355,12 @@ def _leave_pods(controller: Controller) -> None:
         f"  - with `wavespace pods stop {id}`.\n"
         f"`wavespace pods attach {id}` goes on: it tries lost jobs again and gives the results."
     )
-    raise SystemExit(0)
 
 
-def _search_returns(found: Sequence[JobResult], of: Member, search: Mapping[str, Any]) -> list[JobReturn]:
+def _search_result(found: Sequence[JobResult], of: Member, search: Mapping[str, Any]) -> JobResult:
     """Return the best run's metric as the result of the whole search."""
     name, sign = search["metric"]["name"], -1 if search["metric"].get("goal") == "minimize" else 1
-    done = [result for result in found if result.state == "finished" and name in (result.metrics or {})]
-    value = max((sign * result.metrics[name] for result in done if result.metrics), default=None)
-    result = JobResult(of.job.index, of.job.overrides, "finished", value=None if value is None else sign * value)
-    if value is None:
-        result = replace(result, state="failed", reason=f"no run has finished with {name}")
-    return job_returns([result], [of], raise_on_failure=True)
+    done = [result.metrics for result in found if result.state == "finished" and result.metrics]
+    if values := [sign * metrics[name] for metrics in done if name in metrics]:
+        return JobResult(of.job.index, of.job.overrides, "finished", value=sign * max(values))
+    return JobResult(of.job.index, of.job.overrides, "failed", reason=f"no run has finished with {name}")

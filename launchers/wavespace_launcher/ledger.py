@@ -86,13 +86,13 @@ class Launch:
 
     @classmethod
     def named(cls, runs: Path, name: str) -> Launch:
-        """Find the launch with this id, or the only one whose id contains `name`; "" is the newest.
+        """Find the launch with this id, or the only one whose id contains `name`.
 
         Raises:
             BadInput: there is none, or more than one.
         """
         found = [launch for launch in cls.all(runs) if name in launch.folder.name]
-        exact = [launch for launch in found if launch.folder.name == name] or (found[-1:] if not name else found)
+        exact = [launch for launch in found if launch.folder.name == name] or found
         if len(exact) == 1:
             return exact[0]
         known = ", ".join(launch.folder.name for launch in found or cls.all(runs)) or "none"

@@ -12,10 +12,9 @@ from wavespace.config import compose, conf_dir
 from wavespace.errors import ConfigError, UserError
 from wavespace.launchfile import Job
 from wavespace_launcher.controller import Controller
-from wavespace_launcher.launch import dry_run, interruptible, preflight, save_results
+from wavespace_launcher.launch import dry_run, preflight, reporting
 from wavespace_launcher.ledger import Launch
 from wavespace_launcher.plan import PREPARE, Plan, RunpodSettings, digest, new_launch_id
-from wavespace_launcher.status import Board
 
 LAUNCHER = "hydra.launcher."
 
@@ -37,6 +36,8 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{' '.join(own)}: {error}") from None
     plain: Any = OmegaConf.to_container(given, resolve=True)
     settings = RunpodSettings.of(plain)
+    if settings.detach:
+        raise UserError("`wavespace prepare` waits for its pod: leave out hydra.launcher.detach")
     if not settings.volume:
         raise UserError(
             "a pod's own disk goes with the pod: name a network volume, as in hydra.launcher.volume=<its id at Runpod>"
@@ -48,14 +49,11 @@ def prepare_on_pod(arguments: Sequence[str]) -> None:
         return
     runpod, wandb = preflight(settings)
     launch = Launch.create(Path(str(cfg.runs)), plan)
-    board = Board(f"{' '.join(overrides)} onto volume {settings.volume} ({launch.id})")
-    with launch.as_controller(), interruptible():
-        controller = Controller(launch, runpod, wandb, show=board)
-        try:
-            (result,) = controller.run()
-        finally:
-            board.close()
-            save_results(controller)
+    controller = Controller(launch, runpod, wandb)
+    title = f"{' '.join(overrides)} onto volume {settings.volume} ({launch.id})"
+    with launch.as_controller(), reporting(controller, title):
+        controller.run()
+    (result,) = controller.results
     if result.state != "finished":
         raise UserError(
             f"the volume is not ready: the job is {result.state}{f', {result.reason}' if result.reason else ''}"

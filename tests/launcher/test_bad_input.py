@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import runpod
 from omegaconf import OmegaConf
 
 from launcher.simulation import SimulatedCloud, finish, simulated
+from standins.runpod_server import Refused
 from wavespace import cli
 from wavespace.commands import pods as verb
 from wavespace.config import composition
@@ -275,6 +277,42 @@ def test_the_same_command_goes_on_and_another_does_not(
     assert other.launch.id != first.launch.id
 
 
+def test_the_same_command_beside_its_first_changes_no_plan(cloud: SimulatedCloud) -> None:
+    launch = opened(cloud).controller.launch  # type: ignore[union-attr]
+    with launch.as_controller(), pytest.raises(UserError, match="is controlled by another process"):
+        opened(cloud, max_cost=50.0)
+    assert launch.plan.settings.max_cost == GOOD["max_cost"]
+
+
+def test_a_detached_launch_that_can_rent_nothing_fails(
+    cloud: SimulatedCloud, wavespace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Refused("Your balance is too low")
+
+    monkeypatch.setattr(cloud.core, "create", refuse)
+    ended = wavespace(*train(detach="true", poll_seconds=0.1), "seed=1")
+    assert ended.code == 2
+    assert "job 0 (seed=1) is queued: the launch ended before it was done (A (community): Your balance" in ended.err
+    assert "left 0 pods" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--verify", "hydra/launcher=runpod"], "--verify and --config-dir are for this machine"),
+        (["hydra/launcher=runpod", *train(detach="true")[3:]], "leave out hydra.launcher.detach"),
+    ],
+)
+def test_what_prepare_can_t_do_on_a_pod_is_told(
+    cloud: SimulatedCloud, wavespace: Any, words: list[str], told: str
+) -> None:
+    ended = wavespace("prepare", "data=synthetic", *words)
+    assert ended.code == 2
+    assert told in ended.err
+    hold_that_nothing_happened(cloud)
+
+
 def test_a_sweep_that_was_deleted_meanwhile_is_told_and_nothing_is_rented(cloud: SimulatedCloud) -> None:
     launch = opened(cloud).controller.launch  # type: ignore[union-attr]
     controller = cloud.controller(Launch(launch.folder, cloud.world.time))
@@ -371,16 +409,18 @@ def test_stop_ends_a_launch_whose_controller_died(
     assert " settled " in wavespace("pods", "status", "89abcdef").out
 
 
+@pytest.mark.parametrize("obeys", [True, False])
 def test_stop_tells_a_controller_that_lives(
-    cloud: SimulatedCloud, launches: list[Launch], wavespace: Any, monkeypatch: pytest.MonkeyPatch
+    obeys: bool, cloud: SimulatedCloud, launches: list[Launch], wavespace: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which obeys at its next step."""
+    """Which obeys at its next step, or is killed before."""
     leading = launches[1].as_controller()
     leading.__enter__()
 
     def obey(seconds: float) -> None:
         assert launches[1].end_requested()
-        finish(cloud, cloud.controller(Launch(launches[1].folder, cloud.world.time)))
+        if obeys:
+            finish(cloud, cloud.controller(Launch(launches[1].folder, cloud.world.time)))
         leading.__exit__(None, None, None)
 
     monkeypatch.setattr(verb, "time", SimpleNamespace(sleep=obey, time=cloud.world.time))
@@ -394,6 +434,7 @@ def test_stop_tells_a_controller_that_lives(
 def test_attach_goes_on_after_a_controllers_death(
     cloud: SimulatedCloud, launches: list[Launch], wavespace: Any
 ) -> None:
+    launches[1].save(replace(launches[1].plan, keep_pods=True))  # for more jobs of the sweeper that died with it
     ended = wavespace("pods", "attach", "89abcdef")
     assert ended.code == 0
     assert ended.out.count(" finished ") == 3
@@ -413,7 +454,10 @@ def test_reap_ends_a_detached_launchs_pods_only_by_its_name(
 ) -> None:
     launches[1].write("detached")
     ended = wavespace("pods", "reap")
-    assert f"launch {launches[1].id} is detached: its pods, 2 now, end by themselves, by 2" in ended.out
+    assert ended.out.count("is of a detached launch, and ends by itself, by 2") == 2
+    with (launches[1].folder / "ledger.jsonl").open("a") as ledger:
+        ledger.write("1\n")
+    assert wavespace("pods", "reap").out.count("is no event of a launch; mend it, or ") == 2
     assert len(cloud.core.live()) == 2
     assert wavespace("pods", "reap", "01234567").out == "there are no pods of ours\n"
     assert wavespace("pods", "reap", "89abcdef").out.count(" ended\n") == 2

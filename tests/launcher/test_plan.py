@@ -303,7 +303,6 @@ def test_a_launch_is_found_by_a_part_of_its_name(tmp_path: Path) -> None:
         Launch.create(tmp_path, dataclasses.replace(plan(), id=id))
     assert Launch.named(tmp_path, "bbbb").id == ids[1]
     assert Launch.named(tmp_path, ids[0]).id == ids[0]
-    assert Launch.named(tmp_path, "").id == ids[2]
     with pytest.raises(BadInput, match=f"more than one launch .* is named 'aaaa': {ids[0]}, {ids[2]}"):
         Launch.named(tmp_path, "aaaa")
     with pytest.raises(BadInput, match=r"no launch .* is named 'cccc'"):

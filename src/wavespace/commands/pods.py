@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from wavespace.text import printable_text
 if TYPE_CHECKING:
     from wavespace_launcher.controller import Controller
     from wavespace_launcher.ledger import Launch
+    from wavespace_launcher.runpod_client import Pod
 
 COMMANDS = {
     "status": "what each launch is doing; of one launch, every job and pod",
@@ -99,24 +100,20 @@ def status(launches: Sequence[Launch]) -> None:
 
 def attach(launches: Sequence[Launch]) -> None:
     """Control the launch until it is settled."""
-    from wavespace_launcher.launch import controller_title, interruptible, save_results
-    from wavespace_launcher.status import Board
+    from wavespace_launcher.launch import reporting
 
     (launch,) = launches
-    with launch.as_controller(), interruptible():
+    with launch.as_controller():
         controller = _controller(launch)
-        board = Board(controller_title(controller))
-        controller.show = board
-        try:
+        controller.plan = replace(controller.plan, keep_pods=False)  # no sweeper is left to add jobs
+        with reporting(controller):
             controller.run()
-        finally:
-            board.close()
-            save_results(controller)
 
 
 def stop(launches: Sequence[Launch]) -> None:
     """End a launch; where another process controls it, ask that process to, and wait."""
-    from wavespace_launcher.launch import interruptible, save_results
+    from wavespace_launcher.launch import reporting
+    from wavespace_launcher.state import State
 
     (launch,) = launches
     if launch.has_controller:
@@ -124,11 +121,12 @@ def stop(launches: Sequence[Launch]) -> None:
         launch.request_end()
         while launch.has_controller:
             time.sleep(1)
-        return
-    with launch.as_controller(), interruptible():
+        if State.of(launch.events()).settled:
+            return
+    with launch.as_controller():
         controller = _controller(launch)
-        controller.settle("`wavespace pods stop`")
-        save_results(controller)
+        with reporting(controller):
+            controller.settle("`wavespace pods stop`")
 
 
 def reap(launches: Sequence[Launch], named: bool = False) -> None:
@@ -138,7 +136,6 @@ def reap(launches: Sequence[Launch], named: bool = False) -> None:
     """
     from wavespace_launcher.plan import launch_of
     from wavespace_launcher.runpod_client import NoResponse, Rejected, Runpod
-    from wavespace_launcher.state import State
 
     known = {launch.id: launch for launch in launches}
     runpod = Runpod()
@@ -146,17 +143,14 @@ def reap(launches: Sequence[Launch], named: bool = False) -> None:
         pods = [pod for pod in runpod.list() if (of := launch_of(pod.name)) and (of in known or not named)]
     except (NoResponse, Rejected) as error:
         raise UserError(f"{error}; nothing was ended, try again") from None
-    states = {launch.id: State.of(launch.events()) for launch in launches if not named}
-    detached = {id: state.pods for id, state in states.items() if state.detached and not state.draining}
-    now, alone = time.time(), Counter[str]()
     for pod in pods:
         launch = known.get(str(launch_of(pod.name)))
         if launch is None:
             print(f"{pod.name} ({pod.id}) is of a launch that is not in this folder of runs; left alone")
         elif launch.has_controller:
             print(f"{pod.name} ({pod.id}) is of a launch that another process controls; left alone")
-        elif (own := detached.get(launch.id, {}).get(pod.name)) and now < own.until and not pod.exited:
-            alone[launch.id] += 1
+        elif not named and (why := _why_left(launch, pod)):
+            print(f"{pod.name} ({pod.id}) {why}; `wavespace pods reap {launch.id}` ends it")
         else:
             launch.write("pod.ending", name=pod.name, why="reaped")
             try:
@@ -165,14 +159,22 @@ def reap(launches: Sequence[Launch], named: bool = False) -> None:
                 print(f"{pod.name} ({pod.id}) could not be ended: {error}; run this again")
             else:
                 print(f"{pod.name} ({pod.id}) ended")
-    for id, count in alone.items():
-        last = datetime.fromtimestamp(max(pod.until for pod in detached[id].values()))
-        print(
-            f"launch {id} is detached: its pods, {count} now, end by themselves, by {last:%Y-%m-%d %H:%M}; "
-            f"`wavespace pods reap {id}` ends them now"
-        )
     if not pods:
         print("there are no pods of ours")
+
+
+def _why_left(launch: Launch, pod: Pod) -> str | None:
+    """Return why a pod without a controller is not ended, if it is not: by its ledger it will end by itself."""
+    from wavespace_launcher.state import State
+
+    try:
+        state = State.of(launch.events())
+    except BadInput as error:
+        return f"is left alone: {error}"
+    own = state.pods.get(pod.name)
+    if own is None or not state.detached or state.draining or pod.exited or time.time() >= own.until:
+        return None
+    return f"is of a detached launch, and ends by itself, by {datetime.fromtimestamp(own.until):%Y-%m-%d %H:%M}"
 
 
 def cost(launches: Sequence[Launch]) -> None:
