@@ -300,7 +300,7 @@ def test_a_detached_launch_that_can_rent_nothing_fails(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--verify", "hydra/launcher=runpod"], "--verify and --config-dir are for this machine"),
+        (["--verify", "hydra/launcher=runpod"], "--verify and --config-dir don't reach a pod"),
         (["hydra/launcher=runpod", *train(detach="true")[3:]], "leave out hydra.launcher.detach"),
     ],
 )

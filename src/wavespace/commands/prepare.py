@@ -32,8 +32,6 @@ def main(arguments: list[str]) -> None:
             raise UserError("--verify and --config-dir don't reach a pod; leave them out")
         from wavespace_launcher.volume import prepare_on_pod
 
-        if given.verify or given.config_dir:
-            raise UserError("--verify and --config-dir are for this machine: leave them out to prepare on a pod")
         prepare_on_pod(given.overrides)
         return
     from wavespace.training.preparation import prepare
