@@ -71,7 +71,7 @@ class LocalSession:
         return job_returns([job.result() for job in jobs], of, self.raise_on_failure)
 
     def _start(self, jobs: Sequence[LocalJob]) -> bool:
-        """Fill free places; False when all jobs have ended.
+        """Start jobs in free places; return whether any job has not ended.
 
         Two override-sets of one configuration are one run, so they take turns.
         """
@@ -96,8 +96,8 @@ class LocalJob:
     """An override-set, its run folder, and its process while it has one.
 
     Attributes:
-        code: with which its process has ended.
-        elsewhere: a process that an earlier, killed command left behind trains it.
+        code: the exit code of its process; None while it runs.
+        elsewhere: another process trains it, as one that an earlier, killed command left behind.
     """
 
     def __init__(self, member: Member, config_dir: str | None) -> None:
@@ -205,7 +205,7 @@ def _end(jobs: Sequence[LocalJob]) -> None:
 
 
 def _locked(folder: RunFolder) -> bool:
-    """Whether a process is training in a run folder, as `RunFolder.writing` says it."""
+    """Return whether a process holds the lock of `RunFolder.writing`."""
     path = folder.path / ".lock"
     return path.is_file() and is_locked(path)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from wavespace.terminal import Arguments
+from wavespace_launcher.ledger import redacted
 from wavespace_launcher.plan import OTHER_VERSION, POD_FOLDER
 from wavespace_launcher.runpod_client import NoResponse, Rejected, Runpod
 from wavespace_launcher.wandb_client import Wandb, WandbSweep
@@ -214,10 +215,10 @@ class PodEntry:
             entity, project = self.path.split("/")
             about = {"launch": self.launch, "pod": self.id, "pod_name": self.name}
             run = wandb.init(entity=entity, project=project, job_type="pod", name=self.name, config=about)
-            run.summary["reason"] = reason
+            run.summary["reason"] = redacted(reason)
             log = self.folder / "agent.log"
             if log.is_file():
-                print("\n".join(log.read_text(errors="replace").splitlines()[-50:]))
+                print(redacted("\n".join(log.read_text(errors="replace").splitlines()[-50:])))
             run.finish(exit_code=1)
 
     def terminate(self) -> NoReturn:

@@ -77,11 +77,11 @@ class Runpod:
         self._gpus: dict[str, dict[str, Any]] = {}
 
     def list(self) -> list[Pod]:
-        """Every pod of the account.
+        """Return every pod of the account.
 
         Raises:
             NoResponse: no answer; never read it as "no pods".
-            Refused: the key is wrong.
+            Rejected: the key is wrong.
         """
         found = _ask(self._sdk.get_pods)
         if not isinstance(found, list):
@@ -89,10 +89,10 @@ class Runpod:
         return [_pod(pod) for pod in found]
 
     def create(self, offer: Offer) -> str:
-        """Rent a pod; returns its id.
+        """Rent a pod; return its id.
 
         Raises:
-            Refused: it was not rented.
+            Rejected: it was not rented.
             NoResponse: it may have been; look for it by its name.
         """
         from runpod.api.graphql import run_graphql_query
@@ -107,7 +107,7 @@ class Runpod:
 
         Raises:
             NoResponse: it may live.
-            Refused: Runpod won't end it.
+            Rejected: Runpod won't end it.
         """
         from runpod.api.graphql import run_graphql_query  # the SDK's own call takes any answer for a yes
 
@@ -123,7 +123,7 @@ class Runpod:
         _ask(lambda: self._sdk.stop_pod(pod))
 
     def price(self, candidate: Candidate, spot: bool) -> float | None:
-        """Dollars an hour, as listed; None where this GPU is not offered in that cloud.
+        """Return dollars an hour, as listed; None where this GPU is not offered in that cloud.
 
         Raises:
             UserError: there is no such GPU; the message names the nearest.
@@ -165,7 +165,7 @@ def _ask(call: Callable[[], Any]) -> Any:
 
 
 def creation(offer: Offer) -> str:
-    """The GraphQL text that rents a pod."""
+    """Return the GraphQL text that rents a pod."""
     settings, candidate = offer.settings, offer.candidate
     fields: dict[str, Any] = {
         "name": offer.name,
@@ -218,7 +218,7 @@ def _pod(data: Mapping[str, Any]) -> Pod:
             str(data.get("desiredStatus")).upper() in ("EXITED", "TERMINATED"),
         )
     except (KeyError, TypeError, ValueError):
-        raise NoResponse("Runpod listed a pod without an id") from None
+        raise NoResponse("Runpod listed a pod that can't be read") from None
 
 
 def _no_gpu(name: str, known: Sequence[str]) -> str:

@@ -57,16 +57,16 @@ class PodRecord:
         return max(end - self.begun, 0.0) / 3600 * self.price
 
     def reserve(self, now: float) -> float:
-        """Dollars that it may still come to."""
+        """Return dollars that it may still cost."""
         return max(self.until - now, 0.0) / 3600 * self.price if self.live else 0.0
 
 
 @dataclass
 class State:
-    """What the events of a ledger come to.
+    """The state of a launch after some events of its ledger.
 
     Attributes:
-        sweeps: by name, the indexes of the jobs that it hands out.
+        sweeps: by name, the indexes of the jobs that it issues.
         ids: by name, the id of a sweep that was made.
         made: by name, when that was.
         closed: by name, since when a sweep issues nothing more.
@@ -148,9 +148,9 @@ class State:
         return [pod for pod in self.pods.values() if pod.live]
 
     def spent(self, now: float) -> float:
-        """Dollars until now, at most."""
+        """Return dollars until now, at most."""
         return sum(pod.cost(now) for pod in self.pods.values())
 
     def committed(self, now: float) -> float:
-        """Dollars that the launch may come to if nothing more is rented."""
+        """Return dollars that the launch may cost in all if nothing more is rented."""
         return self.spent(now) + sum(pod.reserve(now) for pod in self.pods.values())

@@ -79,7 +79,7 @@ def _reason(run: WandbRun) -> str:
 
 
 def _dollars(run: WandbRun) -> float:
-    price = run.drawn.get("pod_price")
+    price = run.config.get("pod_price")
     return run.seconds / 3600 * price if is_number(price) else 0.0
 
 
@@ -92,12 +92,10 @@ def search_job_results(
     runs: Iterable[WandbRun], parameters: Iterable[str], now: float, metric: str | None
 ) -> list[JobResult]:
     """Return the results of a W&B search: each run is a job, none is tried again."""
-    found = []
-    names = list(parameters)
+    found, names = [], list(parameters)
     for index, run in enumerate(sorted(runs, key=lambda run: (run.created, run.id))):
-        drawn = tuple(f"{name}={run.drawn[name]}" for name in names if name in run.drawn)
-        job = Job(index, "", drawn)
-        found.append(_job_result(job, [replace(run, job=job.text)], 0, now, metric))
+        drawn = tuple(f"{name}={run.config[name]}" for name in names if name in run.config)
+        found.append(_job_result(Job(index, "", drawn), [run], 0, now, metric))
     return found
 
 

@@ -62,7 +62,7 @@ class WandbRun:
     pod: str | None = None
     seconds: float = 0.0
     summary: Mapping[str, Any] = field(default_factory=dict)
-    drawn: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stored(self) -> bool:
@@ -123,7 +123,7 @@ class Wandb:
         return f"{self.entity}/{self.project}"
 
     def sweeps(self, launch: str) -> list[WandbSweep]:
-        """The sweeps of a launch, oldest first.
+        """Return the sweeps of a launch, oldest first.
 
         Raises:
             NoResponse: no answer.
@@ -135,15 +135,11 @@ class Wandb:
                 if "Could not find project" in str(error):  # the first sweep makes it
                     return []
                 raise
-            named = [(s.created_at, s.id, str(s.config.get("name", "")), str(s.state).upper()) for s in found]
-        return [
-            WandbSweep(id, name, state in ("RUNNING", "PENDING"))
-            for _, id, name, state in sorted(named)
-            if name.rsplit("-", 1)[0] == launch
-        ]
+            named = [_sweep(sweep) for sweep in sorted(found, key=lambda sweep: (sweep.created_at, sweep.id))]
+        return [sweep for sweep in named if sweep.name.rsplit("-", 1)[0] == launch]
 
     def sweep(self, id: str) -> WandbSweep | None:
-        """A sweep as it is now; None where it was deleted. The client's list asks for each of a project's sweeps.
+        """Return a sweep as it is now; None where it was deleted. `sweeps` requests every sweep of the project.
 
         Raises:
             NoResponse: no answer.
@@ -156,10 +152,10 @@ class Wandb:
                 if "Could not find sweep" in str(error):
                     return None
                 raise
-            return WandbSweep(id, str(found.config.get("name", "")), str(found.state).upper() in ("RUNNING", "PENDING"))
+            return _sweep(found)
 
     def create(self, config: Mapping[str, Any]) -> WandbSweep:
-        """The sweep named `config["name"]`: made if there is none.
+        """Return the sweep named `config["name"]`; make it if there is none.
 
         Raises:
             NoResponse: it may have been made.
@@ -181,7 +177,7 @@ class Wandb:
         return [sweep for sweep in self.sweeps(launch) if sweep.name == name]
 
     def close(self, sweep: WandbSweep, *, cancel: bool = False) -> None:
-        """Have a sweep issue nothing more; with `cancel`, agents also kill what they run, at once and unsaved.
+        """Close a sweep, which then issues nothing; with `cancel`, agents also kill what they run, at once and unsaved.
 
         Raises:
             NoResponse: it may still be open.
@@ -198,7 +194,7 @@ class Wandb:
                 cli.main(arguments, standalone_mode=False)
 
     def runs(self, sweep: str) -> list[WandbRun]:
-        """The runs of a sweep, oldest first.
+        """Return the runs of a sweep, oldest first.
 
         Raises:
             NoResponse: no answer.
@@ -206,7 +202,7 @@ class Wandb:
         return self._runs({"sweep": sweep})
 
     def runs_with_job(self, launch: str, job: str) -> list[WandbRun]:
-        """The runs of a launch that have a job, oldest first.
+        """Return the runs of a launch that have a job, oldest first.
 
         Raises:
             NoResponse: no answer.
@@ -220,7 +216,7 @@ class Wandb:
             return sorted((_run(run) for run in found if run.job_type != "pod"), key=lambda run: (run.created, run.id))
 
     def _fresh(self) -> Any:
-        self._api.flush()  # the client answers from its memory else
+        self._api.flush()  # else the client answers from its cache
         return self._api
 
 
@@ -236,6 +232,12 @@ def _no_response_on_error() -> Iterator[None]:
 def _why(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return redacted(f"{type(error).__name__}: {text[0] if text else ''}".strip(": "))
+
+
+def _sweep(found: Any) -> WandbSweep:
+    return WandbSweep(
+        str(found.id), str(found.config.get("name", "")), str(found.state).upper() in ("RUNNING", "PENDING")
+    )
 
 
 def _run(run: Any) -> WandbRun:
@@ -254,10 +256,10 @@ def _run(run: Any) -> WandbRun:
         pod=config.get("pod"),
         seconds=float(summary.get("_runtime") or max(heartbeat - created, 0.0)),
         summary={key: value for key, value in summary.items() if not key.startswith("_")},
-        drawn=config,
+        config=config,
     )
 
 
 def _seconds(text: str) -> float:
-    when = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    when = datetime.fromisoformat(text)
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
-    """Do a job in the W&B run of this process; returns the exit code, 0 only where the run is finished and stored."""
+    """Do a job in the W&B run of this process; return the exit code, 0 only where the run is finished and stored."""
     import wandb
 
     begun = time.monotonic()
@@ -68,7 +68,7 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
     run = wandb.init(resume="allow", project=os.environ.get("WANDB_PROJECT"), settings=settings)
     given = {"job": text, "launch": launch} | pod | {"pod_price": price}
     run.config.update({k: v for k, v in given.items() if k not in run.config or k in pod}, allow_val_change=True)
-    path = f"{run.entity}/{run.project}/{run.id}"
+    path, code = f"{run.entity}/{run.project}/{run.id}", 1
     try:
         if not drawn and (other := _competing_run(run, launch, text)):
             print(f"job {job.index} is {'done' if other.stored else 'being done'} by {other.url}")
@@ -80,29 +80,26 @@ def work(job: Job, text: str, launch: str, drawn: Sequence[str]) -> int:
         run.summary.update(metrics | pod | {"minutes": minutes, "dollars": minutes / 60 * price, "outcome": "finished"})
         run.finish(exit_code=0)
     except SystemExit as stopped:
-        preempted = stopped.code in STOP_EXITS
-        if preempted:
+        if stopped.code in STOP_EXITS:
+            code = SIGTERM_EXIT
             run.summary["minutes"] = (time.monotonic() - begun) / 60 + float(run.summary.get("minutes") or 0)
             run.mark_preempting()
-        run.finish(exit_code=SIGTERM_EXIT if preempted else 1)
-        return SIGTERM_EXIT if preempted else 1
     except OtherVersion as error:
         run.summary.update({"reason": redacted(str(error)), "outcome": REFUSED})
-        run.finish(exit_code=1)
+        run.finish(exit_code=1)  # before the pod's entry ends this process because of the file
         if folder := os.environ.get(POD_FOLDER):  # the next job would be refused as well
             (Path(folder) / OTHER_VERSION).write_text(str(error))
         return 1
     except Diverged as error:
         print(redacted(f"wavespace: {error}"), file=sys.stderr)
         run.summary.update({"reason": redacted(str(error))[:500], "outcome": DIVERGED})
-        run.finish(exit_code=1)
-        return 1
     except Exception as error:
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr)
         run.summary["reason"] = redacted(f"{type(error).__name__}: {error}")[:500]
-        run.finish(exit_code=1)
-        return 1
-    return 0 if _is_stored(path) else 1
+    else:
+        return 0 if _is_stored(path) else 1
+    run.finish(exit_code=code)
+    return code
 
 
 def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +115,7 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
         return {}
     with stop_deferred():
         cfg = _composed(job, drawn)
-    if run.resumed:  # to start over is said of runs before this one
+    if run.resumed:  # `fresh` discards what earlier runs left, not what this one has done
         cfg.fresh = False
     folder = RunFolder.of(cfg)
     about = {"signature": folder.path.name, "commit": os.environ.get("WAVESPACE_COMMIT"), "gpu": _gpu()}
@@ -129,9 +126,9 @@ def _train(run: Any, job: Job, drawn: Sequence[str]) -> dict[str, Any]:
         with _storing(run, folder):
             train(cfg)
     except (SystemExit, Diverged):
-        _keep(run, _name(folder), folder)
+        _store(run, _name(folder), folder)
         raise
-    _keep(run, _name(folder), folder)
+    _store(run, _name(folder), folder)
     status = folder.status()
     return status.get("metrics", {}) | {key: status.get(key) for key in ("monitor", "mode", "step")}
 
@@ -206,7 +203,7 @@ def _storing(run: Any, folder: RunFolder) -> Iterator[None]:
             try:
                 with tempfile.TemporaryDirectory(dir=folder.last.parent, prefix=".storing-") as aside:
                     if _set_aside(folder, Path(aside)):
-                        _keep(run, _name(folder), RunFolder(Path(aside)))
+                        _store(run, _name(folder), RunFolder(Path(aside)))
                         stored = newest
             except Exception as error:  # the client has a dozen of them, and no base class
                 print(redacted(f"the checkpoint could not be stored: {error}"), file=sys.stderr)
@@ -234,11 +231,8 @@ def _set_aside(folder: RunFolder, aside: Path) -> bool:
     return folder.last.samefile(aside / folder.last.relative_to(folder.path))
 
 
-def _keep(run: Any, name: str, folder: RunFolder) -> None:
-    """Store a folder's state as an artifact, so that a pod anywhere can go on from it, or a notebook open it.
-
-    Nothing may change its files meanwhile. What this supersedes is deleted.
-    """
+def _store(run: Any, name: str, folder: RunFolder) -> None:
+    """Store a folder's state as an artifact, from which another pod continues; its files must not change meanwhile."""
     import wandb
 
     files = [file for file in STORED_FILES if (folder.path / file).is_file()]
@@ -254,10 +248,7 @@ def _keep(run: Any, name: str, folder: RunFolder) -> None:
 
 
 def _delete_superseded(stored: Any) -> None:
-    """Delete what was stored before on the way, as W&B would keep every version, and count it.
-
-    What a finished run has stored stays, and so does a version to which somebody has given an alias.
-    """
+    """Delete earlier versions that unfinished runs stored, unless they have an alias: W&B keeps and bills them all."""
     import wandb
 
     path, _, number = stored.qualified_name.rpartition(":v")

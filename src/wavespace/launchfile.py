@@ -37,12 +37,12 @@ class Job:
 
     @property
     def text(self) -> str:
-        """The one value that W&B's grid hands to an agent: readable in its pages, and a worker needs no more."""
+        """The value that W&B's grid passes to an agent: readable in W&B's pages, and all that a worker needs."""
         return f"{self.index}|{self.signature[:8]}|{shlex.join(self.overrides)}"
 
     @classmethod
     def parse(cls, text: str) -> Job:
-        """A job from its text; its signature is then the first eight digits.
+        """Parse a job's text, which has the first eight digits of its signature.
 
         Raises:
             BadInput: it is not a job's text.
@@ -71,7 +71,7 @@ class JobList:
     search: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
-        """As text; contains no secret's value, only names."""
+        """Return it as JSON."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
@@ -118,7 +118,7 @@ class JobResult:
         attempts: runs that ended without a result, but for those that another version has refused.
         dollars: of all its runs.
         monitor: the metric that `value` is of.
-        mode: which way `value` is better, min or max; None where its run has not told.
+        mode: which way `value` is better, min or max; None where it is not known.
         metrics: of the run, by name.
     """
 

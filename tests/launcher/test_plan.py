@@ -421,7 +421,7 @@ def test_silence_is_death() -> None:
 
 def test_a_searchs_runs_are_its_jobs() -> None:
     drawn = [WandbRun(f"r{i}", "", "finished", "s", "0||", float(i), 9.0, summary={"outcome": "finished", "m": i / 2},
-                 drawn={"optim.lr": i, "pod": "x"}) for i in (1, 0)]  # fmt: skip
+                 config={"optim.lr": i, "pod": "x"}) for i in (1, 0)]  # fmt: skip
     found = search_job_results(drawn, ["optim.lr"], 10.0, "m")
     assert [(result.index, result.overrides, result.value) for result in found] == [
         (0, ("optim.lr=0",), 0.0),

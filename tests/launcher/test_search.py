@@ -112,7 +112,7 @@ def test_a_worker_trains_with_what_was_drawn(monkeypatch: pytest.MonkeyPatch, tm
 
     run = SimpleNamespace(config={}, name="", resumed=False)
     monkeypatch.setattr(worker, "_restore", lambda *_: None)
-    monkeypatch.setattr(worker, "_keep", lambda *_: None)
+    monkeypatch.setattr(worker, "_store", lambda *_: None)
     run.config = SimpleNamespace(update=lambda *_, **__: None)
     said = worker._train(run, job, drawn)
     (cfg,) = done

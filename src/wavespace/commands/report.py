@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         "or a sweep on W&B as ENTITY/PROJECT/SWEEP",
     )
     parser.add_argument("--out", type=folder_or_file, metavar="FOLDER", help="where the page of several runs goes")
-    parser.add_argument("--metric", help="what runs are compared by, as val/l1_db; else what they watched themselves")
+    parser.add_argument("--metric", help="what runs are compared by, as val/l1_db; default: their own metric")
     parser.add_argument("--pages", action="store_true", help="rewrite each run's own page, too")
     parser.add_argument("--overwrite", action="store_true", help="replace files that wavespace did not write, too")
     given = parser.parse_args(arguments)
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
 
 @contextmanager
 def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], None]]:
-    """Write each run's own page that is not up to date, in other processes; yields what waits for them all."""
+    """Write each run's own page that is not up to date, in other processes; yield a function that waits for them."""
     from rich.console import Console
     from rich.progress import track
 
@@ -97,16 +97,16 @@ def _written_beside(folders: list[Path], every: bool) -> Iterator[Callable[[], N
 
 
 def _fault_of_page(folder: Path) -> str | None:
-    """Write a run's page; returns why it could not be."""
+    """Write a run's page; return why that failed, if it did."""
     try:
         write_report(RunFolder(folder))
-    except Exception as error:  # one folder must not cost the pages of all
+    except Exception as error:  # one damaged folder must not prevent the other pages
         return f"{folder}: no page ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return None
 
 
 def _print_runs(runs: list[Run]) -> None:
-    """A row a run; under them, why runs failed or can't be read."""
+    """Print a row for each run; under them, why runs failed or can't be read."""
     from rich.console import Console
     from rich.table import Table
 
