@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 from made_runs import write_sweep
 from parts import save
 from training import RENDERED, make_medley
-from wavespace import analysis
+from wavespace import analysis, notebook, reports
 from wavespace.build import build
 from wavespace.config import compose
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PUBLIC = {"analysis": analysis, "notebook": notebook, "reports": reports}
 NAMES = ("checkpoint_anatomy", "data_tour", "quickstart", "sweep_findings")
 
 
@@ -92,5 +93,5 @@ def test_all_are_shipped_without_outputs_and_ask_for_what_there_is() -> None:
         assert words > 120  # it reads like an article
         for cell in code:
             for node in ast.walk(ast.parse(cell.source)):
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "analysis":
-                    assert hasattr(analysis, node.attr), node.attr
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in PUBLIC:
+                    assert hasattr(PUBLIC[node.value.id], node.attr), node.attr

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wavespace import compose
-from wavespace.analysis import CantFit, control, draw_tradeoff, pareto, tradeoff
+from wavespace.analysis import CantFit, control, pareto, tradeoff
 from wavespace.build import build_task
 from wavespace.metrics.probes import LOWEST, concentration, pitch_probe, tones
+from wavespace.reports import draw_tradeoff
 from wavespace.spec import AudioSpec
 
 points = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)

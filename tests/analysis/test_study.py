@@ -16,9 +16,10 @@ from PIL import Image
 
 from made_runs import EXPONENT, OFFSET, OPTIMUM, SCALE, config_of, write_run, write_sweep
 from test_report import Page
-from wavespace.analysis import read_runs, write_study
+from wavespace.analysis import read_runs
 from wavespace.commands import report
 from wavespace.errors import UserError
+from wavespace.reports import write_study
 from wavespace.reports.theme import PAGE
 
 

@@ -1,11 +1,11 @@
-"""Tables of runs, fits, figures, measurements of models; each is imported when it is asked for, and no sooner.
+"""Tables of runs, fits, measurements of trained models; each is imported when first asked for.
 
-In a notebook: `runs = analysis.table("runs/demo")`, `analysis.parabola(runs["optim.lr"], runs["val/loss"])`,
-`analysis.against(runs, "optim.lr", "val/loss")`.
+`runs = analysis.table("runs/demo")`, `analysis.parabola(runs["optim.lr"], runs["val/loss"])`.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,37 +14,23 @@ if TYPE_CHECKING:
     from wavespace.analysis.note_errors import errors, shares
     from wavespace.analysis.probes import control, response
     from wavespace.analysis.tables import objective, read_runs, spread, swept, table
-    from wavespace.notebook import facts, features, listen, open_data, open_run, sample
-    from wavespace.reports.figures import draw_errors, draw_response, look, show
-    from wavespace.reports.study_figures import against, curves, draw_effects, draw_tradeoff
-    from wavespace.reports.study_page import write_study
 
-_HOMES = {
-    "analysis.fits": ("CantFit", "effects", "parabola", "power_law"),
-    "notebook": ("facts", "features", "listen", "open_data", "open_run", "sample"),
-    "reports.figures": ("draw_errors", "draw_response", "look", "show"),
-    "reports.study_figures": ("against", "curves", "draw_effects", "draw_tradeoff"),
-    "reports.study_page": ("write_study",),
-    "analysis.tables": ("objective", "read_runs", "spread", "swept", "table"),
-    "analysis.fidelity": ("CONTROL", "pareto", "tradeoff"),
-    "analysis.note_errors": ("errors", "shares"),
-    "analysis.probes": ("control", "response"),
+_MODULES = {
+    "fidelity": ("CONTROL", "pareto", "tradeoff"),
+    "fits": ("CantFit", "effects", "parabola", "power_law"),
+    "note_errors": ("errors", "shares"),
+    "probes": ("control", "response"),
+    "tables": ("objective", "read_runs", "spread", "swept", "table"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "CONTROL", "CantFit", "against", "control", "curves", "draw_effects", "draw_errors", "draw_response",
-    "draw_tradeoff", "effects", "errors", "facts", "features", "listen", "look", "objective", "open_data", "open_run",
-    "parabola", "pareto", "power_law", "read_runs", "response", "sample", "shares", "show", "spread", "swept", "table",
-    "tradeoff", "write_study",
+    "CONTROL", "CantFit", "control", "effects", "errors", "objective", "parabola", "pareto", "power_law", "read_runs",
+    "response", "shares", "spread", "swept", "table", "tradeoff",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    for home, names in _HOMES.items():
-        if name in names:
-            value = getattr(import_module(f"wavespace.{home}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'wavespace.analysis' has no attribute '{name}'")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wavespace.analysis' has no attribute '{name}'")
+    return getattr(import_module(f"wavespace.analysis.{_HOMES[name]}"), name)

@@ -29,13 +29,12 @@ from wavespace.data.files.discovery import (
     with_digests,
 )
 from wavespace.data.store.build import Samples, build_store, store_name
-from wavespace.data.store.features import FeatureCache
+from wavespace.data.store.features import FeatureCache, FrontEnd
 from wavespace.data.store.format import PCM, Store
 from wavespace.data.store.manifest import MANIFEST
 from wavespace.data.store.windows import StoreItems, StoreWindows
 from wavespace.digests import DigestCache, Unread
 from wavespace.errors import BadInput, Incompatible, UserError
-from wavespace.frontends.base import FrontEnd
 from wavespace.spec import AudioSpec
 
 FETCHED = ".fetched"

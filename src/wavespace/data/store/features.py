@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,26 @@ from wavespace.data.files.discovery import Recording
 from wavespace.data.store.build import build_store, store_name
 from wavespace.data.store.format import Rows, Store
 from wavespace.digests import digest
-from wavespace.frontends.base import FrontEnd
+from wavespace.spec import FeatureSpec
 
 BLOCK = 4096
 """Frames to compute at once."""
+
+
+class FrontEnd(Protocol):
+    """The parts of a front-end, a `torch.nn.Module`, that are used here; data does not import front-ends."""
+
+    @property
+    def out_spec(self) -> FeatureSpec: ...
+    @property
+    def unbounded(self) -> bool: ...
+    @property
+    def context(self) -> int: ...
+    def raw_features(self, audio: Tensor) -> Tensor: ...
+    def buffers(self) -> Iterator[Tensor]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]: ...
+    def to(self, device: Any) -> Any: ...
 
 
 class FeatureCache:
