@@ -92,7 +92,7 @@ def test_a_run_that_is_told_to_stop_at_any_moment_goes_on_to_the_same_bits(
         assert folder.status().get("state") == (None if moment == "build" else "preempted"), moment
         there = folder.last.is_file()
         last.append(torch.load(folder.last, weights_only=True)["global_step"] if there else None)
-        where = f"goes on from step {last[-1]} of {folder.path}" if there else "before the first step"
+        where = f"resumes from step {last[-1]} of {folder.path}" if there else "before the first step"
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
         assert where in ended.stderr
     assert last == [None, None, 2, 4, 6, 7, 8, 8, 8]
@@ -144,7 +144,7 @@ def test_patience_that_is_over_stays_over(tmp_path: Path, monkeypatch: pytest.Mo
     ]
     ended = forked(train_until_told, "scoring", 1, False, overrides, signal.SIGINT, OMP_NUM_THREADS="1")
     folder = RunFolder.of(compose(overrides))
-    assert f"goes on from step 4 of {folder.path}" in ended.stderr
+    assert f"resumes from step 4 of {folder.path}" in ended.stderr
     monkeypatch.setattr(fit, "save_samples", lambda *_: None)
     run(compose(overrides))
     assert folder.status()["step"] == 4
@@ -197,7 +197,7 @@ def test_what_prepares_leaves_no_traceback_of_its_processes(number: int, tmp_pat
     data = [word for word in make_medley(tmp_path / "medley") if word.startswith("data")]
     ended = forked(prepare_until_told, number, data)
     assert ended.returncode == 128 + number
-    assert ended.stderr == "wavespace: stopped; what is done is kept, and the same command goes on\n"
+    assert ended.stderr == "wavespace: stopped; what is done is kept, and the same command resumes\n"
 
 
 TOLD_WHILE_IMPORTING = """

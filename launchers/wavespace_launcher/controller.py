@@ -1,7 +1,7 @@
 """The controller rents pods for the jobs that are left, watches them, issues lost jobs again, and ends every pod.
 
 A step asks Runpod and W&B, records the answers, and acts. All of its state is in the ledger, so it may be killed
-between any two lines and continues at the same step. The rules that guard the money are marked M1 to M10, as in
+between any two lines and continues at the same step. The rules that limit the cost are marked M1 to M10, as in
 docs/runpod.md; each has a test that fails without its guard.
 """
 
@@ -37,7 +37,7 @@ from wavespace_launcher.status import job_results, search_job_results
 from wavespace_launcher.wandb_client import Wandb, WandbRun, WandbSweep
 
 FAILURES = 3
-"""So many failed jobs before any success, or pods in a row that did nothing, end a launch; the same command goes on."""
+"""So many failed jobs before any success, or pods in a row that did nothing, end a launch; the same command resumes."""
 
 STUCK = 120.0
 """Seconds in which a ready pod waits for a job of an open sweep before the sweep counts as stuck."""
@@ -337,7 +337,7 @@ class Controller:
             self.note("drain", why="every job has ended")
             return
         if refused := [run for run in self.runs if run.refused and self._is_of_now(run)]:  # M6: all have one image
-            self.note("drain", why=f"{refused[0].summary.get('reason')}; the same command with it goes on")
+            self.note("drain", why=f"{refused[0].summary.get('reason')}; the same command with it resumes")
             return
         # Not those from before the same command was given again: what made them fail may have been mended.
         new = [run for run in self.runs if run.created > self.state.resumed]

@@ -353,7 +353,7 @@ def _print_ends(controller: Controller) -> None:
         f"  - when no job is left for {controller.settings.idle_timeout:g} minutes, by its own entry;\n"
         f"  - after {controller.settings.max_hours:g} hours, by Runpod's terminateAfter;\n"
         f"  - with `wavespace pods stop {id}`.\n"
-        f"`wavespace pods attach {id}` goes on: it tries lost jobs again and gives the results."
+        f"`wavespace pods attach {id}` resumes it: it tries lost jobs again and gives the results."
     )
 
 

@@ -62,7 +62,7 @@ class LocalSession:
                         job.look()
                 board([job.result() for job in jobs])
             except KeyboardInterrupt:
-                board.say("interrupted: runs save what they have; the same command goes on")
+                board.say("interrupted: runs save what they have; the same command resumes")
                 _end(jobs)
                 raise
             finally:

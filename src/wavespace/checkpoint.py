@@ -1,6 +1,6 @@
 """A checkpoint is enough: weights, configuration as text, specs and versions, all of it plain data.
 
-It is Lightning's own dictionary (so training goes on from it) with `config`, `specs` and `versions` beside
+It is Lightning's own dictionary (so training resumes from it) with `config`, `specs` and `versions` beside
 `state_dict`. Whoever wrote it, opening it calls Wavespace's own parts alone (`trust.py`), and takes no more memory than
 its size accounts for.
 """

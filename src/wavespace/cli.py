@@ -11,7 +11,7 @@ from importlib import import_module
 from wavespace.errors import UserError
 
 VERBS = {
-    "train": "train a configuration, or many with -m; a finished one returns at once, a killed one goes on",
+    "train": "train a configuration, or many with -m; a finished run returns at once, a killed one resumes",
     "evaluate": "score a checkpoint on its own data, or on other data",
     "transcribe": "audio files to MIDI with a checkpoint",
     "check": "check a configuration, and show its parts, sizes, parameters and cost; nothing is trained",
@@ -26,7 +26,7 @@ OWN_CODE = {"train", "check", "prepare", "worker"}
 """Verbs over one's own configuration; the others may open a stranger's folder, whose modules are not imported."""
 
 HELP = f"""\
-usage: wavespace VERB …          wavespace VERB --help tells more
+usage: wavespace VERB …          wavespace VERB --help describes a verb
 
 {chr(10).join(f"  {verb:<12}{text}" for verb, text in VERBS.items())}
   completion  print the tab completion of a shell: eval "$(wavespace completion bash)", or zsh
@@ -37,7 +37,7 @@ Three ways in:
       Train on rendered scores, see and hear the result in runs/demo/…/report.html.
 
   wavespace train -m model=harmonic,unet optim.lr=1e-3,3e-3 trainer.max_time=00:00:10:00
-      Four runs; interrupt them and repeat the command: finished ones are kept, the rest goes on.
+      Four runs; interrupt them and repeat the command: finished ones are kept, the rest resumes.
 
   wavespace transcribe recording.wav --checkpoint runs/demo/…/checkpoints/best.ckpt
       Notes with onset, offset and velocity, to recording.mid.

@@ -88,7 +88,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """Checkpoint to go on from."""
+        """Checkpoint to resume from."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
@@ -138,7 +138,7 @@ class RunFolder:
             pass
         raise UserError(
             f"{self.path} was moved or deleted meanwhile, so the run stops; put it back, or say runs=… where it is, "
-            "and repeat the command: it goes on from its last checkpoint"
+            "and repeat the command: it resumes from its last checkpoint"
         )
 
     @contextmanager

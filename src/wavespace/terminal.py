@@ -102,7 +102,7 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls with a fault."""
-        raise UserError(f"{message}; `{self.prog} --help` tells more")
+        raise UserError(f"{message}; `{self.prog} --help` describes it")
 
 
 def _at_home(word: str) -> str:

@@ -92,7 +92,7 @@ def test_200_jobs_on_8_pods(tmp_path: Path) -> None:
     with simulated(tmp_path, seed=0, job_seconds=300.0) as cloud:
         unsettle(cloud, rng)
         launch = cloud.launch(200, retries=3, max_cost=100.0, max_pods=8)
-        # Of so many pods, three in a row may do nothing by chance: the same command goes on.
+        # Of so many pods, three in a row may do nothing by chance: the same command resumes.
         for kills in (12, 0, 0, 0):
             found = run_to_the_end(cloud, launch, rng, kills)
             if all(result.ended for result in found):

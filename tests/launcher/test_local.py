@@ -133,7 +133,7 @@ def test_ctrl_c_lets_runs_save_and_says_so(start: Start, tmp_path: Path) -> None
     os.kill(launcher(tmp_path), signal.SIGINT)
     ended = started.result()
     assert ended.returncode == 130, ended.stderr
-    assert "interrupted: runs save what they have; the same command goes on" in ended.stdout
+    assert "interrupted: runs save what they have; the same command resumes" in ended.stdout
     assert states(tmp_path) == ["preempted"] * 2
     assert ended.stdout.count("preempted") == 2
     assert ended.stdout.count("queued") == 1

@@ -490,7 +490,7 @@ def test_m6_a_job_that_another_version_refuses_ends_the_launch_and_costs_no_atte
     launch = cloud.launch(5, max_pods=1, retries=0)
     found = finish(cloud, cloud.controller(launch))
     assert [result.state for result in found] == ["finished", "finished", "retry", "queued", "queued"]
-    assert why(launch) == "this image is another; the same command with it goes on"
+    assert why(launch) == "this image is another; the same command with it resumes"
     assert len(cloud.core.created) == 1
     assert left(cloud) == []
     finish(cloud, cloud.controller(launch))  # with the same image

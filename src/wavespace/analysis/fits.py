@@ -1,4 +1,4 @@
-"""Fits to the runs of a sweep, each with intervals: a parabola, a power law with an offset, effects of settings."""
+"""Fits to the runs of a sweep: a parabola, a power law with an offset, effects of settings."""
 
 from __future__ import annotations
 

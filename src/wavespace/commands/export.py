@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     """Write the slim file and its card, and with --onnx the net."""
     parser = Arguments(
         prog="wavespace export",
-        description="A run's best checkpoint as a file to hand on (weights, configuration, shapes, figures, licence of "
+        description="A run's best checkpoint as a file to hand on (weights, configuration, shapes, metrics, licence of "
         "the data; no optimizer), with a model card in Markdown beside it.",
     )
     parser.add_argument("checkpoint", help="a run folder, a .ckpt file, an address, or wandb:ENTITY/PROJECT/NAME:ALIAS")

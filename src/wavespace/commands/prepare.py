@@ -9,7 +9,7 @@ from wavespace.terminal import composing
 ABOUT = """\
 Read recordings and notes once into a store of a few large files, from which any window is one read. A dataset that is
 not there is downloaded; an archive in its folder is unpacked; a folder that has it is read as it is. Stop it anywhere
-and repeat the command: it goes on. `wavespace train` builds the store, too, but downloads nothing.
+and repeat the command: it resumes. `wavespace train` builds the store, too, but downloads nothing.
 
   wavespace prepare data=maestro data.root=/disk/maestro-v3.0.0 data.stores=/disk/stores
   wavespace prepare data=maestro data.splits=[test]              # a part of it: 13 GB instead of 108

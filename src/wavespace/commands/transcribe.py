@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    """Transcribe files, one after another; a bad file is reported, and the others go on."""
+    """Transcribe files, one after another; a bad file is reported, and the others are still transcribed."""
     parser = Arguments(
         prog="wavespace transcribe",
         description="Audio files (wav, flac, ogg, mp3; any length, rate and channels) to MIDI, "

@@ -35,7 +35,7 @@ class TrainConfig:
     fresh: bool = False
     """Start over although a run of this configuration exists."""
     resume: str | None = None
-    """Checkpoint that an unfinished run goes on from, last or best; one that has diverged goes on only with it."""
+    """Checkpoint that an unfinished run resumes from, last or best; one that has diverged goes on only with it."""
     runs: str = "runs"
     """Where run folders live (WAVESPACE_RUNS sets it)."""
     save_every: int = 200

@@ -69,7 +69,7 @@ def write_study(
     Args:
         runs: from `read_runs`.
         out: made if it is not there.
-        metric: what runs are compared by; else what they watched themselves.
+        metric: what runs are compared by; default: their own metric.
         title: of the page.
         coming: run folders whose own pages are about to be written, so that they can be linked to.
         overwrite: replace files that this program did not write, too.

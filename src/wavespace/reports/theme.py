@@ -17,7 +17,7 @@ DARKEST = "#000004"  # where magma begins
 FOUND, EXTRA, MISSED = "#6fd3ae", "#ffb454", "#ff6f91"
 CLASSES = (FOUND, EXTRA, MISSED, "#7db4f5", "#c3a4f2", "#ede68a", "#f4f2f8", "#b98b6a")
 MARKERS = "os^DvPX*"
-"""A colour and a shape a class: who can't tell two colours apart tells the shapes."""
+"""A colour and a shape a class: whoever confuses two colours still sees the shapes."""
 
 DARK: Any = {
     "text.parse_math": False, "figure.facecolor": GROUND, "figure.dpi": 250, "axes.facecolor": DARKEST,

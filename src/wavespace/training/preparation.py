@@ -25,7 +25,7 @@ def prepare(cfg: DictConfig, *, verify: bool = False) -> None:
         fresh = not data.is_prepared()
     except BadInput:  # it is not there
         fresh = True
-    with if_stopped(lambda: "stopped; what is done is kept, and the same command goes on"):
+    with if_stopped(lambda: "stopped; what is done is kept, and the same command resumes"):
         if fresh and (terms := data.terms()):
             print(terms)
         data.download(verify)

@@ -85,7 +85,7 @@ def _how_to_resume(cfg: DictConfig, folder: RunFolder) -> str:
     if status.get("state") == "finished":
         return f"stopped after {folder.path} was finished; {again} returns its result"
     if folder.last.is_file():
-        return f"stopped; {again} goes on from step {status.get('step')} of {folder.path}"
+        return f"stopped; {again} resumes from step {status.get('step')} of {folder.path}"
     return f"stopped before the first step of {folder.path} was saved; {again} begins it again"
 
 
@@ -102,7 +102,7 @@ def _diverged(folder: RunFolder) -> Diverged:
     kept, resume = "it has no checkpoint yet", ""
     if "step" in status:
         kept = f"its last checkpoint, of step {status['step']}, is good"
-        resume = "resume=last goes on with this one from there, resume=best from its best, and "
+        resume = "resume=last continues this one from there, resume=best from its best, and "
     return Diverged(
         f"{folder.path} diverged: {status.get('reason')}; {kept}. Other settings, such as a lower optim.lr, are "
         f"another run; {resume}fresh=true starts over"

@@ -375,7 +375,7 @@ class _Remote:
             if failed == tries:
                 raise UserError(
                     f"{self.url}: can't be downloaded ({why}, {tries} times in a row); what has come is kept, so "
-                    "repeat the command to go on"
+                    "repeat the command to resume"
                 )
             time.sleep(max(asked, min(WAIT * 2 ** (failed - 1), MAX_WAIT)))
 
@@ -393,7 +393,7 @@ class _Remote:
     def append_to(
         self, file: BinaryIO, start: int, stop: int | None, advance: Callable[[int], object] = lambda size: None
     ) -> None:
-        """Append what a file lacks of a span of the remote one; after a cut it goes on from there."""
+        """Append what a file lacks of a span of the remote one; after a cut it resumes from there."""
 
         def length() -> int:
             return file.seek(0, os.SEEK_END)

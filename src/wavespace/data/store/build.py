@@ -263,7 +263,7 @@ def _build_in_processes(
                 raise Stopped(stop_signal() or 0) from None
             raise UserError(
                 f"{partial}: a process that prepares it was killed, often for want of memory; repeat the command to "
-                "go on"
+                "resume"
             ) from None
         finally:
             stop.value = True

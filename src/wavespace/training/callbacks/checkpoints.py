@@ -43,7 +43,7 @@ class Checkpoints(Callback):
 
     Attributes:
         training: signals wait for the end of a step, until `release`.
-        due: the state is that of a step before its validation, which a run that goes on from there does first.
+        due: the state is that of a step before its validation, which a run that resumes from there does first.
     """
 
     def __init__(self, folder: RunFolder, *, every: int, monitor: str, mode: str, patience: int | None) -> None:
@@ -184,7 +184,7 @@ class CsvLogger(Logger):
 
     Args:
         path: of the file.
-        keep_until: step of the checkpoint that the run goes on from; None: a new run.
+        keep_until: step of the checkpoint that the run resumes from; None: a new run.
     """
 
     def __init__(self, path: Path, keep_until: int | None) -> None:
