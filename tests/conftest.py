@@ -12,6 +12,7 @@ import pytest
 # Without bytecode each process compiles torch and Lightning anew, which takes ten seconds of a core.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and sums of two threads are other bits
 os.environ.pop("WAVESPACE_RUNS", None)  # runs go where a test says
 # A shell's background job, or nohup, starts with these ignored, and so would the programs under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -19,11 +19,8 @@ from rich.console import Console
 from launcher.pretend import HOLD, MARK, in_place_of_python
 from processes import command, forked
 from training import RENDERED, TRAINER
-from wavespace.config import compose
 from wavespace.launchfile import JobResult
-from wavespace.runfolder import RunFolder
 from wavespace.terminal import table_console
-from wavespace.training.run import run
 from wavespace_launcher import status
 from wavespace_launcher.status import Board, table
 
@@ -76,32 +73,15 @@ def launcher(folder: Path, but: int | None = None) -> int:
     return int(told.read_text())
 
 
-def test_a_multirun_in_processes_gives_what_its_runs_give_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on it
-    own = tmp_path / "own" / "experiment"
-    own.mkdir(parents=True)
-    for name, lines in {"one": "seed: 1", "none": "trainer:\n  limit_val_batches: 0.01"}.items():
-        (own / f"{name}.yaml").write_text(f"# @package _global_\n{lines}\n")
-    choices = ["experiment=one,none", "--config-dir", str(own.parent)]
-    found = command("train", "-m", *RENDERED, *TRAINER, *LOCAL, *choices, cwd=tmp_path, OMP_NUM_THREADS="1")
-    assert found.returncode == 2, "a run has failed"
-    assert "wavespace: job 1 (" in found.stderr
-    assert "share is less than one" in found.stderr
-    assert "Traceback" not in found.stderr
-    rows = [line.split() for line in found.stdout.splitlines() if line.strip()[:1].isdigit()]
-    assert [row[:3] for row in rows[-2:]] == [
-        ["0", "experiment=one", "finished"],
-        ["1", "experiment=none", "failed:"],
-    ]
-    assert "1/2 done, 0 running, 0 waiting, 1 failed, best " in found.stdout
-    ours = compose([*RENDERED, *TRAINER, "seed=1", f"runs={tmp_path / 'runs'}"])
-    alone = compose([*RENDERED, *TRAINER, "seed=1", f"runs={tmp_path / 'alone'}"])
-    run(alone)
-    texts = [(RunFolder.of(cfg).path / "metrics.csv").read_text() for cfg in (ours, alone)]
-    assert texts[0] == texts[1]
-    assert RunFolder.of(ours).status()["metrics"] == RunFolder.of(alone).status()["metrics"]
+def test_a_run_that_fails_is_named_and_the_others_finish(start: Start, tmp_path: Path) -> None:
+    ended = start("seed=9,1").result()
+    assert ended.returncode == 2
+    assert "wavespace: job 0 (" in ended.stderr
+    assert "no luck" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    rows = [line.split()[:3] for line in ended.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert rows[-2:] == [["0", "seed=9", "failed:"], ["1", "seed=1", "finished"]]
+    assert "1/2 done, 0 running, 0 waiting, 1 failed, best " in ended.stdout
 
 
 def test_a_killed_launcher_s_runs_are_each_done_once(start: Start, tmp_path: Path) -> None:
