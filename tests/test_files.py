@@ -100,7 +100,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_run_running(
     assert f"status.json: can't be read or written ({os.strerror(number)})" in said
     status = json.loads((folder.path / "status.json").read_text())
     assert status["state"] == "failed"
-    assert os.strerror(number) in status["reason"]
+    assert f"can't be read or written ({os.strerror(number)})" in status["reason"]
 
 
 def train_on_a_small_disk(blocks: int, arguments: list[str]) -> None:

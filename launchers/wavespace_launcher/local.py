@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from wavespace.files import is_locked
 from wavespace.inputs import inputs_read_once
 from wavespace.launchfile import JobResult
 from wavespace.runfolder import RunFolder
-from wavespace.signals import STOP_EXITS
+from wavespace.signals import STOP_EXITS, set_stop_handler
 from wavespace_launcher.launch import Member, compose_members, interruptible, job_returns
 from wavespace_launcher.plan import LocalSettings, read_settings
 from wavespace_launcher.status import Board, is_number, table
@@ -62,8 +63,7 @@ class LocalSession:
                         job.look()
                 board([job.result() for job in jobs])
             except KeyboardInterrupt:
-                board.say("interrupted: runs save what they have; the same command resumes")
-                _end(jobs)
+                _end(jobs, board)
                 raise
             finally:
                 board.close()
@@ -145,7 +145,7 @@ class LocalJob:
         if self.config_dir:
             command += ["--config-dir", self.config_dir]
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        with (self.folder.path / "output.log").open("ab") as log:
+        with (self.folder.path / "output.log").open("ab") as log, _signals_noted():
             # In a session of its own: Ctrl-C reaches this process alone, which lets training save itself.
             self.process = subprocess.Popen(
                 command,
@@ -184,18 +184,35 @@ class LocalJob:
         )
 
 
-def _end(jobs: Sequence[LocalJob]) -> None:
+@contextmanager
+def _signals_noted() -> Iterator[None]:
+    """Raise signals again after the block: one that interrupts a start would leave a process that nothing ends."""
+    noted: list[int] = []
+    before = set_stop_handler(lambda number, _: noted.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if noted:
+        signal.raise_signal(noted[0])
+
+
+def _end(jobs: Sequence[LocalJob], board: Board) -> None:
     """Send SIGTERM to each process and wait while it saves; a second Ctrl-C, or a timeout, kills."""
     living = [job.process for job in jobs if job.process is not None and job.running]
-    for process in living:
-        process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + SAVING
     try:
+        for process in living:
+            process.send_signal(signal.SIGTERM)
+        board.say("interrupted: runs save what they have; the same command resumes")
+        until = time.monotonic() + SAVING
         for process in living:
             process.wait(max(until - time.monotonic(), 0.1))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        set_stop_handler(signal.SIG_IGN)  # a third Ctrl-C would leave some of them
         for process in living:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # loaders outlive their process by seconds
             process.wait()
         for job in jobs:  # what was killed could not say so
             if job.process in living and job.folder.status().get("state") == "running":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,9 +20,12 @@ from rich.console import Console
 from launcher.pretend import HOLD, MARK, in_place_of_python
 from processes import command, forked
 from training import RENDERED, TRAINER
-from wavespace.launchfile import JobResult
+from wavespace.config import compose
+from wavespace.launchfile import Job, JobResult
 from wavespace.terminal import table_console
 from wavespace_launcher import status
+from wavespace_launcher.launch import Member, interruptible
+from wavespace_launcher.local import LocalJob, _end
 from wavespace_launcher.status import Board, table
 
 LOCAL = ["hydra/launcher=local", "hydra.launcher.processes=2"]
@@ -119,6 +123,36 @@ def test_ctrl_c_lets_runs_save_and_says_so(start: Start, tmp_path: Path) -> None
     assert ended.stdout.count("queued") == 1
     assert len(list(tmp_path.rglob("last.ckpt"))) == 2
     assert "Traceback" not in ended.stderr
+
+
+def test_an_interrupted_start_or_stop_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "program"  # ignores SIGTERM, as does its child
+    program.write_text("#!/bin/sh\ntrap '' TERM\nsleep 60 &\necho $!\nwait\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    cfg = compose([*RENDERED, *TRAINER, f"runs={tmp_path / 'runs'}"])
+    job = LocalJob(Member(Job(0, "", ()), cfg, cfg), None)
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, interruptible():
+        patch.setattr(subprocess, "Popen", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            job.start(0, {})
+    assert job.running
+    log = job.folder.path / "output.log"
+    until(log.read_text)
+    child = log.read_text().strip()
+    board = Board("study")
+    monkeypatch.setattr(board, "say", lambda text: signal.raise_signal(signal.SIGINT))
+    with interruptible():
+        _end([job], board)
+    assert job.code == -signal.SIGKILL
+    shown = ["ps", "-o", "stat=", "-p", child]
+    until(lambda: subprocess.run(shown, capture_output=True, text=True).stdout[:1] in ("", "Z"))
 
 
 def test_a_search_of_wandb_s_is_refused_without_pods(tmp_path: Path) -> None:
