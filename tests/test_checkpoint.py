@@ -131,7 +131,7 @@ def test_a_file_that_was_cut_off_is_a_sentence(keep: float, trained: tuple[Any, 
 
 
 def test_a_missing_file_and_a_folder_without_a_run_say_where_checkpoints_lie(tmp_path: Path) -> None:
-    assert "there is no such checkpoint; a run leaves one in runs/" in refusal(tmp_path / "nowhere.ckpt")
+    assert "there is no such checkpoint; name a run folder, " in refusal(tmp_path / "nowhere.ckpt")
     assert "holds no finished run; name a run folder runs/" in refusal(tmp_path)
 
 

@@ -183,7 +183,7 @@ def test_a_wheel_works_elsewhere_with_a_users_own_configuration_and_model(tmp_pa
     assert (next((user / "runs" / "run").iterdir()) / "report.html").is_file()
     wrong = command("train", "--config-dir", "conf", "model=mine", "model.widht=3", *parts, cwd=user)
     assert wrong.returncode == 2
-    assert "did you mean 'width'" in wrong.stderr
+    assert "did you mean 'model.width'" in wrong.stderr
 
 
 def told_while_it_composes(arguments: list[str]) -> None:

@@ -26,8 +26,8 @@ def faults(*overrides: str, folder: Path | None = None) -> str:
 
 def test_a_typo_on_the_command_line_names_the_nearest_key() -> None:
     assert "did you mean 'seed'" in faults("sed=3")
-    assert "did you mean 'max_steps'" in faults("trainer.max_stepz=3")
-    assert "did you mean 'width'" in faults("model.widht=3")
+    assert "did you mean 'trainer.max_steps'" in faults("trainer.max_stepz=3")
+    assert "did you mean 'model.width'" in faults("model.widht=3")
 
 
 def test_the_readme_names_every_choice() -> None:
@@ -50,7 +50,7 @@ def test_a_group_that_does_not_exist_lists_the_choices() -> None:
 
 def test_all_faults_come_in_one_message() -> None:
     text = faults("sed=3", "model=unet", "model.widht=3", "optim.lr=fast", "frontend=mell")
-    for fragment in ("sed", "'width'", "optim.lr = fast", "'mel'"):
+    for fragment in ("sed", "'model.width'", "optim.lr = fast", "'mel'"):
         assert fragment in text
     assert "4 faults" in text
 
@@ -77,7 +77,7 @@ def test_a_typo_in_an_experiment_file_names_the_file(tmp_path: Path) -> None:
     file.write_text("# @package _global_\nmodel:\n  widht: 7\noptim:\n  lr: quick\n")
     text = faults("experiment=mine", folder=tmp_path)
     assert text.count(str(file)) == 2
-    assert "did you mean 'width'" in text
+    assert "did you mean 'model.width'" in text
 
 
 def test_a_typo_at_the_root_of_an_experiment_file_is_a_fault(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_typo_at_depth_three_is_a_fault(tmp_path: Path) -> None:
     )
     text = faults("experiment=deep", folder=tmp_path)
     assert "baseline.inner.lrr" in text
-    assert "did you mean 'lr'" in text
+    assert "did you mean 'baseline.inner.lr'" in text
 
 
 def test_a_fault_in_a_file_of_the_user_s_own_names_that_file(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_amending_a_stored_configuration_changes_its_data_alone() -> None:
     assert changed.data.splits == "songs"
     assert changed.data.sample_rate == 22_050
     assert (changed.model.width, changed.optim.lr) == (8, 5e-4)
-    with pytest.raises(ConfigError, match="did you mean 'splits'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'data\.splits'"):
         config.amend(stored, ["data=medley_solos", "data.splitz=songs"], 22_050)
     for other in ("model.width=9", "model=unet", "task.margin=1"):
         with pytest.raises(ConfigError, match=f"{other}: .* are the checkpoint's"):

@@ -28,6 +28,7 @@ from wavespace.errors import BadCheckpoint, ConfigError, UserError, place_of
 from wavespace.locate import locate
 from wavespace.spec import AudioSpec
 from wavespace.tasks.base import Task
+from wavespace.text import nearest
 
 MOST_NUMBER = 2**20
 """Size of a number in the settings of a part."""
@@ -46,8 +47,9 @@ def read(path: str | Path) -> dict[str, Any]:
     if path.is_dir():  # a run folder
         path = path / "checkpoints" / "best.ckpt"
     if not path.is_file():
+        similar = nearest(path.name, (other.name for other in path.parent.glob("*")))
         raise BadCheckpoint(
-            f"{path}: there is no such checkpoint; a run leaves one in runs/<name>/<signature>/checkpoints/best.ckpt"
+            f"{path}: there is no such checkpoint{similar}; name a run folder, a folder of runs, or a .ckpt file"
         )
     if problem := fault(path):
         raise BadCheckpoint(f"{path}: {problem}")

@@ -13,8 +13,10 @@ from wavespace import checkpoint, config
 from wavespace.config.construction import make
 from wavespace.config.trust import configuration
 from wavespace.data.base import DataModule, Item
+from wavespace.errors import UserError
 from wavespace.frontends.base import FrontEnd, scaled
 from wavespace.tasks.base import Sample, Task, feature_picture
+from wavespace.text import counted
 
 if TYPE_CHECKING:
     from IPython.display import Audio
@@ -55,8 +57,14 @@ def open_data(cfg: Any) -> DataModule:
 
 
 def sample(task: Task, data: DataModule, index: int = 0) -> Sample:
-    """A validation item through a task: pictures, sounds, notes."""
+    """A validation item through a task: pictures, sounds, notes.
+
+    Raises:
+        UserError: there is no such item.
+    """
     items: Any = data.val_set
+    if not -len(items) <= index < len(items):
+        raise UserError(f"there is no item {index}; the validation split has {counted(len(items), 'items')}")
     return task.item_sample(items[index], SECONDS)
 
 

@@ -19,10 +19,10 @@ def printable(name: object) -> str:
     return printable_text(str(name)).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def nearest(name: object, names: Iterable[str]) -> str:
-    """Return `, did you mean '…'?` with the most similar name; empty where none is similar."""
+def nearest(name: object, names: Iterable[str], parent: str = "") -> str:
+    """Return `, did you mean 'parent.…'?` with the most similar name; empty where none is similar."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f", did you mean '{close[0]}'?" if close else ""
+    return f", did you mean '{parent}{'.' * bool(parent)}{close[0]}'?" if close else ""
 
 
 def counted(count: int, what: str) -> str:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import wavespace
 from made_runs import config_of, write_run, write_sweep
-from wavespace import analysis
+from wavespace import analysis, reports
 from wavespace.analysis.runs import (
     higher_is_better,
     parse_config,
@@ -248,3 +250,17 @@ def test_a_long_file_is_read_in_blocks_as_row_by_row(damage: str) -> None:
     assert notices == [f"metrics.csv has {left_out} damaged row{'s' if left_out > 1 else ''}, left out here."] * bool(
         left_out
     )
+
+
+def test_a_column_that_a_table_has_not_is_a_sentence() -> None:
+    runs = pd.DataFrame({"optim.lr": [1e-3, 3e-3], "val/loss": [1.0, 2.0]})
+    with pytest.raises(UserError, match="no column 'val/lss', did you mean 'val/loss'"):
+        spread(runs, "val/lss")
+    with pytest.raises(UserError, match=r"no column 'optim\.rate'"):
+        reports.against(runs, "optim.rate", "val/loss")
+
+
+@pytest.mark.parametrize("module", [wavespace, analysis, reports])
+def test_what_a_module_offers_is_listed(module: ModuleType) -> None:
+    assert dir(module) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)

@@ -37,7 +37,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        value, low, high = (f"{each:#.3g}".rstrip(".") for each in self)  # 1.00, not 1
+        return f"{value} ({low} to {high})"
 
 
 def _interval(value: Any, draws: Float) -> Interval:

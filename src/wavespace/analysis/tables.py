@@ -14,6 +14,7 @@ import numpy as np
 from wavespace.analysis.runs import FACTS, KNOWN, MOST_COLUMNS, PARTS, Run, higher_is_better, read_run, run_folders
 from wavespace.analysis.sweeps import is_launch, on_wandb, read_launch, read_sweep
 from wavespace.errors import UserError
+from wavespace.text import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,12 +197,20 @@ def files_read(runs: pd.DataFrame) -> pd.Series:
     return runs["signature"].astype("string").str.partition("-")[2].fillna("")
 
 
+def check_columns(runs: pd.DataFrame, *names: str) -> None:
+    """Raise `UserError` for a column that a table of runs has not."""
+    for name in names:
+        if name not in runs:
+            raise UserError(f"the table of runs has no column '{name}'{nearest(name, map(str, runs))}")
+
+
 def spread(runs: pd.DataFrame, metric: str, keys: Iterable[str] | None = None) -> pd.DataFrame:
     """A row a point of the sweep: the keys, and `mean`, `sd`, `low`, `high` and `seeds` of a metric over its seeds.
 
     Runs that read other files are no seeds of one point: `files`, the end of their signatures, tells them apart.
     """
     by = list(swept(runs) if keys is None else keys)
+    check_columns(runs, metric, *by)
     known = runs[runs[metric].notna()]
     if not by:
         by, known = ["task"], known.assign(task=known.get("task", "all"))

@@ -307,7 +307,7 @@ def _explain_one(override: str, error: Exception, good: Sequence[str], config_di
     if isinstance(node, DictConfig) and last not in node:
         keys = [str(name) for name in node if name != "_target_"]
         of = f" of {parent}" if parent else ""
-        return f"{override}: there is no key '{key}'{nearest(last, keys)}; keys{of}: {', '.join(keys)}"
+        return f"{override}: there is no key '{key}'{nearest(last, keys, parent)}; keys{of}: {', '.join(keys)}"
     return f"{override}: {message}"
 
 
@@ -357,7 +357,7 @@ def amend(cfg: DictConfig, overrides: Sequence[str], sample_rate: int) -> DictCo
         if not isinstance(node, DictConfig) or last not in node:
             names = [str(name) for name in node if name != "_target_"] if isinstance(node, DictConfig) else []
             raise ConfigError(
-                f"{single.input_line}: there is no key '{key}'{nearest(last, names)}; keys: {', '.join(names)}"
+                f"{single.input_line}: there is no key '{key}'{nearest(last, names, parent)}; keys: {', '.join(names)}"
             )
         OmegaConf.update(changed, key, single.value())
     if found := list(faults(changed.data, overrides, None, "data")):

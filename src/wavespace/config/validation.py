@@ -159,7 +159,7 @@ def _faults_of_node(key: str, node: dict[str, Any], where: Callable[[str], str])
             continue
         if name not in parameters:
             if not takes_any:
-                hint = f"there is no such key{nearest(name, named)}; keys of {key}: {', '.join(named)}"
+                hint = f"there is no such key{nearest(name, named, key)}; keys of {key}: {', '.join(named)}"
                 yield f"{place}{where(place)}: {renamed(str(target), name) or hint}"
         elif not isinstance(value, dict) and name in hints and (fault := type_fault(value, hints[name])):
             yield f"{place} = {value}{where(place)}: {fault}"

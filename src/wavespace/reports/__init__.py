@@ -29,3 +29,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'wavespace.reports' has no attribute '{name}'")
     return getattr(import_module(f"wavespace.reports.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from wavespace.analysis.fits import Parabola, PowerLaw
 from wavespace.analysis.runs import Run
+from wavespace.analysis.tables import check_columns
 from wavespace.reports.charts import POINTS, thinned
 from wavespace.reports.theme import COLOURS, MARKERS, PAGE, PAPER, Palette, light, panels
 from wavespace.text import counted
@@ -114,6 +115,7 @@ def against(
         fits: by value of `by` as text, "" without one.
         less: from the fits' loss back to the metric, as `1 - loss`.
     """
+    check_columns(runs, key, metric, *([by] if by else []))
     known = runs[runs[key].notna() & runs[metric].notna()]
     groups = _groups(known, by)
 
