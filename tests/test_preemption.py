@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from processes import forked
 from training import RENDERED, TRAINER, make_medley
 from wavespace import build
 from wavespace.config import compose
+from wavespace.data.base import _start_loader
 from wavespace.runfolder import RunFolder
 from wavespace.signals import STOPS
 from wavespace.tasks.base import Task
@@ -218,3 +221,20 @@ def test_a_run_that_is_told_to_stop_while_it_imports_leaves_nothing(tmp_path: Pa
     assert ended.returncode == 143, ended.stderr
     assert ended.stderr == "wavespace: stopped\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def load_until_killed() -> None:
+    items: Any = range(100)
+    for _ in torch.utils.data.DataLoader(items, num_workers=2, worker_init_fn=_start_loader):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_loaders_end_with_a_killed_process() -> None:
+    reading, writing = os.pipe()  # the loaders inherit its end
+    process = multiprocessing.get_context("fork").Process(target=load_until_killed)
+    process.start()
+    os.close(writing)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert select.select([reading], [], [], 4.0)[0], "PyTorch's own look takes five seconds"
+    os.close(reading)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +211,8 @@ def _end(jobs: Sequence[LocalJob], board: Board) -> None:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         set_stop_handler(signal.SIG_IGN)  # a third Ctrl-C would leave some of them
         for process in living:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # loaders outlive their process by seconds
+            process.kill()
+        for process in living:
             process.wait()
         for job in jobs:  # what was killed could not say so
             if job.process in living and job.folder.status().get("state") == "running":

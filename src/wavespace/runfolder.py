@@ -152,7 +152,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("w")
         with file:
-            # A lock of the process, which its loader workers don't inherit: they outlive a kill by seconds.
+            # A lock of the process, which its loader workers don't inherit: they may outlive a kill by a moment.
             if not lock(file, unguarded="nothing keeps a second process from this run: start no other"):
                 raise UserError(
                     f"another process is running this configuration in {self.path}; wait for it, or change the seed"

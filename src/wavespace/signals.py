@@ -125,6 +125,18 @@ def exit_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
+def exit_with_parent() -> None:
+    """End this process of `multiprocessing` when the one that started it has ended, be it by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def defer_stop() -> None:
     """Make signals wait until `handle_deferred_stop`.
 

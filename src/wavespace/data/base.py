@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wavespace.errors import BadInput, Incompatible
 from wavespace.settings import validate_settings
+from wavespace.signals import exit_with_parent
 from wavespace.spec import MOST_SECONDS, AudioSpec
 
 SampleRate = Annotated[int, Field(ge=1, le=10**6)]
@@ -148,9 +149,10 @@ class BatchSampler(Sampler[list[int]]):
             batch += 1
 
 
-def _leave_process_group(_: int) -> None:
+def _start_loader(_: int) -> None:
     """Keep Ctrl-C, which comes to a whole group, from a loader process: it has to finish the step."""
     os.setpgid(0, 0)
+    exit_with_parent()  # PyTorch looks for it only every five seconds
 
 
 @validate_settings
@@ -262,7 +264,7 @@ class DataModule(LightningDataModule):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_process_group,
+            worker_init_fn=_start_loader,
             pin_memory=torch.cuda.is_available(),
             **options,
         )

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -33,7 +32,7 @@ from wavespace.data.store.manifest import FORMAT, INDEX, MANIFEST, NOTES, read_a
 from wavespace.digests import digest, file_digest
 from wavespace.errors import BadInput, UserError
 from wavespace.files import byte_progress, check_space, explained, lock, sync_folder, written_whole
-from wavespace.signals import Stopped, set_stop_handler, stop_signal
+from wavespace.signals import Stopped, exit_with_parent, set_stop_handler, stop_signal
 from wavespace.units import to_int16
 
 WORK = ".building"
@@ -290,15 +289,7 @@ def _start_worker(stop: Any) -> None:
     set_stop_handler(signal.SIG_IGN)  # the process that started us handles Ctrl-C, and ends us
     # From Python 3.12 on the pool itself ends the others by it when one was killed, and waits for them.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """End a worker whose parent was killed, as another build may be at work already."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    exit_with_parent()  # another build may be at work already
 
 
 def _build_in_worker(partial: Path, shard: Shard, source: Source) -> list[str]:
