@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import IO
@@ -368,10 +369,11 @@ def test_what_is_not_needed_is_skipped(tmp_path: Path) -> None:
     track = b"\0\x90\x3c\x40" + system + voice + b"\x83\x60\x80\x3c\0"  # 480 ticks
     path = written(tmp_path / "a.mid", track + END + b"what follows the end of a track")
     expected = array((0, 0.5, 60, 64))
-    np.testing.assert_allclose(read_midi(path).notes, expected)
+    with pytest.warns(UserWarning, match="31 bytes are left out after the end of a track, which are no events"):
+        np.testing.assert_allclose(read_midi(path).notes, expected)
     data = path.read_bytes()
     alien = b"XFIH\0\0\0\3abc"
-    path.write_bytes(data[:14] + alien + data[14:] + b"what follows the tracks")
+    path.write_bytes(data[:14] + alien + data[14:] + alien)
     np.testing.assert_allclose(read_midi(path).notes, expected)
     path.write_bytes(data[:7] + b"\x08" + data[8:14] + b"??" + data[14:])  # a header that is longer than others
     np.testing.assert_allclose(read_midi(path).notes, expected)
@@ -452,6 +454,50 @@ def test_an_impossible_number_is_a_warning_and_the_rest_is_kept(tmp_path: Path) 
         written(path, b"\0\x90\x3c\x40" + bad + b"\x60\x80\x3c\0" + END)
         with pytest.warns(UserWarning, match=r"a\.mid: 1 of its events"):
             np.testing.assert_allclose(read_midi(path).notes, array((0, 0.1, 60, 64)))
+
+
+@pytest.mark.parametrize("stated", [0, 9, 11])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_track_that_is_longer_than_stated_is_read_to_the_next_or_the_end(
+    stated: int, alone: bool, tmp_path: Path
+) -> None:
+    track = b"\0\x90\x3c\x40\x60\x80\x3c\0" + b"\0\x90\x3e\x40\x60\x80\x3e\0" + END
+    path = written(tmp_path / "a.mid", track, *[track] * (not alone))
+    data = path.read_bytes()
+    expected = read_midi(path).notes
+    assert len(expected) == 2
+    path.write_bytes(data[:18] + stated.to_bytes(4, "big") + data[22:])
+    with pytest.warns(UserWarning, match=r"a\.mid: 1 track is longer than stated, and read to the next") as said:
+        np.testing.assert_allclose(read_midi(path).notes, expected)
+    assert len(said) == 1
+
+
+def test_notes_after_the_end_of_a_track_are_read_and_what_is_no_events_is_left_out(tmp_path: Path) -> None:
+    pair = b"\0\x90\x3c\x40\x60\x80\x3c\0"
+    once, twice = array((0, 0.1, 60, 64)), array((0, 0.1, 60, 64), (0.1, 0.2, 60, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(read_midi(written(tmp_path / "a.mid", pair + END + pair + END)).notes, twice)
+    for rest in (b"\0\0\0", b"\0\x90\x3c", b"\0\x90\x3e\x40\0\x90\xff\x40", b"\0\xff\x51\3\0\0\0"):
+        for good, expected in ((pair, once), (pair + END + pair, twice)):
+            path = written(tmp_path / "a.mid", good + END + rest)
+            with pytest.warns(UserWarning, match=f"a.mid: {len(rest)} bytes are left out after the end of a track"):
+                np.testing.assert_allclose(read_midi(path).notes, expected)
+
+
+def test_bytes_after_the_last_track_are_counted(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.mid", b"\0\x90\x3c\x40\x60\x80\x3c\0" + END)
+    path.write_bytes(path.read_bytes() + b"what follows the tracks")
+    with pytest.warns(UserWarning, match=r"a\.mid: 23 bytes are left out after the last track"):
+        np.testing.assert_allclose(read_midi(path).notes, array((0, 0.1, 60, 64)))
+
+
+@pytest.mark.parametrize("size", [0, 2, 4])
+def test_a_tempo_of_a_wrong_length_is_a_warning(size: int, tmp_path: Path) -> None:
+    odd = b"\0\xff\x51" + bytes([size]) + b"\1" * size
+    path = written(tmp_path / "a.mid", odd + b"\0\x90\x3c\x40\x60\x80\x3c\0" + END)
+    with pytest.warns(UserWarning, match=r"a\.mid: 1 tempo event is left out, whose length is wrong"):
+        np.testing.assert_allclose(read_midi(path).notes, array((0, 0.1, 60, 64)))
 
 
 @pytest.mark.parametrize(("division", "seconds"), [(b"\xe7\x28", 1e-3), (b"\xe8\x04", 1 / 96), (b"\xe3\x64", 1 / 2997)])

@@ -381,16 +381,20 @@ def test_maestros_own_splits_hold_and_absent_files_are_counted(tmp_path: Path) -
 def test_unreadable_files_are_left_out_and_told(tmp_path: Path) -> None:
     for i in range(40):
         scale(tmp_path / f"{i}.mid")
-    (tmp_path / "bad.mid").write_bytes(b"no midi")
-    write_midi(tmp_path / "whales.mid", np.array([[0.0, 1.0, 12.0, 64.0]]))
+    for i in range(2):
+        (tmp_path / f"bad-{i}.mid").write_bytes(b"no midi" * (i + 1))
+    for i in range(3):
+        write_midi(tmp_path / f"whales-{i}.mid", np.array([[0.0, 1.0 + i, 12.0, 64.0]]))
     for seed in range(3):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             data = ready(midi=str(tmp_path), seed=seed)
         text = "".join(str(warning.message) for warning in caught)
-        assert "2 MIDI files are left out" in text
-        assert "bad.mid" in text or "whales.mid" in text
+        assert "5 MIDI files are left out: " in text
+        assert text.count(".mid ") == 3
+        assert text.endswith(" and 2 more")
         assert data.describe()["unreadable files"] == 2
+        assert data.describe()["files without notes on the keyboard of a piano"] == 3
         for position in range(10):
             assert len(data.train_set[position].audio)
 

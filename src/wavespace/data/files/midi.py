@@ -6,6 +6,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from wavespace.data.base import NO_NOTES, Notes
 from wavespace.errors import BadInput
 from wavespace.files import read_regular, written_whole
 from wavespace.spec import PIANO_PITCHES
+from wavespace.text import counted
 
 SHORTEST = 0.01
 """Seconds that a note lasts at least; onsets of one pitch that are closer than this are one onset."""
@@ -121,8 +123,10 @@ def read_midi(path: str | Path) -> Performance:
     holds to the end of the last note or to its own last event.
 
     All tracks of the file are read, also those that its header does not count, and a file within a RIFF file (RMID).
-    Numbers beyond 127, where a file has only a few, are taken for 127, and notes of such a pitch are left out, with a
-    warning. A file without notes is a score of silence.
+    A track without an end in its stated length, which no chunk follows, reaches to the next track or the end of the
+    file, and events after its end are read, too. Numbers beyond 127, where a file has only a few, are taken for 127,
+    and notes of such a pitch are left out. A warning names these and what can't be read. A file without notes is a
+    score of silence.
 
     Raises:
         BadInput: the file is missing, or is no readable MIDI file.
@@ -134,15 +138,15 @@ def read_midi(path: str | Path) -> Performance:
         why = error.strerror if isinstance(error, FileNotFoundError) else str(error).removeprefix(f"{path}: ")
         raise BadInput(f"can't read {path}: {why}") from None
     try:
-        per_quarter, tracks = _tracks(data)
-        played = [_events(track) for track in tracks]
-        _check_faults(path, sum(bad for _, _, bad in played), sum(len(track) for track, _, _ in played))
+        per_quarter, chunks, left = _tracks(data)
+        played = [_events(*chunk) for chunk in chunks]
+        _check_faults(path, played, [size for _, size in chunks], left)
     except ValueError as error:
         raise BadInput(f"{path} is not a MIDI file that can be read ({error})") from None
 
     # (E, 5) of all tracks: part (track and channel), tick, kind, and the two values that come with it
-    events = np.concatenate([np.insert(track, 0, 16 * k, axis=1) for k, (track, _, _) in enumerate(played)])
-    ends = np.array([end for _, end, _ in played])
+    events = np.concatenate([np.insert(track.events, 0, 16 * k, axis=1) for k, track in enumerate(played)])
+    ends = np.array([track.tick for track in played])
     tempo = events[events[:, 2] == (TEMPO if data[data.find(b"MThd") + 12] < 0x80 else -1)]
     tempo = tempo[np.argsort(tempo[:, 1], kind="stable")]
     events = events[(events[:, 2] != TEMPO) & (events[:, 2] & 15 != DRUMS)]
@@ -195,16 +199,38 @@ def write_midi(path: str | Path, notes: Notes) -> None:
 STRIKE, CONTROL, TEMPO = 0x90, 0xB0, 0x51
 """Kinds of events that count: the status byte, a channel in its lower half, and the meta event of a tempo."""
 
+END = b"\xff\x2f\0"
+"""The last event of a track."""
 
-def _tracks(data: bytes) -> tuple[float, list[bytes]]:
-    """Ticks a quarter note, and the tracks of a MIDI file, those beyond the header's count too.
 
-    Where a file counts frames of film, its ticks are given as if of quarters of half a second.
+class Track(NamedTuple):
+    """What a track holds."""
+
+    events: NDArray[np.int64]
+    """Those that count, `(E, 4)` of tick, kind and two values, in the file's order."""
+    tick: int
+    """Of its end."""
+    size: int
+    """Bytes that were read."""
+    left: int
+    """Bytes after its end that are no events."""
+    bad: int
+    """Events with values beyond 127."""
+    odd: int
+    """Tempo events of a wrong length."""
+
+
+def _tracks(data: bytes) -> tuple[float, list[tuple[bytes, int]], int]:
+    """Ticks a quarter note, the tracks of a MIDI file with their stated lengths, and how many bytes follow them.
+
+    Tracks beyond the header's count are among them, and a track has the bytes after its stated length, if it does not
+    end there. Where a file counts frames of film, its ticks are given as if of quarters of half a second.
 
     Raises:
         ValueError: what is wrong.
     """
-    if data[:4] == b"RIFF" and data[8:12] == b"RMID":
+    riff = data[:4] == b"RIFF" and data[8:12] == b"RMID"
+    if riff:
         data = data[max(0, data.find(b"MThd")) :]
     if data[:4] != b"MThd":
         raise ValueError("it does not begin with MThd")
@@ -217,42 +243,62 @@ def _tracks(data: bytes) -> tuple[float, list[bytes]]:
         per_quarter = (29.97 if frames == 29 else frames) * data[13] / 2
     if per_quarter == 0:
         raise ValueError("its header counts 0 ticks a quarter note")
-    tracks: list[bytes] = []
+    tracks: list[tuple[bytes, int]] = []
     place = 8 + int.from_bytes(data[4:8])
-    while len(tracks) < promised or data[place : place + 4] == b"MTrk":
+    while len(tracks) < promised or data[place : place + 4] == b"MTrk" or _is_chunk(data, place):
         size = int.from_bytes(data[place + 4 : place + 8])
-        chunk = data[place + 8 : place + 8 + size]
-        if place + 8 > len(data) or len(chunk) < size:
+        start, place = place + 8, place + 8 + size
+        if place > len(data):
             raise ValueError(f"it breaks off in track {len(tracks) + 1} of {max(promised, len(tracks) + 1)}")
-        if data[place : place + 4] == b"MTrk":
-            tracks.append(chunk)
-        place += 8 + size
+        if data[start - 8 : start - 4] == b"MTrk":
+            if not data[start:place].endswith(END) and not _is_chunk(data, place):
+                following = data.find(b"MTrk", place)
+                place = len(data) if following < 0 else following
+            tracks.append((data[start:place], size))
     if not tracks:
         raise ValueError("it has no tracks")
     if kind == 2 and len(tracks) > 1:
         raise ValueError(f"it holds {len(tracks)} scores (format 2), not the tracks of one; save each by itself")
-    return per_quarter, tracks
+    return per_quarter, tracks, 0 if riff else len(data) - place
 
 
-def _check_faults(path: Path, bad: int, events: int) -> None:
-    """Warn of events with impossible numbers; ValueError where they are many."""
+def _is_chunk(data: bytes, place: int) -> bool:
+    """Whether four printable letters and a length that fits stand there."""
+    name = data[place : place + 4]
+    fits = place + 8 + int.from_bytes(data[place + 4 : place + 8]) <= len(data)
+    return fits and name.isascii() and name.decode().isprintable()
+
+
+def _check_faults(path: Path, tracks: list[Track], sizes: list[int], left: int) -> None:
+    """Warn of what is read otherwise than the file states, or not at all; ValueError where bad events are many."""
+    bad, events = sum(track.bad for track in tracks), sum(len(track.events) for track in tracks)
     if bad > max(1, events // 100):
         raise ValueError(f"{bad} of its events have numbers beyond 127")
-    if bad:
-        warnings.warn(f"{path}: {bad} of its events have numbers beyond 127, taken for 127", stacklevel=3)
+    longer = sum(track.size > size for track, size in zip(tracks, sizes))
+    faults = {
+        "of its events have numbers beyond 127, taken for 127": bad,
+        "tempo events are left out, whose length is wrong": sum(track.odd for track in tracks),
+        "tracks are longer than stated, and read to the next track or the end of the file": longer,
+        "bytes are left out after the end of a track, which are no events": sum(track.left for track in tracks),
+        "bytes are left out after the last track": left,
+    }
+    if said := [f"{n} {what}" if what.startswith("of") else counted(n, what) for what, n in faults.items() if n]:
+        warnings.warn(f"{path}: {'; '.join(said)}", stacklevel=3)
 
 
-def _events(track: bytes) -> tuple[NDArray[np.int64], int, int]:
-    """Events of a track that count, `(E, 4)` of tick, kind and two values, in the file's order; the tick of its end;
-    and how many events have values beyond 127.
+def _events(track: bytes, size: int) -> Track:
+    """Read the events of a track of this stated length; what follows an end of it and is no events is left out.
 
     Raises:
         ValueError: what is wrong.
     """
     found: list[int] = []
-    place = tick = status = bad = 0
+    place = tick = status = bad = odd = 0
+    ended: tuple[int, ...] | None = None  # where the track may end
     try:
         while place < len(track):
+            if place == size:
+                ended = len(found), tick, place, bad, odd
             delta, place = _number(track, place)
             tick += delta
             kind = track[place]
@@ -263,18 +309,12 @@ def _events(track: bytes) -> tuple[NDArray[np.int64], int, int]:
                 status = kind
                 place += 1
             elif kind in (0xF0, 0xF7, 0xFF):  # of any length: to an instrument, or about the file
-                if kind == 0xFF:
-                    place += 1
-                    kind = track[place]
-                size, place = _number(track, place + 1)
-                if kind == 0x2F:
-                    break
-                if kind == TEMPO and size == 3:
-                    quarter = int.from_bytes(track[place : place + 3])
-                    if quarter == 0:
-                        raise ValueError("its tempo is infinite: a quarter note of 0 microseconds")
-                    found += (tick, kind, quarter, 0)
-                place += size
+                kind, value, place = _long_event(track, place)
+                if kind == TEMPO and len(value) == 3:
+                    found += (tick, kind, int.from_bytes(value), 0)
+                odd += kind == TEMPO and len(value) != 3
+                if kind == 0x2F:  # the end; some files go on
+                    ended, status = (len(found), tick, place, bad, odd), 0
                 continue
             else:  # to a whole system; it has no place in a file, and does no harm
                 place += 1 + {0xF1: 1, 0xF2: 2, 0xF3: 1}.get(kind, 0)
@@ -284,15 +324,36 @@ def _events(track: bytes) -> tuple[NDArray[np.int64], int, int]:
             second = track[place + 1] if wide else 0
             place += 1 + wide
             if first >= 0x80 or second >= 0x80:
+                if ended:
+                    raise ValueError("a value beyond 127")
                 bad += 1
                 second = min(second, 127)
             if first < 0x80 and (status < 0xA0 or CONTROL <= status < 0xC0):
                 found += (tick, status, first, second)
-    except IndexError:
-        place = len(track) + 1
-    if place > len(track):
-        raise ValueError("the last event of a track breaks off")
-    return np.array(found, np.int64).reshape(-1, 4), tick, bad
+        if place > len(track):
+            raise IndexError
+    except (IndexError, ValueError) as fault:
+        if not ended:
+            breaks = "the last event of a track breaks off"
+            raise ValueError(breaks if isinstance(fault, IndexError) else str(fault)) from None
+        kept, tick, place, bad, odd = ended
+        del found[kept:]
+    return Track(np.array(found, np.int64).reshape(-1, 4), tick, place, len(track) - place, bad, odd)
+
+
+def _long_event(track: bytes, place: int) -> tuple[int, bytes, int]:
+    """The kind of an event of any length (of a meta event, its own), its content, and the place after it."""
+    kind = track[place]
+    if kind == 0xFF:
+        place += 1
+        kind = track[place]
+    size, place = _number(track, place + 1)
+    if place + size > len(track):
+        raise IndexError
+    value = track[place : place + size]
+    if kind == TEMPO and value == bytes(3):
+        raise ValueError("its tempo is infinite: a quarter note of 0 microseconds")
+    return kind, value, place + size
 
 
 def _number(track: bytes, place: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from wavespace.digests import FileDigest, digest
 from wavespace.errors import BadInput
 from wavespace.files import byte_progress
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Increased when other notes are read from the same files."""
 
 LONGEST_GAP = 30.0
@@ -58,7 +58,8 @@ class Scores:
 def read_scores(files: Sequence[FileDigest], stores: Path) -> tuple[Path, list[dict[str, Any]]]:
     """Read MIDI files into the cache, unless they are there; return its folder, and facts of each file in order.
 
-    Facts are `notes`, the time of the last one's end in `seconds`, and `fault`, why a file can't be used, or null.
+    Facts are `notes` on the keyboard of a piano, the time of the last one's end in `seconds`, and `fault`, why a file
+    can't be read, or null.
     """
     folder = stores / f"scores-{digest([READER_VERSION, [seen.digest for seen in files]])[:12]}"
     if not (folder / INDEX).is_file():
@@ -102,7 +103,7 @@ def _build(folder: Path, files: Sequence[FileDigest]) -> None:
 
 
 def _performance(path: Path) -> tuple[Performance, str | None]:
-    """Read a performance on the keyboard of a piano; return also why it can't be used, or None."""
+    """Read a performance on the keyboard of a piano; return also why it can't be read, or None."""
     nothing = Performance(NO_NOTES, NO_PRESSES)
     try:
         performance = read_midi(path)
@@ -110,7 +111,7 @@ def _performance(path: Path) -> tuple[Performance, str | None]:
         return nothing, str(fault)
     notes = on_keyboard(performance.notes)
     if len(notes) == 0:
-        return nothing, f"{path} has no notes on the keyboard of a piano"
+        return nothing, None
     return _without_gaps(Performance(notes, performance.pedal)), None
 
 

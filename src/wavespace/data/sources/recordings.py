@@ -39,7 +39,7 @@ from wavespace.spec import AudioSpec
 
 FETCHED = ".fetched"
 """Marks a folder that `wavespace prepare` made: missing files are fetched into such a folder only."""
-READER_VERSION = 3
+READER_VERSION = 4
 """Increased when other samples or notes are read from the same files; part of the name of every store."""
 MOST_TO_CHECK = 2**30
 """Bytes that `is_prepared` reads at most."""

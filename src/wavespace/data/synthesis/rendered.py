@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt
 from torch.utils.data import Dataset
 
 from wavespace.data.base import DataModule, Item, Notes, SampleRate, Seconds, Workers, rng_for
-from wavespace.data.files.discovery import TABLE, find_scores, midi_files, rendered_digests
+from wavespace.data.files.discovery import TABLE, find_scores, listed, midi_files, rendered_digests
 from wavespace.data.files.midi import Performance, apply_pedal, clean, notes_between
 from wavespace.data.files.scores import LONGEST_GAP, Scores, read_scores
 from wavespace.data.synthesis.augment import LOUDEST, augment, log_uniform, noise, reverb
@@ -31,6 +31,7 @@ from wavespace.digests import DigestCache, file_digest
 from wavespace.errors import BadInput
 from wavespace.settings import validate_settings
 from wavespace.spec import AudioSpec
+from wavespace.text import counted
 
 LEAD_IN = 2.0
 """Seconds that are played before a window and cut off."""
@@ -164,16 +165,19 @@ class Rendered(DataModule):
         if self.midi is None:
             return super().whole()
         paths = midi_files(Path(self.midi).expanduser())
-        readable, _ = self._scores(paths)
-        if not readable:
-            raise BadInput(f"{self.midi}: none of its MIDI files can be read")
-        pieces = max(self.pieces["test"], len(readable))
-        return RenderedPieces(self._renderer(readable), self.piece_seconds, pieces, "test", readable.names)
+        usable, _ = self._scores(paths)
+        if not usable:
+            raise BadInput(f"{self.midi}: none of its MIDI files can be used")
+        pieces = max(self.pieces["test"], len(usable))
+        return RenderedPieces(self._renderer(usable), self.piece_seconds, pieces, "test", usable.names)
 
     def _scores(self, paths: Sequence[Path]) -> tuple[Scores, list[dict[str, Any]]]:
-        """Return the playable ones of some MIDI files, and facts of each file."""
+        """Return the playable ones of some MIDI files, and facts of each file; warn of the others."""
         folder, each = read_scores(DigestCache(self.stores_folder).of(paths), self.stores_folder)
-        numbers = tuple(n for n, fact in enumerate(each) if fact["fault"] is None)
+        numbers = tuple(n for n, fact in enumerate(each) if fact["notes"])
+        silent = "has no notes on the keyboard of a piano"
+        if left := [fact["fault"] or f"{path} {silent}" for path, fact in zip(paths, each) if not fact["notes"]]:
+            warnings.warn(f"{self.midi}: {counted(len(left), 'MIDI files are left out')}: {listed(left)}", stacklevel=1)
         return Scores(folder, numbers, tuple(paths[n].name for n in numbers)), each
 
     def _renderer(self, files: Scores | tuple[()], *, varied: bool = False) -> Renderer:
@@ -207,20 +211,20 @@ class Rendered(DataModule):
             seconds, notes = (sum(each[n][key] for n in usable.numbers) for key in ("seconds", "notes"))
             facts[split] = {"files": len(usable), "hours": round(seconds / 3600, 2), "notes": notes}
             first += len(own)
-        faults = [fact["fault"] for fact in each if fact["fault"] is not None]
-        if faults:
-            warnings.warn(f"{self.midi}: {len(faults)} MIDI files are left out; {faults[0]}", stacklevel=2)
+        unreadable = sum(fact["fault"] is not None for fact in each)
+        silent = sum(not fact["notes"] for fact in each) - unreadable
         for split, usable in found.items():
             if not usable:
                 raise BadInput(
-                    f"{self.midi}: nothing is left for the {split} split, of {len(each)} MIDI files with {len(faults)} "
-                    f"unreadable among them; it takes a piece for each of {', '.join(found)}"
+                    f"{self.midi}: nothing is left for the {split} split, of {len(each)} MIDI files with {unreadable} "
+                    f"unreadable and {silent} without notes among them; it takes a piece for each of {', '.join(found)}"
                 )
         if gaps := [paths[n] for n, fact in enumerate(each) if fact["gap"]]:
             facts[f"files with a gap of {LONGEST_GAP:g} s or more, which is shortened"] = (
                 f"{len(gaps)} ({gaps[0]}, ...)"
             )
-        return found, facts | {"unreadable files": len(faults), "rows of the metadata without their file": absent}
+        left = {"unreadable files": unreadable, "files without notes on the keyboard of a piano": silent}
+        return found, facts | left | {"rows of the metadata without their file": absent}
 
 
 @dataclass(frozen=True)
