@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import venv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from processes import LIMIT, command, forked
 from training import RENDERED, TRAINER, make_medley
+from wavespace import cli, terminal
 from wavespace.commands import train
 from wavespace.errors import UserError
 from wavespace.signals import raising_on_stop
@@ -38,6 +40,20 @@ def test_help_teaches_by_three_examples() -> None:
     for verb in ("train", "evaluate", "transcribe", "check", "report"):
         assert f"  {verb}" in found.stdout
         assert wavespace(verb, "--help").returncode == 0
+
+
+def test_our_own_warnings_are_sentences_and_those_of_others_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    monkeypatch.setattr(sys, "argv", ["wavespace", "--version"])
+    cli.main()
+    warnings.warn_explicit("a.mid: odd\x1b", UserWarning, terminal.__file__, 1, registry={})
+    warnings.warn_explicit("of another package", UserWarning, pytest.__file__, 1, registry={})
+    warnings.warn_explicit("an old name", FutureWarning, terminal.__file__, 1, registry={})
+    assert capsys.readouterr().err == "wavespace: a.mid: odd\\x1b\n"
+    assert shown == ["of another package", "an old name"]
 
 
 def test_an_unknown_verb_names_the_nearest() -> None:

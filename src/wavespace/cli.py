@@ -70,12 +70,13 @@ def main() -> None:
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
     from wavespace.signals import raise_on_stop
-    from wavespace.terminal import guarded
+    from wavespace.terminal import guarded, show_warnings_as_sentences
     from wavespace.text import nearest, printable
 
     for stream in (sys.stdout, sys.stderr):  # names on a disk are bytes, which need not be text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    show_warnings_as_sentences()
     verb, *arguments = sys.argv[1:] or ["--help"]
     folder = guarded(_current_folder)
     if verb in OWN_CODE or any(word.partition("=")[0] == "--trust" for word in arguments):

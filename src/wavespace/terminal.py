@@ -8,14 +8,15 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from wavespace.errors import UserError
 from wavespace.files import FULL_OR_BROKEN, refusal
 from wavespace.signals import Stopped, raised_for
-from wavespace.text import nearest, printable_text
+from wavespace.text import nearest, printable, printable_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +64,26 @@ def _exit_with_sentence(error: Exception, explain: Callable[[], str | None]) -> 
         _trace(error)
         print(f"wavespace: {printable_text(said)}", file=sys.stderr)
         sys.exit(2)
+
+
+def show_warnings_as_sentences() -> None:
+    """Print warnings of our own modules as `wavespace: ...` on stderr; those of others stay as they are."""
+    standard, own = warnings.showwarning, Path(__file__).parent
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and own in Path(filename).parents:
+            print(f"wavespace: {printable(message)}", file=file or sys.stderr)
+        else:
+            standard(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
 
 
 def table_console() -> Console:
