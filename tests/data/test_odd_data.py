@@ -238,6 +238,21 @@ def test_metadata_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
         sources.find_medley_solos(tmp_path)
 
 
+def test_names_without_a_file_are_left_out_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, target in {"itself.wav": "itself.wav", "one": "two", "two": "one", "nowhere": "gone"}.items():
+        (tmp_path / name).symlink_to(target)
+    not_a_file(tmp_path / "pipe.wav", "pipe")
+    (tmp_path / "x").touch()
+    assert [path.name for path in sources.list_files(tmp_path)] == ["x"]
+    said = "5 names are left out, whose file is missing, a pipe or a device: itself.wav, nowhere, one and 2 more"
+    assert said in capsys.readouterr().err
+    table = tmp_path / "maestro" / "maestro-v3.0.0.csv"
+    table.parent.mkdir()
+    table.symlink_to(table.name)
+    with pytest.raises(BadInput, match="can't be read"):
+        sources.maestro_rows(table.parent)
+
+
 def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()

@@ -202,7 +202,7 @@ def noise(path: Path, level: float, seconds: float = 3.0) -> None:
 
 def test_what_is_odd_of_audio_and_labels_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     music = tmp_path / "music"
-    for name in ("good", "clipped", "silent", "soft", "offset", "early", "none", "short", "cancel"):
+    for name in ("good", "clipped", "silent", "soft", "offset", "early", "none", "short", "cancel", "cut"):
         record(music / f"{name}.wav", onset=0.1)
     noise(music / "clipped.wav", 0.7)
     noise(music / "silent.wav", 0.0)
@@ -213,13 +213,18 @@ def test_what_is_odd_of_audio_and_labels_is_told_once(tmp_path: Path, capsys: py
     noise(music / "short.wav", 0.1, 60)
     left = soundfile.read(music / "good.wav")[0]
     soundfile.write(music / "cancel.wav", np.column_stack([left, -left]), RATE)
+    noise(music / "cut.wav", 0.7)
+    (music / "cut.wav").write_bytes((music / "cut.wav").read_bytes()[: 8 * RATE])
     ready(music)
     text = capsys.readouterr().err
     data = ready(music)
     assert not capsys.readouterr().err
-    assert "look at the audio of 5 of 9 recordings" in text
-    assert "look at the labels of 3 of 9 recordings" in text
-    told = {name: what for _, name, what in data.store.manifest["remarks"]}
+    assert "look at the audio of 6 of 10 recordings" in text
+    assert f"and 3 more; all are in {data.store.folder}/manifest.json" in text
+    assert "look at the labels of 3 of 10 recordings" in text
+    told: dict[str, str] = {}
+    for _, name, what in data.store.manifest["remarks"]:
+        told[name] = told.get(name, "") + what
     assert set(told) == {
         "clipped.wav",
         "silent.wav",
@@ -229,12 +234,15 @@ def test_what_is_odd_of_audio_and_labels_is_told_once(tmp_path: Path, capsys: py
         "none.wav",
         "short.wav",
         "cancel.wav",
+        "cut.wav",
     }
     assert "is silent" in told["silent.wav"]
     assert "is soft" in told["soft.wav"]
     assert "is clipped" in told["clipped.wav"]
     assert "offset of" in told["offset.wav"]
     assert "cancel each other" in told["cancel.wav"]
+    assert "is cut short: its header states 3.0 s, 2.0 s are there" in told["cut.wav"]
+    assert "is clipped" in told["cut.wav"]
     assert "1 of its 3 notes begin after the end of the audio" in told["early.wav"]
     assert "no notes, and its audio is not silent" in told["none.wav"]
     assert "its notes end at" in told["short.wav"]

@@ -70,13 +70,13 @@ def _transcribe_to(
     target: Path, file: Path, task: Any, kinds: Sequence[str], done: list[Path], failed: list[UserError]
 ) -> None:
     """Transcribe a file and write its results, all or none of them; it goes to `done`, or the reason to `failed`."""
-    from wavespace.data.files.audio import channel_remarks
+    from wavespace.data.files.audio import file_remarks
     from wavespace.data.files.discovery import print_once
     from wavespace.inference import transcribe
 
     try:
         notes = transcribe(file, task)
-        for remark in channel_remarks(file):
+        for remark in file_remarks(file):
             print_once(f"{file}: {remark}")
         beside = {Path(f"{target}.{kind}"): {"csv": _csv, "png": _png}[kind](notes, file.name) for kind in kinds}
         midi = _midi(notes)

@@ -18,6 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 from wavespace.data.files.containers import Pieces, Stream, streams
+from wavespace.data.files.discovery import audio_suffixes
 from wavespace.errors import BadInput
 from wavespace.units import FULL_SCALE
 
@@ -69,8 +70,8 @@ class Part(NamedTuple):
     """The channels that are averaged."""
     scale: float
     """What full scale is in the numbers that libsndfile gives."""
-    remark: str
-    """What the user should know of its channels or its scale."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of its length, its channels or its scale."""
 
 
 def read_audio(path: Path, sample_rate: int, *, seconds: float | None = None) -> Audio:
@@ -140,9 +141,9 @@ def seconds_of(path: Path) -> float:
     return sum(_length(path, part) for part in parts) / rate
 
 
-def channel_remarks(path: Path) -> list[str]:
-    """Return what the user should know of the channels and the scale of a file."""
-    return list(dict.fromkeys(part.remark for part in _parts(path)[0] if part.remark))
+def file_remarks(path: Path) -> list[str]:
+    """Return what the user should know of the length, the channels and the scale of a file."""
+    return list(dict.fromkeys(remark for part in _parts(path)[0] for remark in part.remarks))
 
 
 def _parts(path: Path) -> tuple[list[Part], int]:
@@ -150,6 +151,8 @@ def _parts(path: Path) -> tuple[list[Part], int]:
     if not path.is_file():
         raise BadInput(f"{path}: {'is a folder, no recording' if path.is_dir() else 'there is no such file'}")
     state = path.stat()
+    if state.st_size == 0:
+        raise BadInput(f"{path}: is empty (0 bytes); get the file anew")
     return _inspect(path, state.st_size, state.st_mtime_ns)
 
 
@@ -163,13 +166,24 @@ def _inspect(path: Path, size: int, changed: int) -> tuple[list[Part], int]:
     for stream in found:
         with _open(path, stream) as file:
             if file.frames:
-                parts.append(_part(file, path, stream))
+                part = _part(file, path, stream)
+                parts.append(part._replace(remarks=(*_length_remarks(part, file.samplerate), *part.remarks)))
                 rates.append(file.samplerate)
     if not parts:
         raise BadInput(f"{path}: holds no samples")
     if len(set(rates)) > 1:
         raise BadInput(f"{path}: changes from {rates[0]} to {next(r for r in rates if r != rates[0])} Hz; split it")
     return parts, rates[0]
+
+
+def _length_remarks(part: Part, rate: int) -> list[str]:
+    """Describe a length that is not that of its header; a tenth of a second, such as a frame of MPEG, is none."""
+    if part.stream.stated == math.inf:
+        return ["is cut short: its last page is not marked as the end"]
+    there = (part.frames or 0) / rate
+    stated = there * part.stream.stated
+    said = f"its header states {stated:.1f} s, {there:.1f} s are there"
+    return [f"is cut short: {said}" if stated > there else said] if abs(stated - there) >= 0.1 else []
 
 
 @contextmanager
@@ -181,11 +195,11 @@ def _open(path: Path, stream: Stream) -> Iterator[_File]:
             with path.open("rb") as content:
                 file = _File(Pieces(mmap(content.fileno(), 0, access=ACCESS_READ), stream.pieces))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: audio without a header, by its suffix
-        reason = getattr(error, "error_string", error)
-        raise BadInput(
-            f"{path}: can't be read as audio ({reason}); wav, flac, ogg and mp3 can, and "
-            f"ffmpeg -i {shlex.quote(path.name)} {shlex.quote(path.stem)}.wav converts what ffmpeg reads"
-        ) from None
+        what = f"{path}: can't be read as audio ({getattr(error, 'error_string', error)}); "
+        if path.suffix.lower() in audio_suffixes():
+            raise BadInput(f"{what}it is damaged, or no {path.suffix[1:]} file; get the file anew") from None
+        convert = f"ffmpeg -i {shlex.quote(path.name)} {shlex.quote(path.stem)}.wav"
+        raise BadInput(f"{what}wav, flac, ogg and mp3 can, and {convert} converts what ffmpeg reads") from None
     with file:
         low, high = RATES
         if not low <= file.samplerate <= high:
@@ -251,7 +265,7 @@ class _ChannelLevels(NamedTuple):
 def _part(file: _File, path: Path, stream: Stream) -> Part:
     """Decide how a stream is averaged and scaled, from a few places; from all of it if these are odd."""
     frames = stream.frames or (None if file.frames >= UNKNOWN else file.frames)
-    part = Part(stream, frames, tuple(range(file.channels)), float(FULL_SCALE) if file.subtype == "PCM_16" else 1.0, "")
+    part = Part(stream, frames, tuple(range(file.channels)), float(FULL_SCALE) if file.subtype == "PCM_16" else 1.0)
     floating = file.subtype in ("FLOAT", "DOUBLE")
     if file.channels == 1 and not floating:
         return part
@@ -307,4 +321,4 @@ def _mixed(path: Path, part: Part, levels: _ChannelLevels, floating: bool) -> Pa
     if len(used) > 1 and levels.cancel:
         used = (int(np.flatnonzero(levels.each > 0.99 * loudest)[0]),)
         said.append(f"its channels cancel each other, so channel {used[0] + 1} alone is used")
-    return part._replace(used=used, remark="; ".join(said))
+    return part._replace(used=used, remarks=tuple(said))

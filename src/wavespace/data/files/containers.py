@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from math import inf
 from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -29,6 +30,8 @@ class Stream(NamedTuple):
     pieces: tuple[Piece, ...] | None = None
     """None: the file as it is."""
     frames: int | None = None
+    stated: float = 1.0
+    """The length that its header states, by the one that is there; infinity where its end is not marked."""
 
 
 MPEG = {".mp3", ".mp2", ".mp1", ".mpga"}
@@ -95,7 +98,7 @@ def streams(data: mmap, path: Path) -> list[Stream]:
     """
     start = _after_tags(data, 0)
     magic = data[start : start + 4]
-    if reader := {b"OggS": _ogg, b"fLaC": _flac, b"RIFF": _wav, b"RF64": _wav, b"caff": _caf, b".snd": _au}.get(magic):
+    if reader := READERS.get(magic):
         return reader(data)
     if path.suffix.lower() in MPEG or start or _frame(data, 0):
         return _mpeg(data, start, path)
@@ -118,63 +121,126 @@ def _after_tags(data: mmap, place: int) -> int:
 
 
 def _wav(data: mmap) -> list[Stream]:
-    """A data chunk whose size was never filled in, or not after the first samples, goes to the end of the file."""
+    """Files that were put one after another; a file of more than 4 GB has its size in a chunk before."""
     if data[:4] == b"RF64":
-        place = data.find(b"data", 36)
-        if data[12:16] == b"ds64" and place > 0 and data[28:36] in (bytes(8), b"\xff" * 8):
-            head = data[:28] + (len(data) - place - 8).to_bytes(8, "little") + data[36 : place + 8]
-            return [Stream((head, (place + 8, len(data))))]
-        return [Stream()]
+        place = data.find(b"data", 36) + 8
+        if data[12:16] != b"ds64" or place < 8 or data[place - 4 : place] not in (bytes(4), b"\xff" * 4):
+            return [Stream()]
+        return [_sound(data, place, int.from_bytes(data[28:36], "little"), 28, "<Q")]
     found: list[Stream] = []
     start = 0
-    while data[start : start + 4] == b"RIFF":
+    while True:
         place = start + 12
         while place + 8 <= len(data) and data[place : place + 4] != b"data":
             place += 8 + (size := int.from_bytes(data[place + 4 : place + 8], "little")) + size % 2
         size = int.from_bytes(data[place + 4 : place + 8], "little")
-        end = min(len(data), place + 8 + size + size % 2)
-        if place + 8 <= len(data) and size < len(data) - end and not _chunks(data, end):
-            head = data[start : place + 4] + min(len(data) - place - 8, 2**32 - 1).to_bytes(4, "little")
-            return [*found, Stream((head, (place + 8, len(data))))]
-        following = end
+        stream = _sound(data, place + 8, size, place + 4, "<I", start)
+        if stream.pieces:
+            return [*found, stream]
+        following = min(len(data), place + 8 + size + size % 2)
         while following + 12 <= len(data) and data[following : following + 4] != b"RIFF":
             following += 8 + (size := int.from_bytes(data[following + 4 : following + 8], "little")) + size % 2
         if following + 12 > len(data) or data[following + 8 : following + 12] != b"WAVE":
-            break
+            return [*found, stream._replace(pieces=((start, len(data)),) if found else None)]
         found.append(Stream(((start, following),)))
         start = following
-    return [*found, Stream(((start, len(data)),))] if found else [Stream()]
 
 
-def _chunks(data: mmap, place: int) -> bool:
-    """Whether chunks of a WAV file lie from a place to the end of the file."""
-    while place + 8 <= len(data):
-        name, size = struct.unpack("<4sI", data[place : place + 8])
-        if not (name.isascii() and name.decode("latin-1").isprintable()) or place + 8 + size > len(data):
+def _sound(data: mmap, place: int, size: int, field: int, form: str, start: int = 0, extra: int = 0) -> Stream:
+    """The stream of a file whose data begin at a place, and have so many bytes by its header.
+
+    They go to the end of the file where the size was never filled in, or not after the first samples: where what
+    follows is neither chunks nor padding.
+
+    Args:
+        data: what the file holds.
+        place: of the first byte of the data.
+        size: what its header states.
+        field: the place of the size in the header.
+        form: of the size there, for `struct`.
+        start: of the file, if it follows another.
+        extra: bytes that the size counts before the data.
+    """
+    there, width = len(data) - place, struct.calcsize(form)
+    if size > there and _is_unknown(size):
+        size = 0
+    end = place + size
+    rest = len(data) - end - size % 2
+    chunk = ">4sq" if form == ">Q" else form[0] + "4sI"
+    if rest <= 0 or rest < min(size // 100, 2**16) or any(_chunks(data, at, chunk) for at in (end, end + size % 2)):
+        return Stream(stated=_times(size, there))
+    if size and not NOT_ZERO.search(data, end):
+        return Stream()
+    filled = struct.pack(form, min(there + extra, 2 ** (8 * width) - 1))
+    head = data[start:field] + filled + data[field + width : place]
+    return Stream((head, (place, len(data))), stated=size / there or 1.0)
+
+
+def _times(stated: int, there: int) -> float:
+    """`Stream.stated` of a file that is cut short if its header states more bytes or frames than are there."""
+    return stated / there if 0 < there < stated and not _is_unknown(stated) else 1.0
+
+
+def _is_unknown(size: int) -> bool:
+    """Whether a program that writes to a pipe states this: -1, or the largest number or so."""
+    return any(abs(size - 2**bits) <= 2**16 for bits in (31, 32, 63, 64))
+
+
+NOT_ZERO = re.compile(b"[^\0]")
+BEHIND = {b"LIST", b"JUNK", b"junk", b"PAD ", b"FLLR", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"cue ", b"RIFF"}
+"""Names of chunks that lie behind the samples; of these, one may be cut short."""
+
+
+def _chunks(data: mmap, place: int, form: str) -> bool:
+    """Whether chunks, or tags, lie from a place to the end of the file."""
+    place, head = _after_tags(data, place), struct.calcsize(form)
+    while place + head <= len(data):
+        name, size = struct.unpack(form, data[place : place + head])
+        if name in BEHIND and place + head + size > len(data):
+            return True
+        printed = name.isascii() and name.decode("latin-1").isprintable()
+        if not printed or not 0 <= size <= len(data) - place - head:
             return False
-        place += 8 + size + size % 2
+        place += head + size
+        place = _after_tags(data, place + (size % 2 if data[place : place + 1] == b"\0" else 0))
     return True
 
 
 def _au(data: mmap) -> list[Stream]:
-    """The size of the data is 0 where it was never filled in; -1 says that it is not known."""
     offset = int.from_bytes(data[4:8])
-    if any(data[8:12]) or not 24 <= offset < len(data):
+    if not 24 <= offset < len(data):
         return [Stream()]
-    return [Stream((data[:8] + b"\xff" * 4 + data[12:offset], (offset, len(data))))]
+    return [_sound(data, offset, int.from_bytes(data[8:12]), 8, ">I")]
+
+
+def _aiff(data: mmap) -> list[Stream]:
+    place = 12
+    while place + 16 <= len(data):
+        name, size = struct.unpack(">4sI", data[place : place + 8])
+        if name == b"SSND":
+            return [_sound(data, place + 16, max(0, size - 8), place + 4, ">I", extra=8)]
+        place += 8 + size + size % 2
+    return [Stream()]
 
 
 def _caf(data: mmap) -> list[Stream]:
-    """The size of the data is -1 where the file was written to a pipe; libsndfile asks for it."""
     place = 8
     while place + 12 <= len(data):
-        name, size = struct.unpack(">4sq", data[place : place + 12])
-        if name == b"data" and size == -1:
-            head = data[: place + 4] + (len(data) - place - 12).to_bytes(8, "big")
-            return [Stream((head, (place + 12, len(data))))]
-        if size < 0:
-            break
+        name, size = struct.unpack(">4sQ", data[place : place + 12])
+        if name == b"data":
+            return [_sound(data, place + 12, size, place + 4, ">Q")]
         place += 12 + size
+    return [Stream()]
+
+
+def _w64(data: mmap) -> list[Stream]:
+    """Libsndfile reads on by itself where its header states too little."""
+    place = 40
+    while place + 24 <= len(data):
+        size = int.from_bytes(data[place + 16 : place + 24], "little")
+        if data[place : place + 4] == b"data":
+            return [Stream(stated=_times(size - 24, len(data) - place - 24))]
+        place += max(24, size + -size % 8)
     return [Stream()]
 
 
@@ -221,25 +287,38 @@ def _last_flac_frame(data: mmap, start: int) -> int:
 def _ogg(data: mmap) -> list[Stream]:
     """Streams that were chained, each with pages of its own; FLAC without the pages, which libsndfile can't read."""
     found: list[list[tuple[int, int, int]]] = []  # of each stream its pages: where they begin, their data, their end
+    stated: list[float] = []
     place, began = 0, False
     while (place := data.find(b"OggS", place)) >= 0 and place + 27 <= len(data):
         first, content = data[place + 5] & 2, place + 27 + data[place + 26]
         end = content + sum(data[place + 27 : content])
+        if data[end : end + 4] != b"OggS" and (following := data.find(b"OggS", content, end)) >= 0:
+            end = following  # the page was cut off
         if not found or (first and not began):
             found.append([])
+            stated.append(inf)
         found[-1].append((place, content, min(end, len(data))))
+        stated[-1] = 1.0 if data[place + 5] & 4 and end <= len(data) else inf
         place, began = end, bool(first)
     flac = [pages for pages in found if data[pages[0][1] : pages[0][1] + 5] == b"\x7fFLAC"]
     if len(found) < 2 and not flac:
-        return [Stream()]
+        return [Stream(stated=stated[0])]
     return [
-        Stream(tuple((content + (9 if k == 0 else 0), end) for k, (_, content, end) in enumerate(pages)))
-        if pages in flac
-        else Stream(((pages[0][0], pages[-1][2]),))
-        for pages in found
+        Stream(
+            tuple((content + (9 if k == 0 else 0), end) for k, (_, content, end) in enumerate(pages))
+            if pages in flac
+            else ((pages[0][0], pages[-1][2]),),
+            stated=its,
+        )
+        for pages, its in zip(found, stated)
     ]
 
 
+READERS = {
+    b"OggS": _ogg, b"fLaC": _flac, b"RIFF": _wav, b"RF64": _wav, b"caff": _caf, b".snd": _au, b"FORM": _aiff,
+    b"riff": _w64,
+}  # fmt: skip
+"""By the first bytes of a file."""
 SYNC, TAGS = re.compile(b"\xff[\xe2-\xff]"), re.compile(b"Xing|Info|VBRI")
 TAG = re.compile(b"ID3[\x02-\x04]|APETAGEX")
 
@@ -324,22 +403,27 @@ def _mpeg(data: mmap, start: int, path: Path) -> list[Stream]:
     made: list[Stream] = []
     for head, frames in found:
         stated = _stated(head)
-        if frames and stated is not None:
+        times = _times(stated or 0, len(frames))
+        if frames and stated is not None and b"VBRI" not in head[:48]:
             size = len(head) + sum(end - begin for begin, end in frames)
-            made.append(Stream((_counted(head, stated, len(frames), size), *_joined(frames))))
+            made.append(Stream((_counted(head, stated, len(frames), size), *_joined(frames)), stated=times))
         elif frames:  # libsndfile guesses the length from the size of the file and of the first frame: make it large;
             # it looks for a tag in the last 128 bytes
             kind = cast(Frame, _frame(data, frames[0][0]))[1]
             samples = 384 if kind[1] == 1 else 576 if kind[1] == 3 and kind[0] != 3 else 1152
-            made.append(Stream((*_joined(frames), (len(data), len(data) + 2**40), bytes(128)), samples * len(frames)))
+            made.append(
+                Stream((*_joined(frames), (len(data), len(data) + 2**40), bytes(128)), samples * len(frames), times)
+            )
     return made
 
 
 def _stated(head: bytes) -> int | None:
-    """The number of frames that a Xing header states."""
-    tag = TAGS.search(head, 0, 48)
-    counts = tag and tag.group() != b"VBRI" and head[tag.end() + 3] & 1
-    return int.from_bytes(head[tag.end() + 4 : tag.end() + 8]) if tag and counts else None
+    """The number of frames that a Xing or VBRI header states."""
+    if not (tag := TAGS.search(head, 0, 48)):
+        return None
+    if tag.group() == b"VBRI":
+        return int.from_bytes(head[tag.end() + 10 : tag.end() + 14])
+    return int.from_bytes(head[tag.end() + 4 : tag.end() + 8]) if head[tag.end() + 3] & 1 else None
 
 
 def _counted(head: bytes, stated: int, count: int, size: int) -> bytes:

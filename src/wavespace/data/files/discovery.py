@@ -14,6 +14,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -142,8 +143,11 @@ def audio_suffixes() -> tuple[str, ...]:
 
 
 def list_files(place: Path) -> list[Path]:
-    """List files at any depth, through links, each folder once; leave out hidden ones and __MACOSX."""
-    found: list[Path] = []
+    """List files at any depth, through links, each folder once; leave out hidden ones and __MACOSX.
+
+    Print which links lead nowhere, and what is a pipe or a device.
+    """
+    found, odd = list[Path](), list[Path]()
     folders, links, seen = [place] if place.is_dir() else [], list[Path](), set[tuple[int, int]]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
@@ -157,10 +161,15 @@ def list_files(place: Path) -> list[Path]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(Path(entry.path))
-            elif entry.is_file():
-                found.append(Path(entry.path))
+            with suppress(OSError):  # a link to itself, or into a folder that may not be read
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(Path(entry.path))
+                    continue
+                if entry.is_file():
+                    found.append(Path(entry.path))
+                    continue
+            odd.append(Path(entry.path))
+    print_left_out(place, "names are left out, whose file is missing, a pipe or a device", sorted(odd))
     return sorted(found)
 
 

@@ -272,11 +272,13 @@ class Recordings(DataModule):
 
     def remarks(self) -> list[str]:
         """Return a line on recordings with odd audio, and one on those with odd labels."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, dict[str, str]] = {}
         for kind, name, what in self.store.manifest.get("remarks", []):
-            found.setdefault(kind, []).append(f"{name} {what}")
+            of_kind = found.setdefault(kind, {})
+            of_kind[name] = f"{of_kind[name]}; {what}" if name in of_kind else f"{name} {what}"
         return [
-            f"{self.store.folder}: look at the {kind} of {len(said)} of {len(self.store)} recordings: {listed(said)}"
+            f"{self.store.folder}: look at the {kind} of {len(said)} of {len(self.store)} recordings: "
+            f"{listed([*said.values()])}" + (f"; all are in {self.store.folder / MANIFEST}" if len(said) > 3 else "")
             for kind, said in found.items()
         ]
 

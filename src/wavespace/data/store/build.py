@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wavespace.data.base import NO_NOTES, Notes
-from wavespace.data.files.audio import Levels, channel_remarks, read_blocks, seconds_of
+from wavespace.data.files.audio import Levels, file_remarks, read_blocks, seconds_of
 from wavespace.data.files.discovery import Recording
 from wavespace.data.store.format import PCM, Rows, Store
 from wavespace.data.store.manifest import FORMAT, INDEX, MANIFEST, NOTES, read_arrays, shard_file
@@ -338,7 +338,7 @@ def _build_shard(partial: Path, shard: Shard, source: Source, written: Callable[
                 digests.append(np.frombuffer(own.digest()[:16], np.uint8))
                 notes.append(NO_NOTES if recording.notes is None else recording.notes())
                 if source.dtype == PCM:
-                    said = [("audio", what) for what in (*channel_remarks(recording.audio), *levels.remarks())]
+                    said = [("audio", what) for what in (*file_remarks(recording.audio), *levels.remarks())]
                     if recording.notes is not None:
                         said += _label_remarks(notes[-1], frames[-1] / source.rate, levels.is_silent)
                     remarks += [(kind, recording.name, what) for kind, what in said]
