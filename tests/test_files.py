@@ -75,6 +75,18 @@ def test_a_lock_that_another_holds_is_said(
         pass
 
 
+def test_a_name_that_the_system_refuses_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("itself", "nowhere"):
+        (tmp_path / name).symlink_to({"itself": "itself", "nowhere": "gone"}[name])
+    uses: list[Callable[[], object]] = [
+        (tmp_path / ("x" * 300)).stat, (tmp_path / "itself").stat, lambda: (tmp_path / "nowhere").mkdir(exist_ok=True),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(SystemExit, match="2"):
+            guarded(use)
+        assert "can't be read or written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
 def test_a_full_disk_is_a_sentence_and_leaves_no_run_running(
     number: int, cfg: DictConfig, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -95,10 +95,11 @@ def named_file(folder: Path, name: str) -> Path:
     return path
 
 
-FULL_OR_BROKEN = {
+DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO,
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENOTDIR,
 }  # fmt: skip
-"""Errors of the disk, whatever the program does."""
+"""Errors of the disk, and of names and rights that the user gave, whatever the program does."""
 
 
 @contextmanager

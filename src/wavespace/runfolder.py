@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from wavespace.config import signature
 from wavespace.digests import Unread, digest
 from wavespace.errors import Diverged, UserError
-from wavespace.files import FULL_OR_BROKEN, explained, lock, read_regular, refusal, write_atomic
+from wavespace.files import DISK_ERRORS, explained, lock, read_regular, refusal, write_atomic
 from wavespace.inputs import input_digests, input_paths
 
 MOST_STATUS = 2**24
@@ -231,6 +231,6 @@ def _state_after(error: BaseException) -> str:
 
 
 def _reason_of(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         error = refusal(error)
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".strip(": ")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from wavespace.errors import UserError
-from wavespace.files import FULL_OR_BROKEN, refusal
+from wavespace.files import DISK_ERRORS, refusal
 from wavespace.signals import Stopped, raised_for
 from wavespace.text import nearest, printable, printable_text
 
@@ -56,7 +56,7 @@ def _exit_with_sentence(error: Exception, explain: Callable[[], str | None]) -> 
     if isinstance(error, UserError):
         # A loader's worker wraps the text in its own traceback; the sentence is its last part.
         said: str | None = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
-    elif isinstance(error, OSError) and error.errno in FULL_OR_BROKEN:
+    elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
         said = str(refusal(error))
     else:
         said = explain()
