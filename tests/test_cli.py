@@ -67,7 +67,7 @@ def test_faults_of_the_command_line_are_sentences_without_a_traceback(verb: list
     found = command(*verb, "sed=3", "model=unett", "optim.lr=fast", "trainer.max_stepz=2", cwd=tmp_path)
     assert found.returncode == 2
     assert "4 faults" in found.stderr
-    for hint in ("'seed'", "'unet'", "optim.lr", "'max_steps'"):
+    for hint in ("'seed'", "'unet'", "optim.lr", "'trainer.max_steps'"):
         assert hint in found.stderr
     assert "Traceback" not in found.stderr
     assert list(tmp_path.iterdir()) == []
