@@ -24,8 +24,8 @@ demo: $(READY) ## train on rendered scores, score on unseen ones, print the repo
 	$(BIN)/wavespace train experiment=demo
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not timing"
 	$(BIN)/python -m pytest -q -m timing
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not timing"
 
 lint: $(READY) ## run ruff and mypy
 	$(BIN)/ruff check .

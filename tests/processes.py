@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pkgutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,8 +12,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import wavespace as wavespace_package
+
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["wavespace.build", "wavespace.cli", "wavespace.training.fit", "pytorch_lightning"])
+MODULES = [module.name for module in pkgutil.walk_packages(wavespace_package.__path__, "wavespace.")]
+LAZY = ["matplotlib.backends.backend_agg", "sklearn.linear_model", "sklearn.metrics", "sklearn.preprocessing"]
+SERVER.set_forkserver_preload([*(name for name in MODULES if name != "wavespace.__main__"), *LAZY])
 LIMIT = 300
 """Seconds after which a process is killed, on a machine that may be busy."""
 

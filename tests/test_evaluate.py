@@ -63,7 +63,7 @@ def test_a_rate_that_the_checkpoint_does_not_hear_is_refused(finished: RunFolder
 
 
 def test_a_typo_is_refused(finished: RunFolder) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'seed'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'data\.seed'"):
         evaluate.main([str(finished.path), "data.sede=3"])
 
 
