@@ -24,7 +24,6 @@ demo: $(READY) ## train on rendered scores, score on unseen ones, print the repo
 	$(BIN)/wavespace train experiment=demo
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -q -m timing
 	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not timing"
 
 lint: $(READY) ## run ruff and mypy
@@ -33,6 +32,7 @@ lint: $(READY) ## run ruff and mypy
 	$(BIN)/mypy
 
 bench: $(READY) ## time Wavespace against peers, as ratios
+	$(BIN)/python -m pytest -q -m timing
 	$(BIN)/python benchmarks/run.py
 
 chaos: $(READY) ## test launches with many failures: 300 in virtual time, one of 200 jobs on 8 pods as processes
